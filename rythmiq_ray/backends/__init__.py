@@ -1,0 +1,86 @@
+"""What a remote compute service must offer; Camber is the first. An oddity of one stops at its own folder's edge."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import BinaryIO, Protocol
+
+from rythmiq_ray.model import Job, RemoteFile, RemoteJob, RemoteResult
+from rythmiq_ray.secret import Secret
+
+
+class InputOpener(Protocol):
+    """Opens an input's URI for streaming; raises InputMissing, InputUnreadable or StoreUnavailable."""
+
+    def __call__(self, uri: str) -> AbstractContextManager[BinaryIO]: ...
+
+
+class ExecutionBackend(Protocol):
+    """A place that runs commands. Every call has a time-out and raises only errors of :mod:`rythmiq_ray.errors`.
+
+    Thread-safe: one instance serves all threads of a process.
+    """
+
+    @property
+    def backend_type(self) -> str:
+        """The name in the start line, e.g. ``CamberExecutionBackend``."""
+        ...
+
+    def check(self) -> str:
+        """One cheap authenticated call; returns who we are (the owner of the stash). Used at start and as the probe."""
+        ...
+
+    def submit(
+        self,
+        job: Job,
+        *,
+        secrets: Mapping[str, Secret],
+        timeout_s: float,
+        open_input: InputOpener,
+        create_before: datetime,
+    ) -> RemoteJob:
+        """Uploads the attempt's bundle to ``job.remote_path`` and creates its remote job, at most once.
+
+        It does not create after ``create_before``, because by then another driver may own the attempt
+        (raises BackendUnavailable). Raises CreateUncertain when a create was sent and its outcome is not known.
+        """
+        ...
+
+    def watch(self, waiting: Collection[int], paths: Collection[str], since: datetime | None) -> Iterator[RemoteJob]:
+        """One sweep over the remote list.
+
+        Yields the state of every remote id in ``waiting`` that still exists and every remote job whose path is in
+        ``paths`` (attempts whose create is uncertain, none of them created before ``since``). It costs pages of the
+        list, not calls a job, and stops at the oldest that it looks for.
+        """
+        ...
+
+    def read_result(self, job: Job) -> RemoteResult | None:
+        """What the wrapper wrote last, or None while it is not there."""
+        ...
+
+    def list_files(self, job: Job) -> list[RemoteFile]:
+        """What lies in the attempt's path, less the bundle's own files. Sizes may still grow."""
+        ...
+
+    def open_file(self, job: Job, name: str, *, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+        """Streams a file of the attempt's path from byte ``start``; raises NotFound."""
+        ...
+
+    def open_log(self, job: Job) -> AbstractContextManager[Iterator[bytes]]:
+        """Streams the log as the service has it, also of a running job; raises NotFound where it has none."""
+        ...
+
+    def cancel(self, job: Job) -> bool:
+        """Asks for the end of the remote job, through the API and by the marker file; True if the API took it."""
+        ...
+
+    def remove(self, job: Job) -> None:
+        """Removes the attempt's path; fine if it is gone."""
+        ...
+
+    def cost_credits(self, job: Job, remote: RemoteJob) -> float | None:
+        """Estimated from run time and price; None where either is not known."""
+        ...

@@ -1,0 +1,267 @@
+"""Every error of ours: one base class, stable codes, and one table of what each code means for the job.
+
+The code is what ``rythmiq.jobs.error_code`` holds. What a code does to a job is data (:data:`RULES`), so that the
+driver, the documentation and the tests read the same table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+
+class ErrorCode(StrEnum):
+    """Stable names of everything that can go wrong with a job or with what it needs."""
+
+    COMMAND_FAILED = "command_failed"
+    JOB_TIMEOUT = "job_timeout"
+    QUEUE_TIMEOUT = "queue_timeout"
+    CANCELLED = "cancelled"
+    REMOTE_CANCELLED = "remote_cancelled"
+    REMOTE_KILLED = "remote_killed"
+    REMOTE_LOST = "remote_lost"
+    SPEC_REJECTED = "spec_rejected"
+    SECRET_MISSING = "secret_missing"  # noqa: S105 - the name of an error, not a secret
+    INPUT_MISSING = "input_missing"
+    INPUT_UNREADABLE = "input_unreadable"
+    OUTPUT_REFUSED = "output_refused"
+    ARTIFACT_CORRUPT = "artifact_corrupt"
+    PHASE_CRASHED = "phase_crashed"
+    INTERNAL = "internal"
+    BACKEND_UNAVAILABLE = "backend_unavailable"
+    BACKEND_REFUSED_KEY = "backend_refused_key"
+    BACKEND_BUSY = "backend_busy"
+    STORE_UNAVAILABLE = "store_unavailable"
+    DATABASE_UNAVAILABLE = "database_unavailable"
+    RAY_UNAVAILABLE = "ray_unavailable"
+    CONFIGURATION = "configuration"
+    INVALID_JOB = "invalid_job"
+    NOT_FOUND = "not_found"
+
+
+class Verdict(StrEnum):
+    """What an error means for the attempt it happened to."""
+
+    RETRY_ATTEMPT = "retry"
+    """The attempt ended; the job gets another one after a back-off, while ``max_attempts`` allows."""
+    GIVE_UP = "give up"
+    """The job ended; another attempt would end in the same way."""
+    PAUSE = "pause"
+    """Not the job's fault: dispatch pauses, the phase is run again later, no attempt is burned."""
+    REFUSE = "refuse"
+    """Never reaches a job: the command or the start of the driver is refused."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """One line of the error table."""
+
+    verdict: Verdict
+    meaning: str
+    remedy: str
+
+
+RULES: Final = MappingProxyType(
+    {
+        ErrorCode.COMMAND_FAILED: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="the command ended with an exit code other than 0",
+            remedy="read the log; --retry-exit-code limits which codes are tried again",
+        ),
+        ErrorCode.JOB_TIMEOUT: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="the command ran longer than its timeout and was stopped",
+            remedy="raise --timeout, or make the job smaller",
+        ),
+        ErrorCode.QUEUE_TIMEOUT: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="Camber did not start the job within execution.queue_timeout_s",
+            remedy="look at Camber's capacity for this node size",
+        ),
+        ErrorCode.CANCELLED: Rule(
+            verdict=Verdict.GIVE_UP, meaning="somebody cancelled the job", remedy="rythmiq retry runs it again"
+        ),
+        ErrorCode.REMOTE_CANCELLED: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="Camber cancelled the job by itself, as it does with GPU jobs that waited too long",
+            remedy="none needed; choose another node size if it comes back",
+        ),
+        ErrorCode.REMOTE_KILLED: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="the remote job failed without leaving a result: it was killed, most often for lack of memory",
+            remedy="choose a larger node size",
+        ),
+        ErrorCode.REMOTE_LOST: Rule(
+            verdict=Verdict.RETRY_ATTEMPT, meaning="Camber no longer knows the remote job", remedy="none needed"
+        ),
+        ErrorCode.SPEC_REJECTED: Rule(
+            verdict=Verdict.GIVE_UP,
+            meaning="Camber refused the job's description",
+            remedy="the message is Camber's own; correct the job and enqueue it again",
+        ),
+        ErrorCode.SECRET_MISSING: Rule(
+            verdict=Verdict.GIVE_UP,
+            meaning="the driver has no RYTHMIQ_SECRET_<NAME> for a secret that the job names",
+            remedy="set it in the driver's environment, then rythmiq retry",
+        ),
+        ErrorCode.INPUT_MISSING: Rule(
+            verdict=Verdict.GIVE_UP,
+            meaning="an input's URI does not exist or may not be read",
+            remedy="correct the URI or the bucket's permissions, then rythmiq retry",
+        ),
+        ErrorCode.INPUT_UNREADABLE: Rule(
+            verdict=Verdict.RETRY_ATTEMPT, meaning="reading an input broke off", remedy="none needed"
+        ),
+        ErrorCode.OUTPUT_REFUSED: Rule(
+            verdict=Verdict.GIVE_UP,
+            meaning="an output has a name that is not safe to store (.., absolute, control characters, a clash)",
+            remedy="rename the output; the others are in the manifest",
+        ),
+        ErrorCode.ARTIFACT_CORRUPT: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="an output never became what the job said it wrote (size or SHA-256 differ)",
+            remedy="make sure that the command has ended all its writers before it exits",
+        ),
+        ErrorCode.PHASE_CRASHED: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="the Ray worker that handled this job died several times in a row",
+            remedy="look at the Ray logs of that node, memory first",
+        ),
+        ErrorCode.INTERNAL: Rule(
+            verdict=Verdict.RETRY_ATTEMPT, meaning="a fault of rythmiq-ray itself", remedy="report it with the log"
+        ),
+        ErrorCode.BACKEND_UNAVAILABLE: Rule(
+            verdict=Verdict.PAUSE,
+            meaning="Camber does not answer, or answers with server errors",
+            remedy="check camber.endpoint and the network; work resumes by itself",
+        ),
+        ErrorCode.BACKEND_REFUSED_KEY: Rule(
+            verdict=Verdict.PAUSE, meaning="Camber refuses the API key", remedy="check CAMBER_API_KEY"
+        ),
+        ErrorCode.BACKEND_BUSY: Rule(
+            verdict=Verdict.PAUSE, meaning="Camber asks to slow down (429)", remedy="none needed; lower camber.max_in_flight"
+        ),
+        ErrorCode.STORE_UNAVAILABLE: Rule(
+            verdict=Verdict.PAUSE,
+            meaning="the artifact store cannot be written or read",
+            remedy="check the bucket, its permissions, AWS_* and AWS_ENDPOINT_URL_S3, or the disk's space",
+        ),
+        ErrorCode.DATABASE_UNAVAILABLE: Rule(
+            verdict=Verdict.PAUSE, meaning="Postgres does not answer", remedy="check DATABASE_URL and the server"
+        ),
+        ErrorCode.RAY_UNAVAILABLE: Rule(
+            verdict=Verdict.REFUSE, meaning="Ray cannot be started or joined", remedy="check RAY_ADDRESS and RAY_AUTH_MODE"
+        ),
+        ErrorCode.CONFIGURATION: Rule(
+            verdict=Verdict.REFUSE, meaning="the configuration has faults", remedy="each is listed with its remedy"
+        ),
+        ErrorCode.INVALID_JOB: Rule(
+            verdict=Verdict.REFUSE, meaning="a job's description has faults", remedy="each is listed with its field"
+        ),
+        ErrorCode.NOT_FOUND: Rule(
+            verdict=Verdict.REFUSE, meaning="there is no such job, attempt or file", remedy="check the id"
+        ),
+    }
+)
+
+
+class RythmiqError(Exception):
+    """Base of all our errors: a sentence for people and a stable code for programs.
+
+    Subclasses fix ``code``; the message never holds a secret. All arguments go to ``super().__init__`` so that an
+    error survives pickling.
+    """
+
+    code: ErrorCode = ErrorCode.INTERNAL
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def verdict(self) -> Verdict:
+        return RULES[self.code].verdict
+
+
+class ConfigurationError(RythmiqError):
+    code = ErrorCode.CONFIGURATION
+
+
+class InvalidJob(RythmiqError):
+    """A job's description has faults; ``faults`` holds all of them, each with its field (and line, if from a file)."""
+
+    code = ErrorCode.INVALID_JOB
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+    def __reduce__(self) -> tuple[type[InvalidJob], tuple[list[str]]]:
+        return type(self), (self.faults,)
+
+
+class NotFound(RythmiqError):
+    code = ErrorCode.NOT_FOUND
+
+
+class SecretMissing(RythmiqError):
+    code = ErrorCode.SECRET_MISSING
+
+
+class InputMissing(RythmiqError):
+    code = ErrorCode.INPUT_MISSING
+
+
+class InputUnreadable(RythmiqError):
+    code = ErrorCode.INPUT_UNREADABLE
+
+
+class SpecRejected(RythmiqError):
+    code = ErrorCode.SPEC_REJECTED
+
+
+class BackendUnavailable(RythmiqError):
+    code = ErrorCode.BACKEND_UNAVAILABLE
+
+
+class BackendRefusedKey(RythmiqError):
+    code = ErrorCode.BACKEND_REFUSED_KEY
+
+
+class BackendBusy(RythmiqError):
+    """429; ``retry_after_s`` is what the server asked for, where it did."""
+
+    code = ErrorCode.BACKEND_BUSY
+
+
+class StoreUnavailable(RythmiqError):
+    code = ErrorCode.STORE_UNAVAILABLE
+
+
+class DatabaseUnavailable(RythmiqError):
+    code = ErrorCode.DATABASE_UNAVAILABLE
+
+
+class RayUnavailable(RythmiqError):
+    code = ErrorCode.RAY_UNAVAILABLE
+
+
+class ArtifactCorrupt(RythmiqError):
+    """What was streamed is not what the job said it wrote, in size or in SHA-256."""
+
+    code = ErrorCode.ARTIFACT_CORRUPT
+
+
+class CreateUncertain(RythmiqError):
+    """A create whose answer was lost, a 5xx or a code 2: the remote job may or may not exist.
+
+    Never ends an attempt: the driver looks the attempt's path up in the list before it creates again.
+    """
+
+    code = ErrorCode.BACKEND_UNAVAILABLE

@@ -1,0 +1,298 @@
+"""The nouns: plain data that everything else imports, and that does no I/O.
+
+Units: seconds, bytes and credits, said in each name. Times are aware ``datetime`` in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from rythmiq_ray.errors import ErrorCode
+
+DEFAULT_QUEUE = "default"
+DEFAULT_MAX_ATTEMPTS = 3
+
+
+class JobState(StrEnum):
+    """Where a job is in its life; the value of ``rythmiq.jobs.state``."""
+
+    QUEUED = "QUEUED"
+    RETRYING = "RETRYING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def finished(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Phase(StrEnum):
+    """What is being done about a RUNNING job; the value of ``rythmiq.jobs.phase``."""
+
+    SUBMITTING = "submitting"
+    WAITING = "waiting"
+    COLLECTING = "collecting"
+
+
+class RemoteStatus(StrEnum):
+    """Camber's statuses (camber-api, section 2). A word that is not here is :attr:`UNKNOWN`, which is not terminal."""
+
+    SUBMITTED = "SUBMITTED"
+    PENDING = "PENDING"
+    PROVISIONING = "PROVISIONING"
+    INITIALIZING = "INITIALIZING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+
+    @classmethod
+    def _missing_(cls, value: object) -> RemoteStatus:
+        return cls.UNKNOWN
+
+    @property
+    def terminal(self) -> bool:
+        return self in (RemoteStatus.COMPLETED, RemoteStatus.FAILED, RemoteStatus.CANCELLED)
+
+    @property
+    def started(self) -> bool:
+        return self is RemoteStatus.RUNNING or self.terminal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """A file that is streamed into the attempt's path before the job starts."""
+
+    uri: str
+    name: str
+    """Path relative to the job's working directory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec:
+    """What to run and on what; stored as ``rythmiq.jobs.spec``. Checked by :func:`rythmiq_ray.spec.check`."""
+
+    command: str
+    engine: str = "base"
+    node_size: str = "xsmall"
+    num_nodes: int = 1
+    gpu: bool = False
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[str, ...] = ()
+    """Globs relative to the working directory; ``**`` crosses folders."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    """Names only; each value is the driver's ``RYTHMIQ_SECRET_<NAME>``."""
+    timeout_s: float | None = None
+    """How long the command may run; None = ``execution.timeout_ms``."""
+    retry_exit_codes: tuple[int, ...] | None = None
+    """Exit codes worth another attempt; None = any but 0."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, which leaves out what has its default."""
+        out: dict[str, Any] = {"command": self.command, "engine": self.engine, "node_size": self.node_size}
+        if self.num_nodes != 1:
+            out["num_nodes"] = self.num_nodes
+        if self.gpu:
+            out["gpu"] = True
+        if self.inputs:
+            out["inputs"] = [{"uri": i.uri, "name": i.name} for i in self.inputs]
+        if self.outputs:
+            out["outputs"] = list(self.outputs)
+        if self.env:
+            out["env"] = dict(self.env)
+        if self.secrets:
+            out["secrets"] = list(self.secrets)
+        if self.timeout_s is not None:
+            out["timeout_s"] = self.timeout_s
+        if self.retry_exit_codes is not None:
+            out["retry_exit_codes"] = list(self.retry_exit_codes)
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> JobSpec:
+        """Reads what :meth:`as_dict` wrote. It trusts the data: a row was checked before it was stored."""
+        codes = data.get("retry_exit_codes")
+        return cls(
+            command=data["command"],
+            engine=data.get("engine", "base"),
+            node_size=data.get("node_size", "xsmall"),
+            num_nodes=data.get("num_nodes", 1),
+            gpu=data.get("gpu", False),
+            inputs=tuple(Input(uri=i["uri"], name=i["name"]) for i in data.get("inputs", ())),
+            outputs=tuple(data.get("outputs", ())),
+            env=dict(data.get("env", {})),
+            secrets=tuple(data.get("secrets", ())),
+            timeout_s=data.get("timeout_s"),
+            retry_exit_codes=None if codes is None else tuple(codes),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewJob:
+    """A job to enqueue: its spec and how it is to be queued."""
+
+    spec: JobSpec
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    """Higher goes first."""
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    user_id: str | None = None
+    unique_key: str | None = None
+    """Unique among unfinished jobs; enqueueing it again gives the first one's id."""
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A row of ``rythmiq.jobs``."""
+
+    job_id: UUID
+    user_id: str | None
+    queue: str
+    state: JobState
+    phase: Phase | None
+    priority: int
+    spec: JobSpec
+    attempt: int
+    max_attempts: int
+    next_visible_at: datetime
+    unique_key: str | None
+    driver_id: UUID | None
+    remote_id: int | None
+    remote_status: RemoteStatus | None
+    remote_path: str | None
+    """The attempt's own path under the stash owner's root: ``rythmiq/<job_id>/<attempt>``."""
+    cancel_requested_at: datetime | None
+    exit_code: int | None
+    error_code: ErrorCode | None
+    error_message: str | None
+    retryable: bool | None
+    artifact_uri: str | None
+    cost_credits: float | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    """When this attempt was claimed."""
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteJob:
+    """A job as the execution backend reports it."""
+
+    remote_id: int
+    status: RemoteStatus
+    path: str
+    """The attempt's path, without slashes at its ends."""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteFile:
+    """A file in an attempt's path. ``sha256`` is known only where the wrapper's result names the file."""
+
+    name: str
+    """Relative to the attempt's path."""
+    size_bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteResult:
+    """What the wrapper wrote last: how the command ended and what it left (``rythmiq-result.json``)."""
+
+    exit_code: int
+    reason: str
+    """``exited``, ``timeout`` or ``cancelled``."""
+    started_at: datetime
+    finished_at: datetime
+    log: RemoteFile
+    outputs: tuple[RemoteFile, ...]
+    unmatched: tuple[str, ...] = ()
+    """Output globs that matched no file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """A file in the artifact store; a row of ``rythmiq.artifacts`` and a line of the manifest."""
+
+    name: str
+    uri: str
+    bytes: int
+    sha256: str
+    content_type: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorInfo:
+    """An error as data, so that it crosses Ray and Postgres without its class."""
+
+    code: ErrorCode
+    message: str
+    retry_after_s: float | None = None
+
+
+# What a phase run in a Ray task comes back with. Errors are data here: an exception may not unpickle.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submitted:
+    """The remote job exists."""
+
+    remote: RemoteJob
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubmitUncertain:
+    """The create was sent, and whether the remote job exists is not known; the driver looks its path up."""
+
+    error: ErrorInfo
+    sent_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """Everything of an ended attempt is in the store; ``manifest_uri`` is None where there was nothing to collect."""
+
+    state: JobState
+    exit_code: int | None
+    error: ErrorInfo | None
+    manifest_uri: str | None
+    artifacts: tuple[Artifact, ...]
+    finished_at: datetime
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotYet:
+    """The phase must be run again: the remote side is not whole yet, or this job wants a task of its own."""
+
+    reason: str
+    delay_s: float
+    alone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removed:
+    """The attempt's path is gone from the stash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Faulted:
+    """The phase ended in an error; what that means is said by :data:`rythmiq_ray.errors.RULES`."""
+
+    error: ErrorInfo
+
+
+PhaseResult = Submitted | SubmitUncertain | Collected | NotYet | Removed | Faulted

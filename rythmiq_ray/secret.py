@@ -1,0 +1,41 @@
+"""A string that must not be seen."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MASK: Final = "***"
+
+
+class Secret:
+    """Holds a secret so that printing, formatting or logging it shows only ``***``.
+
+    The value is had by :meth:`reveal` alone, which makes every use easy to search for. A Secret may be pickled
+    into a Ray task's arguments, which Ray shows nowhere.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+    def __format__(self, spec: str) -> str:
+        return MASK
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
