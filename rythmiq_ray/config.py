@@ -1,0 +1,164 @@
+"""The typed configuration: every key, its unit, its default's reason. Loading is :mod:`rythmiq_ray.layers`'s work.
+
+Defaults live in ``conf/*.yaml`` alone; a class here says what a key is. All are frozen and may be pickled into a Ray
+task; secrets are :class:`~rythmiq_ray.secret.Secret` and print as ``***``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rythmiq_ray.secret import Secret
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    env: Literal["local", "dev", "staging", "prod"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseConfig:
+    url: Secret
+    connect_timeout_s: float
+    statement_timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactsConfig:
+    type: Literal["s3", "local"]
+    bucket: str | None
+    path: str | None
+    """Folder of the local store."""
+    prefix: str
+    """Goes before ``<job_id>/<attempt>/`` in every URI."""
+    part_size_bytes: int
+    """Files larger than this go as a multipart upload, in parts of this size."""
+    concurrency: int
+    """Files of one job that are streamed at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    backend: Literal["camber"]
+    timeout_ms: int
+    """A job's time-out where the job names none."""
+    queue_timeout_s: float
+    """How long a remote job may wait to start before it is cancelled and retried on a fresh path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamberRoute:
+    """A line of ``camber.routes``: a method and a path under the endpoint."""
+
+    method: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSize:
+    """A size of ``camber.sizes.cpu`` or ``.gpu``."""
+
+    cpus: int
+    memory_gb: int
+    gpus: int
+    credits_per_hour: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamberCatalog:
+    """What Camber offers; names are upper case. Enqueue checks a job against it."""
+
+    engines: tuple[str, ...]
+    cpu_sizes: Mapping[str, NodeSize]
+    gpu_sizes: Mapping[str, NodeSize]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamberConfig:
+    api_key: Secret
+    endpoint: str
+    region: str | None
+    max_in_flight: int
+    """Remote jobs of one driver that may exist at once; more stay queued in Postgres."""
+    connect_timeout_s: float
+    read_timeout_s: float
+    create_timeout_s: float
+    settle_s: float
+    """How far the remote list may lag behind a create."""
+    sync_timeout_s: float
+    """How long to wait for the result file of a job that ended."""
+    page_size: int
+    call_attempts: int
+    """Tries of one idempotent call."""
+    routes: Mapping[str, CamberRoute]
+    """me, create, get, list, logs, cancel, stash_list, stash_read, stash_write, stash_remove."""
+    catalog: CamberCatalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverConfig:
+    poll_interval_s: float
+    """How often Camber is asked for statuses, and Postgres for work that no notification announced."""
+    lease_s: float
+    """How long after its last heartbeat a driver's jobs are left alone."""
+    batch_size: int
+    """Jobs claimed, and outcomes written, in one statement."""
+    queues: tuple[str, ...]
+    """Queues served; empty = all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryConfig:
+    base_delay_s: float
+    max_delay_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShutdownConfig:
+    grace_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutageConfig:
+    probe_interval_s: float
+    """How often the one probe of an open circuit breaker is sent; doubles up to ``probe_max_interval_s``."""
+    probe_max_interval_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    num_cpus: int | None
+    """CPUs of a Ray that the driver starts itself; None = all of the machine."""
+    jobs_per_task: int
+    threads_per_task: int
+    task_timeout_s: float
+    """After this a task counts as hung and its phase is run again; plus the time its bytes need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    format: Literal["text", "json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    port: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    service: ServiceConfig
+    database: DatabaseConfig
+    artifacts: ArtifactsConfig
+    execution: ExecutionConfig
+    camber: CamberConfig
+    driver: DriverConfig
+    retry: RetryConfig
+    shutdown: ShutdownConfig
+    outage: OutageConfig
+    ray: RayConfig
+    logging: LoggingConfig
+    health: HealthConfig
