@@ -81,7 +81,9 @@ RULES: Final = MappingProxyType(
             remedy="look at Camber's capacity for this node size",
         ),
         ErrorCode.CANCELLED: Rule(
-            verdict=Verdict.GIVE_UP, meaning="somebody cancelled the job", remedy="rythmiq retry runs it again"
+            verdict=Verdict.GIVE_UP,
+            meaning="somebody cancelled the job",
+            remedy="rythmiq retry runs it again",
         ),
         ErrorCode.REMOTE_CANCELLED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
@@ -94,7 +96,9 @@ RULES: Final = MappingProxyType(
             remedy="choose a larger node size",
         ),
         ErrorCode.REMOTE_LOST: Rule(
-            verdict=Verdict.RETRY_ATTEMPT, meaning="Camber no longer knows the remote job", remedy="none needed"
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="Camber no longer knows the remote job",
+            remedy="none needed",
         ),
         ErrorCode.SPEC_REJECTED: Rule(
             verdict=Verdict.GIVE_UP,
@@ -130,7 +134,9 @@ RULES: Final = MappingProxyType(
             remedy="look at the Ray logs of that node, memory first",
         ),
         ErrorCode.INTERNAL: Rule(
-            verdict=Verdict.RETRY_ATTEMPT, meaning="a fault of rythmiq-ray itself", remedy="report it with the log"
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="a fault of rythmiq-ray itself",
+            remedy="report it with the log",
         ),
         ErrorCode.BACKEND_UNAVAILABLE: Rule(
             verdict=Verdict.PAUSE,
@@ -141,7 +147,9 @@ RULES: Final = MappingProxyType(
             verdict=Verdict.PAUSE, meaning="Camber refuses the API key", remedy="check CAMBER_API_KEY"
         ),
         ErrorCode.BACKEND_BUSY: Rule(
-            verdict=Verdict.PAUSE, meaning="Camber asks to slow down (429)", remedy="none needed; lower camber.max_in_flight"
+            verdict=Verdict.PAUSE,
+            meaning="Camber asks to slow down (429)",
+            remedy="none needed; lower camber.max_in_flight",
         ),
         ErrorCode.STORE_UNAVAILABLE: Rule(
             verdict=Verdict.PAUSE,
@@ -149,16 +157,24 @@ RULES: Final = MappingProxyType(
             remedy="check the bucket, its permissions, AWS_* and AWS_ENDPOINT_URL_S3, or the disk's space",
         ),
         ErrorCode.DATABASE_UNAVAILABLE: Rule(
-            verdict=Verdict.PAUSE, meaning="Postgres does not answer", remedy="check DATABASE_URL and the server"
+            verdict=Verdict.PAUSE,
+            meaning="Postgres does not answer",
+            remedy="check DATABASE_URL and the server",
         ),
         ErrorCode.RAY_UNAVAILABLE: Rule(
-            verdict=Verdict.REFUSE, meaning="Ray cannot be started or joined", remedy="check RAY_ADDRESS and RAY_AUTH_MODE"
+            verdict=Verdict.REFUSE,
+            meaning="Ray cannot be started or joined",
+            remedy="check RAY_ADDRESS and RAY_AUTH_MODE",
         ),
         ErrorCode.CONFIGURATION: Rule(
-            verdict=Verdict.REFUSE, meaning="the configuration has faults", remedy="each is listed with its remedy"
+            verdict=Verdict.REFUSE,
+            meaning="the configuration has faults",
+            remedy="each is listed with its remedy",
         ),
         ErrorCode.INVALID_JOB: Rule(
-            verdict=Verdict.REFUSE, meaning="a job's description has faults", remedy="each is listed with its field"
+            verdict=Verdict.REFUSE,
+            meaning="a job's description has faults",
+            remedy="each is listed with its field",
         ),
         ErrorCode.NOT_FOUND: Rule(
             verdict=Verdict.REFUSE, meaning="there is no such job, attempt or file", remedy="check the id"

@@ -55,7 +55,7 @@ class RemoteStatus(StrEnum):
     UNKNOWN = "UNKNOWN"
 
     @classmethod
-    def _missing_(cls, value: object) -> RemoteStatus:
+    def _missing_(cls, _value: object) -> RemoteStatus:
         return cls.UNKNOWN
 
     @property

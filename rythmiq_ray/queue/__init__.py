@@ -1,0 +1,7 @@
+"""The queue in Postgres, and the only SQL of the project: ``.sql`` files of named statements, one use each."""
+
+from rythmiq_ray.queue.connection import connect
+from rythmiq_ray.queue.producer import enqueue, enqueue_many, insert
+from rythmiq_ray.queue.queue import Adopted, Ending, Progress, Queue
+
+__all__ = ["Adopted", "Ending", "Progress", "Queue", "connect", "enqueue", "enqueue_many", "insert"]

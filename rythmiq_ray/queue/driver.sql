@@ -1,0 +1,175 @@
+-- What a driver does to the queue. %(now)s is NULL but in tests of time, where it stands for the clock.
+-- Every write about an attempt is fenced: job_id AND attempt AND driver_id, else it changes nothing.
+
+-- name: register
+INSERT INTO rythmiq.drivers (driver_id, hostname, pid, version, started_at, heartbeat_at, lease_expires_at)
+VALUES (%(driver_id)s, %(hostname)s, %(pid)s, %(version)s,
+        coalesce(%(now)s, now()), coalesce(%(now)s, now()), coalesce(%(now)s, now()) + make_interval(secs => %(lease_s)s))
+
+-- name: renew
+-- The heartbeat; no row comes back once the lease is over, because others may have taken the jobs by then.
+UPDATE rythmiq.drivers
+SET heartbeat_at = coalesce(%(now)s, now()),
+    lease_expires_at = coalesce(%(now)s, now()) + make_interval(secs => %(lease_s)s)
+WHERE driver_id = %(driver_id)s AND lease_expires_at > coalesce(%(now)s, now())
+RETURNING driver_id
+
+-- name: resign
+-- Ends the lease now: whatever this driver still holds may be taken over at once.
+UPDATE rythmiq.drivers
+SET lease_expires_at = least(lease_expires_at, coalesce(%(now)s, now())), stopped_at = coalesce(%(now)s, now())
+WHERE driver_id = %(driver_id)s
+
+-- name: claim
+-- Takes the next jobs and opens their attempts: the path is in the row before anything exists there.
+WITH next AS MATERIALIZED (
+    SELECT job_id
+    FROM rythmiq.jobs
+    WHERE state IN ('QUEUED', 'RETRYING')
+      AND next_visible_at <= coalesce(%(now)s, now())
+      AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
+      AND EXISTS (SELECT FROM rythmiq.drivers
+                  WHERE driver_id = %(driver_id)s AND lease_expires_at > coalesce(%(now)s, now()))
+    ORDER BY priority DESC, next_visible_at, job_id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE rythmiq.jobs AS j
+    SET state = 'RUNNING', phase = 'submitting', attempt = j.attempt + 1, driver_id = %(driver_id)s,
+        remote_path = 'rythmiq/' || j.job_id || '/' || (j.attempt + 1), remote_id = NULL, remote_status = NULL,
+        started_at = coalesce(%(now)s, now()), updated_at = coalesce(%(now)s, now())
+    FROM next
+    WHERE j.job_id = next.job_id
+    RETURNING j.*
+), opened AS (
+    INSERT INTO rythmiq.attempts (job_id, attempt, driver_id, remote_path, started_at)
+    SELECT job_id, attempt, driver_id, remote_path, started_at FROM claimed
+)
+SELECT * FROM claimed ORDER BY priority DESC, next_visible_at, job_id
+
+-- name: adopt
+-- Takes over running jobs that nobody holds: given back, or their driver's lease is over. orphaned_at is the
+-- moment up to which their former driver may still have acted.
+WITH orphans AS MATERIALIZED (
+    SELECT j.job_id, d.lease_expires_at AS orphaned_at
+    FROM rythmiq.drivers AS d
+    JOIN rythmiq.jobs AS j ON j.driver_id = d.driver_id
+    WHERE d.lease_expires_at <= coalesce(%(now)s, now()) AND j.state = 'RUNNING'
+      AND (%(queues)s::text[] IS NULL OR j.queue = ANY(%(queues)s::text[]))
+    LIMIT %(limit)s
+    FOR UPDATE OF j SKIP LOCKED
+), released AS MATERIALIZED (
+    SELECT job_id, updated_at AS orphaned_at
+    FROM rythmiq.jobs
+    WHERE driver_id IS NULL AND state = 'RUNNING'
+      AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), adopted AS (
+    UPDATE rythmiq.jobs AS j
+    SET driver_id = %(driver_id)s, updated_at = coalesce(%(now)s, now())
+    FROM (SELECT * FROM orphans UNION ALL SELECT * FROM released) AS o
+    WHERE j.job_id = o.job_id
+      AND EXISTS (SELECT FROM rythmiq.drivers
+                  WHERE driver_id = %(driver_id)s AND lease_expires_at > coalesce(%(now)s, now()))
+    RETURNING j.*, o.orphaned_at
+), noted AS (
+    UPDATE rythmiq.attempts AS a
+    SET driver_id = %(driver_id)s
+    FROM adopted
+    WHERE a.job_id = adopted.job_id AND a.attempt = adopted.attempt
+)
+SELECT * FROM adopted
+
+-- name: release
+-- Gives back all that waits, in one UPDATE; another driver takes it over while Camber goes on computing.
+UPDATE rythmiq.jobs
+SET driver_id = NULL, updated_at = coalesce(%(now)s, now())
+WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND phase = 'waiting'
+RETURNING job_id
+
+-- name: advance
+-- Notes progress: phase, remote id and remote status. Returns the ids that were still ours.
+UPDATE rythmiq.jobs AS j
+SET phase = v.phase, remote_id = coalesce(v.remote_id, j.remote_id),
+    remote_status = coalesce(v.remote_status, j.remote_status), updated_at = coalesce(%(now)s, now())
+FROM jsonb_to_recordset(%(rows)s::jsonb)
+    AS v(job_id uuid, attempt integer, phase text, remote_id bigint, remote_status text)
+WHERE j.job_id = v.job_id AND j.attempt = v.attempt AND j.driver_id = %(driver_id)s AND j.state = 'RUNNING'
+RETURNING j.job_id
+
+-- name: finish
+-- Ends attempts: the job's row, the attempt's row and its artifacts in one statement. A job that is to be retried
+-- and was cancelled meanwhile is CANCELLED. Returns the ids that were still ours.
+WITH v AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(
+        job_id uuid, attempt integer, state text, retry_delay_s double precision, exit_code integer,
+        error_code text, error_message text, retryable boolean, artifact_uri text, cost_credits double precision,
+        remote_id bigint, remote_status text, artifacts jsonb)
+), finished AS (
+    UPDATE rythmiq.jobs AS j
+    SET state = CASE WHEN v.retry_delay_s IS NULL THEN v.state
+                     WHEN j.cancel_requested_at IS NOT NULL THEN 'CANCELLED'
+                     ELSE 'RETRYING' END,
+        finished_at = CASE WHEN v.retry_delay_s IS NULL OR j.cancel_requested_at IS NOT NULL
+                           THEN coalesce(%(now)s, now()) END,
+        next_visible_at = coalesce(coalesce(%(now)s, now()) + make_interval(secs => v.retry_delay_s), j.next_visible_at),
+        phase = NULL, updated_at = coalesce(%(now)s, now()),
+        exit_code = v.exit_code, error_code = v.error_code, error_message = v.error_message,
+        retryable = v.retryable, artifact_uri = v.artifact_uri,
+        cost_credits = CASE WHEN v.cost_credits IS NULL THEN j.cost_credits
+                            ELSE coalesce(j.cost_credits, 0) + v.cost_credits END,
+        remote_id = coalesce(v.remote_id, j.remote_id), remote_status = coalesce(v.remote_status, j.remote_status)
+    FROM v
+    WHERE j.job_id = v.job_id AND j.attempt = v.attempt AND j.driver_id = %(driver_id)s AND j.state = 'RUNNING'
+    RETURNING j.job_id, j.attempt, j.remote_id, j.remote_status
+), closed AS (
+    UPDATE rythmiq.attempts AS a
+    SET state = v.state, exit_code = v.exit_code, error_code = v.error_code, error_message = v.error_message,
+        retryable = v.retryable, artifact_uri = v.artifact_uri, cost_credits = v.cost_credits,
+        remote_id = f.remote_id, remote_status = f.remote_status, finished_at = coalesce(%(now)s, now())
+    FROM v JOIN finished AS f ON f.job_id = v.job_id AND f.attempt = v.attempt
+    WHERE a.job_id = v.job_id AND a.attempt = v.attempt
+), stored AS (
+    INSERT INTO rythmiq.artifacts (job_id, attempt, name, uri, bytes, sha256, content_type)
+    SELECT v.job_id, v.attempt, x.name, x.uri, x.bytes, x.sha256, x.content_type
+    FROM v JOIN finished AS f ON f.job_id = v.job_id AND f.attempt = v.attempt
+    CROSS JOIN jsonb_to_recordset(v.artifacts)
+        AS x(name text, uri text, bytes bigint, sha256 text, content_type text)
+    ON CONFLICT DO NOTHING
+)
+SELECT job_id FROM finished
+
+-- name: cancel_requests
+-- Which of this driver's jobs somebody wants ended.
+SELECT job_id FROM rythmiq.jobs
+WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND cancel_requested_at IS NOT NULL
+
+-- name: held
+-- Which attempts this driver holds, for checking memory against the table.
+SELECT job_id, attempt FROM rythmiq.jobs WHERE driver_id = %(driver_id)s AND state = 'RUNNING'
+
+-- name: unfinished
+-- Whether anything is claimable, scheduled or running.
+SELECT EXISTS (
+    SELECT FROM rythmiq.jobs
+    WHERE state IN ('QUEUED', 'RETRYING') AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
+) OR EXISTS (
+    SELECT FROM rythmiq.jobs
+    WHERE state = 'RUNNING' AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
+) AS unfinished
+
+-- name: cleaned
+UPDATE rythmiq.attempts AS a
+SET cleaned_at = coalesce(%(now)s, now())
+FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(job_id uuid, attempt integer)
+WHERE a.job_id = v.job_id AND a.attempt = v.attempt
+
+-- name: uncleaned
+-- Ended attempts whose path nobody removed, because their driver died or the removal failed.
+SELECT j.*, a.attempt AS ended_attempt, a.remote_path AS ended_path, a.remote_id AS ended_remote_id
+FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
+WHERE a.cleaned_at IS NULL AND a.finished_at IS NOT NULL
+  AND a.finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
+ORDER BY a.finished_at
+LIMIT %(limit)s

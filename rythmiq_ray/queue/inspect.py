@@ -1,0 +1,156 @@
+"""Reading the queue, and asking for a cancel or a retry: what the CLI does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import psycopg2.extensions
+
+from rythmiq_ray.errors import ErrorCode, NotFound
+from rythmiq_ray.model import Artifact, Job, JobState, Phase, RemoteStatus
+from rythmiq_ray.queue.connection import fetch
+from rythmiq_ray.queue.rows import job_from_row
+from rythmiq_ray.queue.sql import queries
+
+_SQL: Final = queries("inspect")
+_ID_DIGITS: Final = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """A row of ``rythmiq.attempts``."""
+
+    attempt: int
+    state: JobState
+    remote_path: str
+    remote_id: int | None
+    remote_status: RemoteStatus | None
+    exit_code: int | None
+    error_code: ErrorCode | None
+    error_message: str | None
+    retryable: bool | None
+    artifact_uri: str | None
+    cost_credits: float | None
+    started_at: datetime
+    finished_at: datetime | None
+    cleaned_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """How many jobs of a queue are in a state and phase."""
+
+    queue: str
+    state: JobState
+    phase: Phase | None
+    jobs: int
+
+
+def jobs(
+    connection: psycopg2.extensions.connection,
+    *,
+    states: Collection[JobState] = (),
+    queues: Collection[str] = (),
+    user_id: str | None = None,
+    limit: int = 50,
+    before: UUID | None = None,
+) -> list[Job]:
+    """The newest jobs first; ``before`` goes on behind the last one of a page."""
+    parameters = {
+        "states": list(states) or None,
+        "queues": list(queues) or None,
+        "user_id": user_id,
+        "before": before,
+        "limit": limit,
+    }
+    return [job_from_row(row) for row in fetch(connection, _SQL["jobs"], parameters)]
+
+
+def job(connection: psycopg2.extensions.connection, job_id: str | UUID) -> Job:
+    """The job with this id, or whose id alone starts with these digits; raises NotFound, also for two or more."""
+    digits = str(job_id).replace("-", "").lower()
+    if not 4 <= len(digits) <= _ID_DIGITS or set(digits) - set("0123456789abcdef"):
+        raise NotFound(f"{job_id!s} is not a job id: give it whole, or its first 4 digits or more")
+    bounds = {"low": UUID(digits.ljust(_ID_DIGITS, "0")), "high": UUID(digits.ljust(_ID_DIGITS, "f"))}
+    found = fetch(connection, _SQL["jobs_between"], bounds)
+    if not found:
+        raise NotFound(f"There is no job {job_id!s}")
+    if len(found) > 1:
+        raise NotFound(f"More than one job's id starts with {job_id!s}: give more digits")
+    return job_from_row(found[0])
+
+
+def attempts(connection: psycopg2.extensions.connection, job_id: UUID) -> list[Attempt]:
+    """All attempts of a job, oldest first."""
+    return [
+        Attempt(
+            attempt=row["attempt"],
+            state=JobState(row["state"]),
+            remote_path=row["remote_path"],
+            remote_id=row["remote_id"],
+            remote_status=RemoteStatus(row["remote_status"]) if row["remote_status"] else None,
+            exit_code=row["exit_code"],
+            error_code=ErrorCode(row["error_code"]) if row["error_code"] else None,
+            error_message=row["error_message"],
+            retryable=row["retryable"],
+            artifact_uri=row["artifact_uri"],
+            cost_credits=row["cost_credits"],
+            started_at=row["started_at"],
+            finished_at=row["finished_at"],
+            cleaned_at=row["cleaned_at"],
+        )
+        for row in fetch(connection, _SQL["attempts"], {"job_id": job_id})
+    ]
+
+
+def artifacts(
+    connection: psycopg2.extensions.connection, job_id: UUID, attempt: int | None = None
+) -> list[tuple[int, Artifact]]:
+    """The files of a job as (attempt, artifact), of one attempt or of all."""
+    return [
+        (
+            row["attempt"],
+            Artifact(
+                name=row["name"],
+                uri=row["uri"],
+                bytes=row["bytes"],
+                sha256=row["sha256"],
+                content_type=row["content_type"],
+            ),
+        )
+        for row in fetch(connection, _SQL["artifacts"], {"job_id": job_id, "attempt": attempt})
+    ]
+
+
+def counts(connection: psycopg2.extensions.connection) -> list[Count]:
+    """Jobs by queue, state and phase."""
+    return [
+        Count(
+            queue=row["queue"],
+            state=JobState(row["state"]),
+            phase=Phase(row["phase"]) if row["phase"] else None,
+            jobs=row["jobs"],
+        )
+        for row in fetch(connection, _SQL["counts"], {})
+    ]
+
+
+def cancel(
+    connection: psycopg2.extensions.connection, ids: Collection[UUID] | None = None, queue: str | None = None
+) -> dict[UUID, JobState]:
+    """Asks for the end of these jobs, or of all unfinished ones of a queue.
+
+    Returns the state of each that was asked: CANCELLED where it was still queued, RUNNING where its driver will
+    see to it. Jobs that ended before are not in the answer.
+    """
+    parameters = {"ids": None if ids is None else list(ids), "queue": queue}
+    return {row["job_id"]: JobState(row["state"]) for row in fetch(connection, _SQL["cancel"], parameters)}
+
+
+def retry(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> set[UUID]:
+    """Queues FAILED and CANCELLED jobs for one attempt more; returns those that were."""
+    return {row["job_id"] for row in fetch(connection, _SQL["retry"], {"ids": list(ids)})}

@@ -1,0 +1,136 @@
+"""Putting jobs in: one or a hundred thousand, always inside the caller's own transaction."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+import psycopg2.extensions
+
+from rythmiq_ray.errors import InvalidJob
+from rythmiq_ray.model import DEFAULT_MAX_ATTEMPTS, DEFAULT_QUEUE, JobSpec, NewJob
+from rythmiq_ray.queue.connection import fetch, translated
+from rythmiq_ray.queue.sql import queries
+
+_SQL: Final = queries("producer")
+_UNIQUE_TRIES: Final = 5
+"""How often an enqueue races with the end of the job that holds its key before it gives up; once is rare."""
+_COPY_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def enqueue(
+    connection: psycopg2.extensions.connection,
+    spec: JobSpec,
+    *,
+    queue: str = DEFAULT_QUEUE,
+    priority: int = 0,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    user_id: str | None = None,
+    unique_key: str | None = None,
+    delay_s: float = 0.0,
+) -> UUID:
+    """Adds one job in the caller's transaction: it exists once that commits, and never if it rolls back.
+
+    Returns the job's id; where an unfinished job holds ``unique_key``, that job's id. Raises InvalidJob with every
+    fault of the job (also for engines and sizes that Camber does not have), and DatabaseUnavailable.
+    """
+    job = NewJob(
+        spec=spec,
+        queue=queue,
+        priority=priority,
+        max_attempts=max_attempts,
+        user_id=user_id,
+        unique_key=unique_key,
+        delay_s=delay_s,
+    )
+    return enqueue_many(connection, [job])[0]
+
+
+def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJob]) -> list[UUID]:
+    """Adds jobs in the caller's transaction and returns their ids in the same order; see :func:`enqueue`."""
+    from rythmiq_ray.layers import load_catalog
+    from rythmiq_ray.spec import check
+
+    catalog = load_catalog()
+    jobs = list(jobs)
+    faults: list[str] = []
+    for number, job in enumerate(jobs, 1):
+        faults.extend(fault if len(jobs) == 1 else f"job {number}: {fault}" for fault in check(job, catalog))
+    if faults:
+        raise InvalidJob(faults)
+    return insert(connection, jobs)
+
+
+def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
+    """Adds jobs that :mod:`rythmiq_ray.spec` checked before, in the caller's transaction."""
+    ids = [new_job_id() for _ in jobs]
+    plain = [(job_id, job) for job_id, job in zip(ids, jobs, strict=True) if job.unique_key is None]
+    keyed = [(at, job) for at, job in enumerate(jobs) if job.unique_key is not None]
+    if plain:
+        _copy(connection, plain)
+    if keyed:
+        holders = _insert_unique(connection, [(ids[at], job) for at, job in keyed])
+        for at, job in keyed:
+            assert job.unique_key is not None  # noqa: S101 - narrows the type; keyed holds no other
+            ids[at] = holders[job.unique_key]
+    return ids
+
+
+def new_job_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): ids made later sort later, so new rows share index pages."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+
+
+def _copy(connection: psycopg2.extensions.connection, rows: list[tuple[UUID, NewJob]]) -> None:
+    now = fetch(connection, _SQL["now"], {})[0]["now"]
+    visible = {0.0: now.isoformat()}
+    lines = io.StringIO()
+    for job_id, job in rows:
+        if job.delay_s not in visible:
+            visible[job.delay_s] = (now + timedelta(seconds=job.delay_s)).isoformat()
+        user_id = "\\N" if job.user_id is None else job.user_id.translate(_COPY_ESCAPES)
+        spec = json.dumps(job.spec.as_dict(), ensure_ascii=False).translate(_COPY_ESCAPES)
+        queue = job.queue.translate(_COPY_ESCAPES)
+        lines.write(
+            f"{job_id}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible[job.delay_s]}\n"
+        )
+    lines.seek(0)
+    with translated(), connection.cursor() as cursor:
+        cursor.copy_expert(_SQL["copy"], lines)
+
+
+def _insert_unique(connection: psycopg2.extensions.connection, rows: list[tuple[UUID, NewJob]]) -> dict[str, UUID]:
+    """Adds what no unfinished job holds and returns who holds each key now."""
+    holders: dict[str, UUID] = {}
+    for _ in range(_UNIQUE_TRIES):
+        missing = [(job_id, job) for job_id, job in rows if job.unique_key not in holders]
+        parameters = {"jobs": json.dumps([_as_record(job_id, job) for job_id, job in missing])}
+        fetch(connection, _SQL["insert_many"], parameters)
+        keys = [job.unique_key for _, job in missing]
+        for row in fetch(connection, _SQL["holders"], {"keys": keys}):
+            holders[row["unique_key"]] = row["job_id"]
+        if all(job.unique_key in holders for _, job in rows):
+            return holders
+    raise InvalidJob(["unique_key: its holder keeps changing state; try again"])
+
+
+def _as_record(job_id: UUID, job: NewJob) -> dict[str, object]:
+    return {
+        "job_id": str(job_id),
+        "user_id": job.user_id,
+        "queue": job.queue,
+        "priority": job.priority,
+        "spec": job.spec.as_dict(),
+        "max_attempts": job.max_attempts,
+        "delay_s": job.delay_s,
+        "unique_key": job.unique_key,
+    }
