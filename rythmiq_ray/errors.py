@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     REMOTE_KILLED = "remote_killed"
     REMOTE_LOST = "remote_lost"
     SPEC_REJECTED = "spec_rejected"
+    CREATE_FAILED = "create_failed"
     SECRET_MISSING = "secret_missing"  # noqa: S105 - the name of an error, not a secret
     INPUT_MISSING = "input_missing"
     INPUT_UNREADABLE = "input_unreadable"
@@ -104,6 +105,11 @@ RULES: Final = MappingProxyType(
             verdict=Verdict.GIVE_UP,
             meaning="Camber refused the job's description",
             remedy="the message is Camber's own; correct the job and enqueue it again",
+        ),
+        ErrorCode.CREATE_FAILED: Rule(
+            verdict=Verdict.RETRY_ATTEMPT,
+            meaning="Camber failed to create the remote job several times, and its list shows none",
+            remedy="the message is Camber's own; report it to them if it comes back",
         ),
         ErrorCode.SECRET_MISSING: Rule(
             verdict=Verdict.GIVE_UP,

@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from rythmiq_ray.errors import ErrorCode
+from rythmiq_ray.errors import RULES, ErrorCode, RythmiqError, Verdict
+from rythmiq_ray.secret import Secret
 
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 3
@@ -242,8 +243,48 @@ class ErrorInfo:
     message: str
     retry_after_s: float | None = None
 
+    @classmethod
+    def of(cls, error: RythmiqError) -> ErrorInfo:
+        return cls(code=error.code, message=error.message, retry_after_s=error.retry_after_s)
 
-# What a phase run in a Ray task comes back with. Errors are data here: an exception may not unpickle.
+    @property
+    def verdict(self) -> Verdict:
+        return RULES[self.code].verdict
+
+
+# What a driver asks of a Ray task, and what comes back. Errors are data here: an exception may not unpickle.
+
+
+class Step(StrEnum):
+    """What a Ray task does for one attempt; also the task's name, of which there must be few (ray-facts 0.7)."""
+
+    SUBMIT = "submit"
+    COLLECT = "collect"
+    CANCEL = "cancel"
+    CLEAN = "clean"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """One step for one attempt."""
+
+    step: Step
+    job: Job
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    create_before: datetime | None = None
+    """SUBMIT: when the driver's lease ends, after which another driver may own the attempt."""
+    uploaded: bool = False
+    """SUBMIT: the bundle and the inputs are in place already."""
+    remote: RemoteJob | None = None
+    """COLLECT: the remote job as it ended."""
+    stop_code: ErrorCode | None = None
+    """COLLECT: why the driver asked for the remote job's end, where it did."""
+    final: bool = False
+    """COLLECT: waiting for a late sync is over; keep what is there."""
+    alone: bool = False
+    """This order has a Ray task of its own."""
+    listing: tuple[RemoteFile, ...] | None = None
+    """COLLECT: what the path held at the last look, where no result file names its files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,10 +296,9 @@ class Submitted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmitUncertain:
-    """The create was sent, and whether the remote job exists is not known; the driver looks its path up."""
+    """The create may have been sent, and whether the remote job exists is not known."""
 
     error: ErrorInfo
-    sent_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,29 +310,47 @@ class Collected:
     error: ErrorInfo | None
     manifest_uri: str | None
     artifacts: tuple[Artifact, ...]
-    finished_at: datetime
+    cost_credits: float | None
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NotYet:
-    """The phase must be run again: the remote side is not whole yet, or this job wants a task of its own."""
+    """The step is to be run again: the remote side is not whole yet, or this job wants a task of its own."""
 
     reason: str
-    delay_s: float
+    delay_s: float = 0.0
     alone: bool = False
+    alone_bytes: int = 0
+    """How much such a task will stream."""
+    uploaded: bool = False
+    listing: tuple[RemoteFile, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Removed:
+class Cancelling:
+    """The end of the remote job was asked for; ``accepted`` says whether the API took it, beside the marker file."""
+
+    accepted: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cleaned:
     """The attempt's path is gone from the stash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Faulted:
-    """The phase ended in an error; what that means is said by :data:`rythmiq_ray.errors.RULES`."""
+    """The step ended in an error; what that means is said by :data:`rythmiq_ray.errors.RULES`."""
 
     error: ErrorInfo
 
 
-PhaseResult = Submitted | SubmitUncertain | Collected | NotYet | Removed | Faulted
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskLost:
+    """The Ray task died, its node died, or it hung: the step may or may not have happened."""
+
+    reason: str
+
+
+StepResult = Submitted | SubmitUncertain | Collected | NotYet | Cancelling | Cleaned | Faulted | TaskLost

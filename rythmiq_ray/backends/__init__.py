@@ -32,19 +32,17 @@ class ExecutionBackend(Protocol):
         """One cheap authenticated call; returns who we are (the owner of the stash). Used at start and as the probe."""
         ...
 
-    def submit(
-        self,
-        job: Job,
-        *,
-        secrets: Mapping[str, Secret],
-        timeout_s: float,
-        open_input: InputOpener,
-        create_before: datetime,
-    ) -> RemoteJob:
-        """Uploads the attempt's bundle to ``job.remote_path`` and creates its remote job, at most once.
+    def upload(
+        self, job: Job, *, secrets: Mapping[str, Secret], timeout_s: float, open_input: InputOpener
+    ) -> None:
+        """Puts the attempt's bundle and inputs at ``job.remote_path``; may be repeated."""
+        ...
 
-        It does not create after ``create_before``, because by then another driver may own the attempt
-        (raises BackendUnavailable). Raises CreateUncertain when a create was sent and its outcome is not known.
+    def create(self, job: Job) -> RemoteJob:
+        """Creates the attempt's remote job; one call, never repeated here.
+
+        Raises CreateUncertain when the call was sent and its outcome is not known, SpecRejected when the service
+        refused the job, and others when it was certainly not created.
         """
         ...
 

@@ -1,0 +1,37 @@
+"""What becomes of a job when an attempt ended: done, another attempt after a back-off, or given up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from rythmiq_ray.config import RetryConfig
+from rythmiq_ray.errors import ErrorCode, Verdict
+from rythmiq_ray.model import ErrorInfo, Job
+
+
+def retryable(job: Job, error: ErrorInfo, exit_code: int | None) -> bool:
+    """Whether another attempt could end otherwise, however many are left."""
+    if error.verdict is not Verdict.RETRY_ATTEMPT:
+        return False
+    if error.code is ErrorCode.COMMAND_FAILED and job.spec.retry_exit_codes is not None:
+        return exit_code in job.spec.retry_exit_codes
+    return True
+
+
+def retry_delay_s(
+    job: Job,
+    error: ErrorInfo,
+    exit_code: int | None,
+    config: RetryConfig,
+    uniform: Callable[[float, float], float] = random.uniform,
+) -> float | None:
+    """Seconds until the next attempt, or None where there is none.
+
+    Exponential with full jitter, so that jobs which failed together do not come back together; never sooner than
+    the server asked for.
+    """
+    if not retryable(job, error, exit_code) or job.attempt >= job.max_attempts:
+        return None
+    ceiling_s = min(config.max_delay_s, config.base_delay_s * 2.0 ** min(job.attempt - 1, 60))
+    return max(uniform(0.0, ceiling_s), error.retry_after_s or 0.0)
