@@ -29,7 +29,7 @@ class ErrorCode(StrEnum):
     INPUT_UNREADABLE = "input_unreadable"
     OUTPUT_REFUSED = "output_refused"
     ARTIFACT_CORRUPT = "artifact_corrupt"
-    PHASE_CRASHED = "phase_crashed"
+    PHASE_FAILED = "phase_failed"
     INTERNAL = "internal"
     BACKEND_UNAVAILABLE = "backend_unavailable"
     BACKEND_REFUSED_KEY = "backend_refused_key"
@@ -134,10 +134,11 @@ RULES: Final = MappingProxyType(
             meaning="an output never became what the job said it wrote (size or SHA-256 differ)",
             remedy="make sure that the command has ended all its writers before it exits",
         ),
-        ErrorCode.PHASE_CRASHED: Rule(
+        ErrorCode.PHASE_FAILED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
-            meaning="the Ray worker that handled this job died several times in a row",
-            remedy="look at the Ray logs of that node, memory first",
+            meaning="a phase of this job failed again and again: its Ray task died, or Camber or the store"
+            " refused it while serving others",
+            remedy="the message says which; look at the Ray logs of that node, memory first",
         ),
         ErrorCode.INTERNAL: Rule(
             verdict=Verdict.RETRY_ATTEMPT,

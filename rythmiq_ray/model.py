@@ -120,7 +120,10 @@ class JobSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> JobSpec:
-        """Reads what :meth:`as_dict` wrote. It trusts the data: a row was checked before it was stored."""
+        """Reads what :meth:`as_dict` wrote.
+
+        Raises KeyError, TypeError, ValueError or AttributeError for a row that something else wrote.
+        """
         codes = data.get("retry_exit_codes")
         return cls(
             command=data["command"],
@@ -351,6 +354,8 @@ class TaskLost:
     """The Ray task died, its node died, or it hung: the step may or may not have happened."""
 
     reason: str
+    dead: bool
+    """Its process is known to be gone, so it can do nothing any more."""
 
 
 StepResult = Submitted | SubmitUncertain | Collected | NotYet | Cancelling | Cleaned | Faulted | TaskLost

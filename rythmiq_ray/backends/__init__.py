@@ -32,9 +32,7 @@ class ExecutionBackend(Protocol):
         """One cheap authenticated call; returns who we are (the owner of the stash). Used at start and as the probe."""
         ...
 
-    def upload(
-        self, job: Job, *, secrets: Mapping[str, Secret], timeout_s: float, open_input: InputOpener
-    ) -> None:
+    def upload(self, job: Job, *, secrets: Mapping[str, Secret], timeout_s: float, open_input: InputOpener) -> None:
         """Puts the attempt's bundle and inputs at ``job.remote_path``; may be repeated."""
         ...
 

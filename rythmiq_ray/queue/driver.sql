@@ -48,8 +48,8 @@ WITH next AS MATERIALIZED (
 SELECT * FROM claimed ORDER BY priority DESC, next_visible_at, job_id
 
 -- name: adopt
--- Takes over running jobs that nobody holds: given back, or their driver's lease is over. orphaned_at is the
--- moment up to which their former driver may still have acted.
+-- Takes over running jobs that nobody holds: given back, or their driver's lease is over. orphaned_s is
+-- how long ago their former driver may last have acted.
 WITH orphans AS MATERIALIZED (
     SELECT j.job_id, d.lease_expires_at AS orphaned_at
     FROM rythmiq.drivers AS d
@@ -72,7 +72,7 @@ WITH orphans AS MATERIALIZED (
     WHERE j.job_id = o.job_id
       AND EXISTS (SELECT FROM rythmiq.drivers
                   WHERE driver_id = %(driver_id)s AND lease_expires_at > coalesce(%(now)s, now()))
-    RETURNING j.*, o.orphaned_at
+    RETURNING j.*, extract(epoch FROM coalesce(%(now)s, now()) - o.orphaned_at)::double precision AS orphaned_s
 ), noted AS (
     UPDATE rythmiq.attempts AS a
     SET driver_id = %(driver_id)s

@@ -29,10 +29,10 @@ _SQL: Final = queries("driver")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adopted:
-    """A job taken over, and until when its former driver may still have acted for it."""
+    """A job taken over, and how many seconds ago its former driver may last have acted for it."""
 
     job: Job
-    orphaned_at: datetime
+    orphaned_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ class Queue:
     def adopt(self, limit: int) -> list[Adopted]:
         """Takes over up to twice ``limit`` running jobs that were given back or whose driver's lease is over."""
         rows = self._run("adopt", queues=self._queues, limit=limit)
-        return [Adopted(job=job_from_row(row), orphaned_at=row["orphaned_at"]) for row in rows]
+        return [Adopted(job=job_from_row(row), orphaned_s=row["orphaned_s"]) for row in rows]
 
     def release(self) -> set[UUID]:
         """Gives back all jobs that wait, and returns their ids."""
@@ -225,7 +225,7 @@ def _ending_record(ending: Ending) -> dict[str, Any]:
         "retry_delay_s": ending.retry_delay_s,
         "exit_code": ending.exit_code,
         "error_code": ending.error.code if ending.error else None,
-        "error_message": ending.error.message.replace("\x00", "") if ending.error else None,
+        "error_message": _storable(ending.error.message) if ending.error else None,
         "retryable": ending.retryable,
         "artifact_uri": ending.artifact_uri,
         "cost_credits": ending.cost_credits,
@@ -242,3 +242,8 @@ def _ending_record(ending: Ending) -> dict[str, Any]:
             for artifact in ending.artifacts
         ],
     }
+
+
+def _storable(text: str) -> str:
+    """What Postgres takes as text: no NUL, no lone surrogate; and no more than a person reads."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()[:4000]

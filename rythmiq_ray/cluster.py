@@ -1,0 +1,246 @@
+"""Ray, and the only place that imports it: start, the remote task, lost tasks, drain, shutdown.
+
+The facts it builds on are measured for Ray 2.60: a task is run once (``max_retries=0``) because Postgres decides
+about retries; task names are few, since each new one costs memory for good; many orders share one task with
+threads in it, since a task that waits costs a process; results are data, since an exception may not unpickle.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, Final
+
+# gRPC keep-alive finds a frozen node after some 20 s instead of 437 s. Ray reads this when it is imported, and head,
+# nodes and driver must agree, so cluster.yaml sets the same.
+os.environ.setdefault("RAY_grpc_client_keepalive_time_ms", "10000")
+os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", "5000")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+
+from rythmiq_ray.artifacts import open_store
+from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
+from rythmiq_ray.errors import RayUnavailable
+from rythmiq_ray.executor import Executor
+from rythmiq_ray.model import Order, Step, StepResult, TaskLost
+
+_CAPACITY_INTERVAL_S: Final = 5.0
+_TASKS_PER_CPU: Final = 2
+"""One that runs and one that is ready to follow; what waits beyond that is demand the autoscaler sees."""
+_SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
+"""Below this rate a large transfer counts as hung."""
+_INPUT_ALLOWANCE_S: Final = 3600.0
+"""Inputs of a size that is not known may take this long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """All that a task needs to know, sent with it: a node needs no configuration and no key of its own."""
+
+    camber: CamberConfig
+    artifacts: ArtifactsConfig
+    timeout_s: float
+    threads: int
+
+
+_executor_lock: Final = threading.Lock()
+_executor: tuple[TaskSettings, Executor, ThreadPoolExecutor] | None = None
+
+
+def build_executor(settings: TaskSettings) -> Executor:
+    """An executor with clients of its own."""
+    return Executor(
+        backend=CamberExecutionBackend(settings.camber),
+        store=open_store(settings.artifacts),
+        timeout_s=settings.timeout_s,
+        concurrency=settings.artifacts.concurrency,
+    )
+
+
+def _process_executor(settings: TaskSettings) -> tuple[Executor, ThreadPoolExecutor]:
+    """Clients and threads are made once for a worker process: connections stay warm between tasks."""
+    global _executor
+    with _executor_lock:
+        if _executor is None or _executor[0] != settings:
+            _executor = (settings, build_executor(settings), ThreadPoolExecutor(settings.threads))
+        return _executor[1], _executor[2]
+
+
+@ray.remote(max_retries=0, num_cpus=1)
+def _run(settings: TaskSettings, orders: list[Order]) -> list[StepResult]:
+    executor, threads = _process_executor(settings)
+    if len(orders) == 1:
+        return [executor.run(orders[0])]
+    return list(threads.map(executor.run, orders))
+
+
+@dataclass(slots=True)
+class _Task:
+    ref: Any
+    orders: list[Order]
+    deadline: float
+
+
+class Cluster:
+    """Runs orders as Ray tasks and hands back a result for each, whatever happens to task or node."""
+
+    def __init__(
+        self,
+        config: RayConfig,
+        settings: TaskSettings,
+        *,
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._settings = settings
+        self._wake = wake
+        self._clock = clock
+        self._pending: dict[Step, deque[Order]] = {step: deque() for step in Step}
+        self._alone: deque[tuple[Order, int]] = deque()
+        self._running: dict[int, _Task] = {}
+        self._ended: SimpleQueue[tuple[int, list[StepResult] | TaskLost]] = SimpleQueue()
+        self._next_task = 0
+        self._slots = _TASKS_PER_CPU
+        self._slots_read_at = -_CAPACITY_INTERVAL_S
+        self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
+
+    def start(self) -> None:
+        """Joins the cluster that Ray's own environment names, or starts one of its own; raises RayUnavailable.
+
+        To be called on the main thread, before any signal handler is set: ``ray.init`` overwrites SIGTERM's.
+        """
+        try:
+            if "RAY_ADDRESS" in os.environ:
+                ray.init(log_to_driver=False)
+            else:
+                ray.init(address="local", num_cpus=self._config.num_cpus, include_dashboard=False, log_to_driver=False)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            where = os.environ.get("RAY_ADDRESS", "a Ray of its own on this machine")
+            raise RayUnavailable(
+                f"Ray cannot be started or joined ({where}): {type(error).__name__}: {reason}"
+            ) from None
+
+    def shutdown(self) -> None:
+        """Leaves Ray; tasks that still run are ended."""
+        with suppress(Exception):
+            ray.shutdown()
+
+    def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None:
+        """Accepts an order; it is sent with others of its step, or by itself if it asks for that."""
+        if order.alone:
+            self._alone.append((order, stream_bytes))
+        else:
+            self._pending[order.step].append(order)
+
+    def dispatch(self) -> None:
+        """Sends what fits: as many tasks as there are slots, each with its share of what is pending."""
+        free = self._capacity() - len(self._running)
+        while free > 0 and self._alone:
+            order, stream_bytes = self._alone.popleft()
+            self._send([order], extra_s=stream_bytes / _SLOWEST_BYTES_PER_S)
+            free -= 1
+        # Ends before beginnings: what is collected makes room for what is submitted.
+        for step in (Step.COLLECT, Step.CANCEL, Step.SUBMIT, Step.CLEAN):
+            pending = self._pending[step]
+            while free > 0 and pending:
+                share = max(1, min(self._config.jobs_per_task, -(-len(pending) // free)))
+                batch = list(islice(pending, share))
+                for _ in batch:
+                    pending.popleft()
+                self._send(batch)
+                free -= 1
+
+    def backlog(self, step: Step) -> int:
+        """Orders of a step that no task has yet."""
+        return len(self._pending[step])
+
+    @property
+    def room(self) -> int:
+        """How many orders the cluster's tasks take at once."""
+        return self._capacity() * self._config.jobs_per_task
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running or self._alone or any(self._pending.values()))
+
+    def withdraw(self) -> list[Order]:
+        """Takes back what no task has yet."""
+        orders = [order for order, _ in self._alone]
+        self._alone.clear()
+        for pending in self._pending.values():
+            orders.extend(pending)
+            pending.clear()
+        return orders
+
+    def completed(self) -> list[tuple[Order, StepResult]]:
+        """The orders that came to an end since the last call, those of hung tasks among them."""
+        out: list[tuple[Order, StepResult]] = []
+        while not self._ended.empty():
+            number, results = self._ended.get()
+            task = self._running.pop(number, None)
+            if task is None:  # given up before
+                continue
+            if isinstance(results, TaskLost):
+                out.extend((order, results) for order in task.orders)
+            else:
+                out.extend(zip(task.orders, results, strict=True))
+        now = self._clock()
+        for number, task in list(self._running.items()):
+            if now >= task.deadline:
+                del self._running[number]
+                with suppress(Exception):
+                    ray.cancel(task.ref, force=True)
+                lost = TaskLost(reason="a hang: its time was over", dead=False)
+                out.extend((order, lost) for order in task.orders)
+        return out
+
+    def draining(self) -> bool:
+        """Whether the driver's own node is about to be taken away. A SIGTERM to the node reaches no driver."""
+        with suppress(Exception):
+            # A private call: Ray Serve and Train use it, and there is no public one.
+            nodes = ray._private.state.state.get_draining_nodes()
+            return ray.get_runtime_context().get_node_id() in nodes
+        return False
+
+    def _send(self, orders: Sequence[Order], *, extra_s: float = 0.0) -> None:
+        number = self._next_task
+        self._next_task += 1
+        if any(order.step is Step.SUBMIT and order.job.spec.inputs for order in orders):
+            extra_s += _INPUT_ALLOWANCE_S
+        ref = self._remote[orders[0].step].remote(self._settings, list(orders))
+        self._running[number] = _Task(
+            ref=ref, orders=list(orders), deadline=self._clock() + self._config.task_timeout_s + extra_s
+        )
+        ref.future().add_done_callback(lambda future: self._on_done(number, future))
+
+    def _on_done(self, number: int, future: Future[list[StepResult]]) -> None:
+        error = future.exception()
+        if error is None:
+            self._ended.put((number, future.result()))
+        else:
+            # Its text can quote anything, a secret too; the class says what happened.
+            dead = isinstance(error, (WorkerCrashedError, OutOfMemoryError))
+            self._ended.put((number, TaskLost(reason=type(error).__name__, dead=dead)))
+        self._wake()
+
+    def _capacity(self) -> int:
+        now = self._clock()
+        if now - self._slots_read_at >= _CAPACITY_INTERVAL_S:
+            self._slots_read_at = now
+            with suppress(Exception):
+                cpus = int(ray.cluster_resources().get("CPU", 0))
+                self._slots = max(_TASKS_PER_CPU, cpus * _TASKS_PER_CPU)
+        return self._slots

@@ -1,0 +1,527 @@
+"""The way of a job, as one loop: claim, submit, watch, collect, finish.
+
+Every tick takes what came in (ended tasks, sweeps of the remote list, notifications), writes it to Postgres, and
+sends what is due. A flight's own rules are in :mod:`rythmiq_ray.driver.flights`; nothing here waits but
+:meth:`Loop.run`, and nothing waits for the network but the calls to Postgres, which have a time-out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+from rythmiq_ray.config import Config
+from rythmiq_ray.driver.breaker import Breaker
+from rythmiq_ray.driver.flights import Flight, Flights
+from rythmiq_ray.driver.outbox import Outbox
+from rythmiq_ray.driver.wakeup import Wakeup
+from rythmiq_ray.driver.watcher import Probed, Seen, Sweep, Swept, Watcher
+from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, Verdict
+from rythmiq_ray.model import (
+    Cleaned,
+    Collected,
+    ErrorInfo,
+    Faulted,
+    Job,
+    JobState,
+    Order,
+    Phase,
+    Step,
+    StepResult,
+    TaskLost,
+)
+from rythmiq_ray.queue import Ending, Progress, Queue
+from rythmiq_ray.secret import Secret
+from rythmiq_ray.spec import check_spec
+from rythmiq_ray.telemetry.logs import get_logger
+
+log = get_logger("driver")
+
+SECRET_PREFIX: Final = "RYTHMIQ_SECRET_"  # noqa: S105 - where secrets are found, not one
+HEARTBEATS_PER_LEASE: Final = 3
+LONGEST_WAIT_S: Final = 1.0
+"""Signals come by the wakeup pipe; this is for what gives no sign, such as a node that drains."""
+JANITOR_INTERVAL_S: Final = 60.0
+CLEAN_TRIES: Final = 3
+CLEAN_GRACE_S: Final = 15.0
+"""How long a drain waits for the last paths to be removed; the janitor of another run takes the rest."""
+BACKEND, STORE = "backend", "store"
+
+
+class Fanout(Protocol):
+    """What the loop needs of :class:`rythmiq_ray.cluster.Cluster`."""
+
+    def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None: ...
+    def dispatch(self) -> None: ...
+    def completed(self) -> list[tuple[Order, StepResult]]: ...
+    def withdraw(self) -> list[Order]: ...
+    def backlog(self, step: Step) -> int: ...
+    def draining(self) -> bool: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def busy(self) -> bool: ...
+
+
+class Loop:
+    """One driver's loop over its queue, cluster and watcher. Single-threaded; ``clock`` is monotonic seconds."""
+
+    def __init__(
+        self,
+        config: Config,
+        queue: Queue,
+        cluster: Fanout,
+        watcher: Watcher,
+        wakeup: Wakeup,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._config = config
+        self._queue = queue
+        self._cluster = cluster
+        self._watcher = watcher
+        self._wakeup = wakeup
+        self._clock = clock
+        self._environ = environ
+        self.flights = Flights(config)
+        self._outbox = Outbox(config.driver.batch_size)
+        self._breakers = {BACKEND: Breaker(config.outage), STORE: Breaker(config.outage)}
+        self._cleaning: dict[tuple[object, int], int] = {}
+        self._lease_until = 0.0
+        self._renew_at = 0.0
+        self._claim_at = 0.0
+        self._adopt_at = 0.0
+        self._cancels_at = 0.0
+        self._sweep_at = 0.0
+        self._janitor_at = 0.0
+        self._sweep: Sweep | None = None
+        self._sweeps = 0
+        self._database_error: str | None = None
+        self._database_retry_at = 0.0
+        self._outage_logged: set[str] = set()
+        self.stop_requested = False
+        self.any_failed = False
+
+    # ------------------------------------------------------------------ run
+
+    def register(self) -> None:
+        """Takes the lease under which everything is done; raises DatabaseUnavailable."""
+        started_at = self._clock()
+        self._queue.register()
+        self._lease_until = started_at + self._config.driver.lease_s
+        self._renew_at = started_at + self._config.driver.lease_s / HEARTBEATS_PER_LEASE
+
+    def run(self, *, drain: bool) -> None:
+        """Works until a stop is requested or, with ``drain``, until nothing is left to do."""
+        idle_since: float | None = None
+        while not self.stop_requested and not self._node_leaves():
+            self.tick()
+            if drain:
+                idle_since = (idle_since or self._clock()) if self._idle() else None
+                if idle_since is not None and self._all_cleaned(idle_since) and self._queue_is_empty():
+                    return
+            self.wait()
+
+    def tick(self) -> None:
+        """Everything that is due now, once."""
+        now = self._clock()
+        for order, result in self._cluster.completed():
+            self._settle(order, result, now)
+        self._take_reports(now)
+        self._with_database(self._database_work, now)
+        self._probe(now)
+        self._send_orders(now)
+        self._cluster.dispatch()
+        self._watch(now)
+
+    def wait(self) -> None:
+        """Sleeps until something happens or the next thing is due."""
+        fileno = self._queue.fileno()
+        timeout_s = min(self._next_due(), self._clock() + LONGEST_WAIT_S) - self._clock()
+        self._wakeup.wait(timeout_s, [] if fileno is None else [fileno])
+
+    def stop(self) -> None:
+        """Gives back all that waits, lets running tasks end within the grace, writes their outcomes, resigns.
+
+        The release comes first, because a SIGKILL may follow within seconds; whatever is not written is taken over
+        by another driver.
+        """
+        now = self._clock()
+        give_up_at = now + self._config.shutdown.grace_s
+        self._withdraw()
+        self._with_database(self._release, now)
+        while self._cluster.busy and self._clock() < give_up_at:
+            self._wakeup.wait(min(LONGEST_WAIT_S, give_up_at - self._clock()))
+            now = self._clock()
+            for order, result in self._cluster.completed():
+                self._settle(order, result, now)
+            self._with_database(self._write_outcomes, now)
+        self._with_database(self._write_outcomes, self._clock(), force=True)
+        self._with_database(lambda _now: self._queue.resign(), self._clock(), force=True)
+
+    # ------------------------------------------------------------- postgres
+
+    def _with_database(self, work: Callable[[float], None], now: float, *, force: bool = False) -> None:
+        """Runs work that needs Postgres; while it is away, at most once a poll interval."""
+        if self._database_error is not None and now < self._database_retry_at and not force:
+            return
+        try:
+            work(now)
+        except DatabaseUnavailable as error:
+            self._database_retry_at = self._clock() + self._config.driver.poll_interval_s
+            if self._database_error is None:
+                log.warning("Postgres is away, outcomes are kept", error=error.message)
+            self._database_error = error.message
+            return
+        if self._database_error is not None:
+            self._database_error = None
+            self._claim_at = self._adopt_at = self._cancels_at = 0.0
+            log.info("Postgres is back")
+
+    def _database_work(self, now: float) -> None:
+        self._take_notifications()
+        self._write_outcomes(now)
+        self._heartbeat(now)
+        if not self._leased(now):
+            return
+        self._take_cancels(now)
+        self._adopt(now)
+        self._claim(now)
+        self._janitor(now)
+
+    def _take_notifications(self) -> None:
+        told = self._queue.notifications()
+        if "enqueued" in told:
+            self._claim_at = 0.0
+        if "cancel" in told:
+            self._cancels_at = 0.0
+
+    def _heartbeat(self, now: float) -> None:
+        if now < self._renew_at:
+            return
+        asked_at = self._clock()
+        if self._queue.renew():
+            self._lease_until = asked_at + self._config.driver.lease_s
+            self._renew_at = asked_at + self._config.driver.lease_s / HEARTBEATS_PER_LEASE
+            return
+        # Others may hold these jobs by now. Under a new lease they are taken over like anybody's.
+        log.warning("The lease was lost; its jobs are taken over anew", jobs=len(self.flights))
+        self._withdraw()
+        self.flights.clear()
+        self.register()
+        self._adopt_at = 0.0
+
+    def _leased(self, now: float) -> bool:
+        """Whether nobody else can hold this driver's jobs; without that nothing is begun."""
+        return now < self._lease_until
+
+    def _claim(self, now: float) -> None:
+        room = self._config.camber.max_in_flight - len(self.flights)
+        # No more is claimed than is soon sent: what is claimed and not sent waits for nobody but this driver.
+        room = min(room, 2 * self._cluster.room - self._cluster.backlog(Step.SUBMIT))
+        if now < self._claim_at or room <= 0 or self._paused:
+            return
+        limit = min(self._config.driver.batch_size, room)
+        jobs = self._queue.claim(limit)
+        for job in jobs:
+            self.flights.begin(job)
+            log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
+        full = len(jobs) == limit
+        self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
+
+    def _adopt(self, now: float) -> None:
+        if now < self._adopt_at:
+            return
+        adopted = self._queue.adopt(self._config.driver.batch_size)
+        for orphan in adopted:
+            self.flights.take_over(orphan.job, orphan.orphaned_s, now)
+        if adopted:
+            log.info("Jobs taken over", jobs=len(adopted))
+            self._cancels_at = 0.0
+        full = len(adopted) >= self._config.driver.batch_size
+        self._adopt_at = 0.0 if full else now + self._config.driver.poll_interval_s
+
+    def _take_cancels(self, now: float) -> None:
+        if now < self._cancels_at:
+            return
+        self._cancels_at = now + self._config.driver.poll_interval_s
+        if not self.flights:
+            return
+        for job_id in self._queue.cancel_requests():
+            flight = self.flights.get(job_id)
+            if flight is not None and flight.stop_code is None:
+                log.info("Cancel requested", jobId=job_id, phase=flight.phase)
+                self._end(self.flights.stop(flight, ErrorCode.CANCELLED))
+
+    def _write_outcomes(self, now: float) -> None:
+        for ending, ours in self._outbox.flush(self._queue):
+            flight = self.flights.get(ending.job_id, ending.attempt)
+            if flight is not None:
+                self.flights.remove(flight)
+            if not ours:
+                log.warning("Outcome dropped, another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
+                continue
+            self._report_ending(ending)
+            if flight is not None:
+                self._clean(flight.job)
+            if ending.retry_delay_s is None and ending.state is JobState.FAILED:
+                self.any_failed = True
+
+    def _release(self, now: float) -> None:
+        self._write_outcomes(now)
+        released = self._queue.release()
+        for job_id in released:
+            flight = self.flights.get(job_id)
+            if flight is not None:
+                self.flights.remove(flight)
+        if released:
+            log.info("Jobs given back", jobs=len(released))
+
+    def _queue_is_empty(self) -> bool:
+        try:
+            return not self._queue.unfinished()
+        except DatabaseUnavailable:
+            return False
+
+    # -------------------------------------------------------------- results
+
+    def _settle(self, order: Order, result: StepResult, now: float) -> None:
+        if order.step is Step.CLEAN:
+            self._settle_clean(order, result)
+            return
+        flight = self.flights.get(order.job.job_id, order.job.attempt)
+        if flight is None:
+            return
+        if isinstance(result, Faulted):
+            self._note_fault(result.error, now, job=flight.job)
+        elif isinstance(result, TaskLost):
+            log.warning("Task lost", step=order.step, jobId=order.job.job_id, reason=result.reason)
+        elif isinstance(result, Collected):
+            for warning in result.warnings:
+                log.warning("Collected with a warning", jobId=order.job.job_id, warning=warning)
+        before = (flight.phase, flight.job.remote_status)
+        ending = self.flights.settle(flight, order, result, now)
+        if ending is None and before != (flight.phase, flight.job.remote_status):
+            self._note_progress(flight)
+        self._end(ending)
+
+    def _take_reports(self, now: float) -> None:
+        for report in self._watcher.reports():
+            match report:
+                case Seen(sweep=number, remotes=remotes):
+                    for remote in remotes:
+                        flight = self.flights.seen(number, remote, now)
+                        if flight is not None:
+                            self._note_progress(flight)
+                case Swept(sweep=sweep, error=None):
+                    self._sweep = None
+                    for ending in self.flights.swept(sweep.number, sweep.paths, sweep.waiting, sweep.started_at, now):
+                        self._end(ending)
+                case Swept(error=ErrorInfo() as error):
+                    self._sweep = None
+                    self._note_fault(error, now)
+                case Probed(name=name, error=error):
+                    self._note_probe(name, error, now)
+
+    def _note_progress(self, flight: Flight) -> None:
+        job = flight.job
+        self._outbox.progress(
+            Progress(
+                job_id=job.job_id,
+                attempt=job.attempt,
+                phase=flight.phase,
+                remote_id=job.remote_id,
+                remote_status=job.remote_status,
+            )
+        )
+
+    def _end(self, ending: Ending | None) -> None:
+        if ending is None:
+            return
+        flight = self.flights.get(ending.job_id, ending.attempt)
+        if flight is not None:
+            flight.busy = True  # Nothing more is sent for it; it goes once its end is written.
+        self._outbox.ending(ending)
+
+    def _report_ending(self, ending: Ending) -> None:
+        fields: dict[str, object] = {"jobId": ending.job_id, "attempt": ending.attempt}
+        if ending.error is not None:
+            fields |= {"error": ending.error.code, "message": ending.error.message}
+        if ending.retry_delay_s is not None:
+            log.warning("Attempt failed", **fields, retryIn=f"{ending.retry_delay_s:.1f}s")
+        elif ending.state is JobState.FAILED:
+            log.error("Job failed", **fields)
+        else:
+            log.info(f"Job {ending.state.lower()}", **fields)
+
+    # ---------------------------------------------------------------- orders
+
+    def _send_orders(self, now: float) -> None:
+        if not self._leased(now) or self.stop_requested:
+            return
+        lease_left_s = self._lease_until - now
+        create_before = datetime.now(UTC) + timedelta(seconds=lease_left_s)
+        for flight in list(self.flights):
+            self._enforce_limits(flight, now)
+            if flight.busy or self._paused:
+                continue
+            if flight.phase is Phase.SUBMITTING and not self._may_submit(flight):
+                continue
+            secrets = self._secrets(flight) if flight.phase is Phase.SUBMITTING else {}
+            order = self.flights.order(
+                flight, now, secrets=secrets, lease_left_s=lease_left_s, create_before=create_before
+            )
+            if order is not None:
+                flight.busy = True
+                self._cluster.enqueue(order, stream_bytes=flight.alone_bytes)
+
+    def _enforce_limits(self, flight: Flight, now: float) -> None:
+        code = self.flights.overdue(flight, now)
+        if code is not None:
+            log.warning("Time limit passed, the remote job is stopped", jobId=flight.job.job_id, limit=code)
+            self._end(self.flights.stop(flight, code))
+        elif flight.stop_code is not None and flight.phase is Phase.SUBMITTING and not flight.busy:
+            self._end(self.flights.stop(flight, flight.stop_code))
+
+    def _may_submit(self, flight: Flight) -> bool:
+        """Checks what only the driver can; ends the attempt where it cannot be submitted."""
+        job = flight.job
+        faults = check_spec(job.spec, self._config.camber.catalog)
+        if faults:
+            error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults))
+            self._end(self.flights.give_up(flight, error))
+            return False
+        missing = [name for name in job.spec.secrets if not self._environ.get(SECRET_PREFIX + name)]
+        if missing:
+            names = ", ".join(SECRET_PREFIX + name for name in missing)
+            error = ErrorInfo(code=ErrorCode.SECRET_MISSING, message=f"the driver's environment lacks {names}")
+            self._end(self.flights.give_up(flight, error))
+            return False
+        return True
+
+    def _secrets(self, flight: Flight) -> dict[str, Secret]:
+        return {name: Secret(self._environ[SECRET_PREFIX + name]) for name in flight.job.spec.secrets}
+
+    def _withdraw(self) -> None:
+        """Takes back the orders that no task has."""
+        for order in self._cluster.withdraw():
+            flight = self.flights.get(order.job.job_id, order.job.attempt)
+            if flight is not None and order.step is not Step.CLEAN:
+                flight.busy = False
+
+    # ----------------------------------------------------------------- watch
+
+    def _watch(self, now: float) -> None:
+        if self._sweep is not None or now < self._sweep_at or self._breakers[BACKEND].open:
+            return
+        waiting, paths = self.flights.waiting_ids(), self.flights.uncertain_paths()
+        if not waiting and not paths:
+            return
+        self._sweeps += 1
+        self._sweep_at = now + self._config.driver.poll_interval_s
+        self._sweep = Sweep(
+            number=self._sweeps,
+            waiting=frozenset(waiting),
+            paths=frozenset(paths),
+            since=self.flights.uncertain_since(),
+            started_at=now,
+        )
+        self._watcher.sweep(self._sweep)
+
+    # --------------------------------------------------------------- outages
+
+    @property
+    def _paused(self) -> bool:
+        return any(breaker.open for breaker in self._breakers.values())
+
+    def _note_fault(self, error: ErrorInfo, now: float, job: Job | None = None) -> None:
+        if error.verdict is not Verdict.PAUSE:
+            return
+        name = STORE if error.code is ErrorCode.STORE_UNAVAILABLE else BACKEND
+        self._breakers[name].trip(error, now)
+        log.debug("Fault", part=name, error=error.message, jobId=job.job_id if job else None)
+
+    def _probe(self, now: float) -> None:
+        for name, breaker in self._breakers.items():
+            if breaker.due_at is not None and now >= breaker.due_at:
+                breaker.probe_sent()
+                self._watcher.probe(name)
+
+    def _note_probe(self, name: str, error: ErrorInfo | None, now: float) -> None:
+        breaker = self._breakers[name]
+        if breaker.probe_ended(error, now):
+            if name in self._outage_logged:
+                self._outage_logged.discard(name)
+                self.flights.outage_over()
+                log.info("Dispatch resumed", part=name, after=f"{now - breaker.opened_at:.0f}s")
+        elif error is not None and name not in self._outage_logged:
+            self._outage_logged.add(name)
+            log.warning("Dispatch paused", part=name, error=error.code, message=error.message)
+
+    # -------------------------------------------------------------- clean-up
+
+    def _clean(self, job: Job) -> None:
+        """The attempt's path goes once its artifacts are safe and the row says so."""
+        if job.remote_path is None:
+            return
+        self._cleaning.setdefault((job.job_id, job.attempt), 0)
+        self._cluster.enqueue(Order(step=Step.CLEAN, job=job))
+
+    def _settle_clean(self, order: Order, result: StepResult) -> None:
+        key = (order.job.job_id, order.job.attempt)
+        if isinstance(result, Cleaned):
+            self._cleaning.pop(key, None)
+            self._outbox.cleaned(order.job)
+            return
+        tries = self._cleaning.get(key, 0) + 1
+        if tries < CLEAN_TRIES:
+            self._cleaning[key] = tries
+            self._cluster.enqueue(order)
+        else:
+            self._cleaning.pop(key, None)  # The janitor comes by.
+
+    def _janitor(self, now: float) -> None:
+        if now < self._janitor_at or self._paused:
+            return
+        self._janitor_at = now + JANITOR_INTERVAL_S
+        for job in self._queue.uncleaned(self._config.driver.batch_size, older_than_s=JANITOR_INTERVAL_S):
+            if (job.job_id, job.attempt) not in self._cleaning:
+                self._clean(job)
+
+    # ------------------------------------------------------------------ ends
+
+    def _idle(self) -> bool:
+        return not self.flights and not self._outbox.endings
+
+    def _all_cleaned(self, idle_since: float) -> bool:
+        done = not self._cleaning and not len(self._outbox)
+        return done or self._clock() - idle_since > CLEAN_GRACE_S
+
+    def _node_leaves(self) -> bool:
+        leaves = self._cluster.draining()
+        if leaves:
+            log.warning("The driver's node is being drained")
+        return leaves
+
+    def _next_due(self) -> float:
+        """When the next thing is due by the clock alone."""
+        times = [self._renew_at, self._adopt_at, self._janitor_at]
+        if self._database_error is not None:
+            times = [self._database_retry_at]
+        elif len(self._outbox):
+            times.append(0.0)
+        elif not self._paused:
+            times.append(
+                self._claim_at if self._claim_at > 0.0 else self._clock() + self._config.driver.poll_interval_s
+            )
+        if self.flights:
+            times.extend(flight.due_at for flight in self.flights if not flight.busy and flight.due_at > 0.0)
+            if self._sweep is None:
+                times.append(self._sweep_at)
+            times.append(self._cancels_at)
+        times.extend(breaker.due_at for breaker in self._breakers.values() if breaker.due_at is not None)
+        return min(times)
