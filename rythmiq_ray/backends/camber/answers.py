@@ -1,0 +1,224 @@
+"""What Camber's answers mean: the envelope, the errors, the job object. Pure functions of bytes that are not trusted.
+
+Facts come from camber-api, sections 1, 2 and 5.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any, Final
+
+from rythmiq_ray.errors import (
+    BackendBusy,
+    BackendRefusedKey,
+    BackendUnavailable,
+    CreateUncertain,
+    NotFound,
+    RythmiqError,
+    SpecRejected,
+)
+from rythmiq_ray.model import RemoteJob, RemoteStatus
+
+MAX_MESSAGE: Final = 500
+"""Characters of the server's own words that go into an error."""
+
+_MAX_RETRY_AFTER_S: Final = 3600.0
+_VALIDATION_FAILED: Final = 1
+_DOMAIN_FAILURE: Final = 2
+_LOG_REFUSED: Final = 15
+_MISSING: Final = re.compile(r"not found|no such|(does not|doesn't) exist|not exist", re.IGNORECASE)
+_KEY_UNKNOWN: Final = "user not found"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_STASH_ROOT: Final = re.compile(r"^stash://[^/]+/")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, read whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300 and not self._failed_in_envelope
+
+    @cached_property
+    def json(self) -> Any:
+        """The body; None where it is not JSON."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+    @property
+    def data(self) -> Any:
+        """The body without the envelope, where there is one."""
+        body = self.json
+        return body["data"] if isinstance(body, dict) and "data" in body else body
+
+    @property
+    def code(self) -> int | None:
+        """The envelope's code; 0 = ok."""
+        code = self.json.get("code") if isinstance(self.json, dict) else None
+        return code if isinstance(code, int) and not isinstance(code, bool) else None
+
+    @property
+    def retry_after_s(self) -> float | None:
+        value = next((v for k, v in self.headers.items() if k.lower() == "retry-after"), None)
+        if value is None:
+            return None
+        try:
+            delay_s = float(value)
+        except ValueError:
+            try:
+                until = parsedate_to_datetime(value)
+            except ValueError:
+                return None
+            delay_s = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        # The comparison is false for NaN too.
+        return min(delay_s, _MAX_RETRY_AFTER_S) if delay_s >= 0 else 0.0
+
+    @property
+    def message(self) -> str:
+        """The server's own words with each field that it complains about, safe to print; '' where it gave none."""
+        body = self.json
+        if not isinstance(body, dict):
+            return ""
+        words = [body["message"]] if isinstance(body.get("message"), str) else []
+        details = body.get("error_details")
+        for detail in details if isinstance(details, list) else ():
+            if isinstance(detail, dict):
+                field = detail.get("field") or detail.get("key") or "?"
+                words.append(f"{field}: {detail.get('message', '?')}")
+        return printable("; ".join(words))
+
+    @property
+    def _failed_in_envelope(self) -> bool:
+        return bool(self.code) and not self.data
+
+
+def printable(text: str) -> str:
+    """Cut to :data:`MAX_MESSAGE` characters, control characters replaced by a space."""
+    return _CONTROL.sub(" ", text[: MAX_MESSAGE * 2]).strip()[:MAX_MESSAGE]
+
+
+def error_of(answer: Answer, operation: str) -> RythmiqError:
+    """The error that an answer to an idempotent call is.
+
+    A code 2 that names something missing is NotFound, whatever the status; any other may be transient, so it is
+    BackendUnavailable, and the caller bounds how often it tries.
+    """
+    words = answer.message
+    said = f"Camber answered {operation} with {answer.status}" + (f": {words}" if words else "")
+    if answer.code == _LOG_REFUSED:
+        return NotFound(said)
+    if _refuses_key(answer):
+        return BackendRefusedKey(said)
+    if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return BackendBusy(said, answer.retry_after_s)
+    if answer.status == HTTPStatus.NOT_FOUND or (answer.code == _DOMAIN_FAILURE and _MISSING.search(words)):
+        return NotFound(said)
+    if answer.status == HTTPStatus.BAD_REQUEST and answer.code in (None, _VALIDATION_FAILED) and words:
+        return SpecRejected(said)
+    if answer.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY):
+        return SpecRejected(said)
+    return BackendUnavailable(said, answer.retry_after_s)
+
+
+def create_error_of(answer: Answer) -> RythmiqError:
+    """The error that an answer to a create is: what does not say for certain that nothing was made is uncertain."""
+    error = error_of(answer, "create")
+    if isinstance(error, BackendRefusedKey | BackendBusy | SpecRejected):
+        return error
+    if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) and answer.code != _DOMAIN_FAILURE:
+        return BackendUnavailable(f"{error.message} (is camber.endpoint right?)")
+    return CreateUncertain(error.message)
+
+
+def job_of(data: object) -> RemoteJob | None:
+    """The job object in an unwrapped answer, which may lie one level deeper; None where there is none."""
+    if not isinstance(data, dict):
+        return None
+    for candidate in (data, *data.values()):
+        if isinstance(candidate, dict) and (remote_id := job_id_of(candidate)) is not None:
+            return RemoteJob(
+                remote_id=remote_id,
+                status=RemoteStatus(str(candidate.get("job_status", "")).upper()),
+                path=path_of(candidate),
+                created_at=time_of(candidate.get("created_at")),
+                started_at=time_of(candidate.get("started_at")),
+                finished_at=time_of(candidate.get("finished_at")),
+            )
+    return None
+
+
+def job_id_of(item: Mapping[str, object]) -> int | None:
+    """The ``job_id`` of a job object; None where it is no number above 0."""
+    value = item.get("job_id")
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
+        return value
+    return None
+
+
+def path_of(item: Mapping[str, object]) -> str:
+    """The ``mount_dir`` under the owner's root, without slashes at its ends."""
+    return _STASH_ROOT.sub("", str(item.get("mount_dir") or "")).strip("/")
+
+
+def time_of(value: object) -> datetime | None:
+    """RFC 3339 in UTC; None for anything else and for the year 1, which is how Go writes "never"."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    if time.year < 2000:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def items_of(answer: Answer, *keys: str) -> list[dict[str, Any]] | None:
+    """The array of objects that have one of ``keys``, whatever its own key; empty where it is empty or null.
+
+    None where the answer holds nothing of the kind: a proxy's page must not pass for an empty list.
+    """
+    data = answer.data
+    candidates = [data, *data.values()] if isinstance(data, dict) else [data]
+    for candidate in candidates:
+        if isinstance(candidate, list) and (items := list(_having(candidate, keys))):
+            return items
+    null = None in candidates and (total_of(answer) == 0 or answer.code == 0)
+    return [] if null or [] in candidates else None
+
+
+def total_of(answer: Answer) -> int | None:
+    """How many things a paged list says it has; None where it does not say."""
+    for holder in (answer.data, answer.json):
+        total = holder.get("total") if isinstance(holder, dict) else None
+        if isinstance(total, int) and not isinstance(total, bool):
+            return total
+    return None
+
+
+def _having(items: list[object], keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for item in items:
+        if isinstance(item, dict) and any(key in item for key in keys):
+            yield item
+
+
+def _refuses_key(answer: Answer) -> bool:
+    return answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or (
+        not answer.ok and _KEY_UNKNOWN in answer.message.lower()
+    )

@@ -1,0 +1,256 @@
+"""The protocol's verbs in Camber's terms: the attempt's path in the owner's stash, the list, the marker file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from rythmiq_ray.backends import InputOpener
+from rythmiq_ray.backends.camber.answers import job_id_of, job_of, path_of, time_of
+from rythmiq_ray.backends.camber.bundle import (
+    CANCEL_NAME,
+    ENV_NAME,
+    LOG_NAME,
+    REMOTE_COMMAND,
+    RESULT_NAME,
+    SCRIPT_NAME,
+    env_file,
+    is_own,
+    script,
+)
+from rythmiq_ray.backends.camber.client import CamberClient, JobPage, OnCall
+from rythmiq_ray.backends.camber.result import parse_result
+from rythmiq_ray.config import CamberConfig
+from rythmiq_ray.errors import NotFound, RythmiqError, SpecRejected
+from rythmiq_ray.model import Job, RemoteFile, RemoteJob, RemoteResult
+from rythmiq_ray.secret import Secret
+
+_CLOCK_SKEW: Final = timedelta(minutes=1)
+"""Between Camber's clock, which dates jobs, and ours, which dates creates."""
+_STUCK_PAGES: Final = 3
+"""Pages in a row that reach no older job: the list moves faster than it is read, or does not page."""
+
+
+class CamberExecutionBackend:
+    """Runs jobs on Camber Cloud; an :class:`~rythmiq_ray.backends.ExecutionBackend`.
+
+    A normal job costs five calls: the bundle, the create, the result, the log, the removal.
+    """
+
+    def __init__(self, config: CamberConfig, *, threads: int = 32, on_call: OnCall | None = None) -> None:
+        """``threads``: how many call at once; ``on_call`` is told of every call, for metrics.
+
+        Raises ConfigurationError for a key that cannot go into a header. Makes no call.
+        """
+        self._config = config
+        self.client: Final = CamberClient(config, threads=threads, on_call=on_call)
+        self._owner: str | None = None
+
+    @property
+    def backend_type(self) -> str:
+        return type(self).__name__
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.client.close()
+
+    def check(self) -> str:
+        self._owner = self.client.me()
+        return self._owner
+
+    def upload(self, job: Job, *, secrets: Mapping[str, Secret], timeout_s: float, open_input: InputOpener) -> None:
+        variables = env_file(job.spec, secrets)
+        wrapper = script(job, timeout_s=timeout_s)
+        for file in job.spec.inputs:
+            if is_own(file.name):
+                raise SpecRejected(f"input {file.name!r} has a name that the bundle uses itself")
+            self.client.stash_stream(self._uri(job, file.name), partial(open_input, file.uri))
+        if variables is not None:
+            self.client.stash_write(self._uri(job, ENV_NAME), variables)
+        # Last, so that a path with a script in it is whole.
+        self.client.stash_write(self._uri(job, SCRIPT_NAME), wrapper)
+
+    def create(self, job: Job) -> RemoteJob:
+        tags = ["rythmiq", f"rythmiq-job:{job.job_id}", f"rythmiq-attempt:{job.attempt}"]
+        if self._config.region:
+            tags.append(f"rythmiq-region:{self._config.region}")
+        path = _path(job)
+        remote = self.client.create(
+            {
+                "command": REMOTE_COMMAND,
+                "engine_type": job.spec.engine.upper(),
+                "node_size": job.spec.node_size.upper(),
+                "num_nodes": job.spec.num_nodes,
+                "with_gpu": job.spec.gpu,
+                "mount_dir": path,
+                "tags": tags,
+            }
+        )
+        return _at(remote, path)
+
+    def watch(self, waiting: Collection[int], paths: Collection[str], since: datetime | None) -> Iterator[RemoteJob]:
+        """See the protocol. What the list does not show is asked for by itself before it is taken for gone.
+
+        Where only few are left and they are old, that is cheaper than going on: after as many pages without a find as
+        there are jobs left, one call for each costs no more than what was spent.
+        """
+        unseen = set(waiting)
+        places = {path.strip("/") for path in paths}
+        unseen_places = set(places)
+        reported: set[int] = set()
+        horizon = None if since is None else since - _CLOCK_SKEW
+        barren = 0
+        for page in self._pages(to_the_end=bool(places)):
+            barren += 1
+            for item in page.jobs:
+                remote_id, path = job_id_of(item), path_of(item)
+                if remote_id in reported or (remote_id not in unseen and path not in places):
+                    continue
+                remote = job_of(item)
+                if remote is None:
+                    continue
+                barren = 0
+                reported.add(remote.remote_id)
+                unseen.discard(remote.remote_id)
+                unseen_places.discard(path)
+                yield remote
+            if barren >= len(unseen) > 0:
+                yield from self._ask_for_each(unseen)
+                reported |= unseen
+                unseen.clear()
+            ids_done = not unseen or _lowest(page) < min(unseen)
+            if ids_done and (not unseen_places or _reaches_before(page, horizon)):
+                break
+        yield from self._ask_for_each(unseen)
+
+    def read_result(self, job: Job) -> RemoteResult | None:
+        try:
+            return parse_result(self.client.stash_read(self._uri(job, RESULT_NAME)))
+        except NotFound:
+            return None
+
+    def list_files(self, job: Job) -> list[RemoteFile]:
+        """See the protocol. The inputs and the wrapper's log are left out too: they are there, but nobody's output."""
+        try:
+            entries = self.client.stash_list(self._uri(job, ""))
+        except NotFound:
+            return []
+        inputs = {file.name for file in job.spec.inputs}
+        found = (_file_of(entry, _path(job)) for entry in entries)
+        return sorted(
+            (file for file in found if file is not None and not is_own(file.name) and file.name not in inputs),
+            key=lambda file: file.name,
+        )
+
+    def open_file(self, job: Job, name: str, *, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+        return self.client.stash_open(self._uri(job, name), start)
+
+    @contextmanager
+    def open_log(self, job: Job) -> Iterator[Iterator[bytes]]:
+        """See the protocol. Where the service refuses its log (PENDING, CANCELLED), the wrapper's copy is read."""
+        with ExitStack() as stack:
+            yield self._open_any_log(job, stack)
+
+    def cancel(self, job: Job) -> bool:
+        with suppress(RythmiqError):
+            self.client.stash_write(self._uri(job, CANCEL_NAME), b"cancel\n")
+        return job.remote_id is not None and self.client.cancel(job.remote_id)
+
+    def remove(self, job: Job) -> None:
+        with suppress(NotFound):
+            self.client.stash_remove(self._uri(job, ""))
+
+    def cost_credits(self, job: Job, remote: RemoteJob) -> float | None:
+        """See the protocol. Camber bills the time in RUNNING, for each node (camber-api, section 4)."""
+        catalog = self._config.catalog
+        sizes = catalog.gpu_sizes if job.spec.gpu else catalog.cpu_sizes
+        size = sizes.get(job.spec.node_size.upper())
+        if size is None or remote.started_at is None or remote.finished_at is None:
+            return None
+        hours = max(0.0, (remote.finished_at - remote.started_at).total_seconds()) / 3600
+        return hours * size.credits_per_hour * job.spec.num_nodes
+
+    def _pages(self, *, to_the_end: bool) -> Iterator[JobPage]:
+        """The list, newest first. ``to_the_end``: only an empty page ends it, whatever its total and sizes say."""
+        number, lowest, stuck, full = 0, None, 0, 0
+        while stuck < _STUCK_PAGES:
+            number += 1
+            page = self.client.list_page(number)
+            if not page.jobs:
+                return
+            yield page
+            # The server may give fewer than were asked for; the first page shows how many it gives.
+            full = full or len(page.jobs)
+            counted = page.total is not None and len(page.jobs) <= page.total <= number * full
+            if not to_the_end and (counted or len(page.jobs) < full):
+                return
+            stuck = stuck + 1 if lowest is not None and _lowest(page) >= lowest else 0
+            lowest = _lowest(page) if lowest is None else min(lowest, _lowest(page))
+
+    def _ask_for_each(self, remote_ids: Collection[int]) -> Iterator[RemoteJob]:
+        for remote_id in sorted(remote_ids):
+            with suppress(NotFound):
+                yield self.client.get(remote_id)
+
+    def _open_any_log(self, job: Job, stack: ExitStack) -> Iterator[bytes]:
+        if job.remote_id is not None:
+            with suppress(NotFound):
+                return stack.enter_context(self.client.open_log(job.remote_id))
+        return stack.enter_context(self.open_file(job, LOG_NAME))
+
+    def _uri(self, job: Job, name: str) -> str:
+        """Where a file of the attempt's path is; raises NotFound for a name that leads out of the path."""
+        if name and not _stays_inside(name):
+            raise NotFound(f"no file of a job can be named {name[:200]!a}")
+        return f"stash://{self._stash_owner()}/{_path(job)}/{name}"
+
+    def _stash_owner(self) -> str:
+        """Asked for once in a process (by each thread that comes before the first answer)."""
+        return self._owner or self.check()
+
+
+def _path(job: Job) -> str:
+    """The attempt's own path. Raises NotFound where it has none, or one so short that others' files lie in it."""
+    path = (job.remote_path or "").strip("/")
+    if "/" not in path or not _stays_inside(path):
+        raise NotFound(f"job {job.job_id} has no path of its own")
+    return path
+
+
+def _stays_inside(name: str) -> bool:
+    parts = name.split("/")
+    encodable = not any("\ud800" <= char <= "\udc7f" or "\udd00" <= char <= "\udfff" for char in name)
+    return encodable and "\0" not in name and not any(part in ("", ".", "..") for part in parts)
+
+
+def _file_of(entry: Mapping[str, Any], path: str) -> RemoteFile | None:
+    """An entry of a stash listing; None for a folder and for what cannot be a file of ``path``."""
+    size, kind = entry.get("size", 0), entry.get("type", "file")
+    place, name = entry.get("path"), entry.get("name")
+    if kind != "file" or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        return None
+    relative = None
+    if isinstance(place, str):
+        # The path is this attempt's alone, so wherever it stands in a URI, what follows is the name.
+        relative = place.partition(f"{path}/")[2]
+    if not relative and isinstance(name, str):
+        relative = name.removeprefix(f"{path}/")
+    return RemoteFile(name=relative, size_bytes=size) if relative else None
+
+
+def _at(remote: RemoteJob, path: str) -> RemoteJob:
+    return remote if remote.path == path else replace(remote, path=path)
+
+
+def _lowest(page: JobPage) -> int:
+    return min((remote_id for item in page.jobs if (remote_id := job_id_of(item)) is not None), default=0)
+
+
+def _reaches_before(page: JobPage, horizon: datetime | None) -> bool:
+    """Whether the page's last job was created before ``horizon``; False where either is not known."""
+    created_at = time_of(page.jobs[-1].get("created_at"))
+    return horizon is not None and created_at is not None and created_at < horizon

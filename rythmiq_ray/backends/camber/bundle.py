@@ -1,0 +1,177 @@
+"""What is uploaded for an attempt: its inputs, a file of variables where there are any, and one self-contained script.
+
+The remote command is always ``bash run.sh``, because Camber shows commands in plain and people's quoting breaks in
+them (camber-api, 3.7). ``run.sh`` is the packaged wrapper with the job written into its head; it unpacks ``job.json``
+and the command itself, so a job without inputs and variables is a single upload.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from io import SEEK_END
+from typing import BinaryIO, Final
+
+from rythmiq_ray.errors import InputUnreadable, RythmiqError, SecretMissing, SpecRejected
+from rythmiq_ray.model import Job, JobSpec
+from rythmiq_ray.secret import Secret
+
+REMOTE_COMMAND: Final = "bash run.sh"
+SCRIPT_NAME: Final = "run.sh"
+DESCRIPTION_NAME: Final = "job.json"
+OWN_PREFIX: Final = "rythmiq-"
+ENV_NAME: Final = "rythmiq-env"
+CANCEL_NAME: Final = "rythmiq-cancel"
+LOG_NAME: Final = "rythmiq-log.txt"
+RESULT_NAME: Final = "rythmiq-result.json"
+
+_TEMPLATE: Final = "run.sh"
+_MARK: Final = "#@parameters@\n"
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HEAD_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopTimes:
+    """How patient the wrapper is, in seconds."""
+
+    grace_s: float = 10.0
+    """From TERM to KILL, for a command that is to stop."""
+    drain_s: float = 5.0
+    """For the log of a command that has ended, where a process that got away holds it open."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a name relative to the attempt's path is the bundle's or the wrapper's."""
+    return name in (SCRIPT_NAME, DESCRIPTION_NAME) or name.startswith(OWN_PREFIX)
+
+
+def script(job: Job, *, timeout_s: float, times: StopTimes | None = None) -> bytes:
+    """The ``run.sh`` of an attempt; it holds the command and the outputs' globs, and no variable's value."""
+    times = times or StopTimes()
+    spec = job.spec
+    whole_s, rest_s = divmod(timeout_s, 1)
+    parameters = {
+        "job_id": shlex.quote(str(job.job_id)),
+        "attempt": str(job.attempt),
+        "has_env": "1" if spec.env or spec.secrets else "",
+        "timeout_s": str(int(whole_s)),
+        "timeout_rest": f"{rest_s:.3f}",
+        "timeout_shown": f"{timeout_s:g}",
+        "grace_s": f"{times.grace_s:.3f}",
+        "drain_s": f"{times.drain_s:.3f}",
+        "outputs": f"({' '.join(shlex.quote(_plain(glob)) for glob in spec.outputs)})",
+        "description": shlex.quote(_description(job, timeout_s)),
+        "command": shlex.quote(spec.command),
+    }
+    head = "".join(f"rythmiq_{name}={value}\n" for name, value in parameters.items())
+    before, after = _template()
+    return f"{before}{head}{after}".encode()
+
+
+def env_file(spec: JobSpec, secrets: Mapping[str, Secret]) -> bytes | None:
+    """The variables as shell code, any value kept exactly; None where the job has none. A secret goes over a variable.
+
+    Raises SecretMissing for a secret that is named and not given, SpecRejected for a name that no variable can have.
+    """
+    values = dict(spec.env)
+    for name in spec.secrets:
+        if name not in secrets:
+            raise SecretMissing(f"the secret {name} is not set")
+        values[name] = secrets[name].reveal()
+    if not values:
+        return None
+    for name, value in values.items():
+        if not _ENV_NAME.fullmatch(name):
+            raise SpecRejected(f"{name!r} cannot be the name of a variable")
+        if "\0" in value:
+            raise SpecRejected(f"the value of {name} holds a NUL byte")
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items()).encode(
+        errors="surrogateescape"
+    )
+
+
+class Upload(Iterable[bytes]):
+    """An opened input as the body of a request: read in pieces, of a length known beforehand where that is cheap.
+
+    A fault in reading becomes InputUnreadable, so that it is not taken for a fault of the connection it is sent over.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._sent = 0
+        self._head = self._take(_HEAD_BYTES)
+        self.len: int | None = self._find_length()
+        """Bytes in all; None = not known. The name is the one that requests looks for."""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most ``size``; b'' at the end."""
+        data, self._head = (self._head, b"") if self._head else (self._take(size), b"")
+        if 0 <= size < len(data):
+            data, self._head = data[:size], data[size:]
+        self._sent += len(data)
+        if self.len is not None and (self._sent > self.len or (not data and size and self._sent < self.len)):
+            raise InputUnreadable("an input changed while it was read")
+        return data
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self.read(_HEAD_BYTES):
+            yield data
+
+    def _take(self, size: int) -> bytes:
+        try:
+            return self._stream.read(size)
+        except RythmiqError:
+            raise
+        except Exception as error:
+            raise InputUnreadable(f"reading an input broke off: {type(error).__name__}") from error
+
+    def _find_length(self) -> int | None:
+        if len(self._head) < _HEAD_BYTES:
+            rest = self._take(_HEAD_BYTES)
+            if not rest:
+                return len(self._head)
+            self._head += rest
+        try:
+            if not self._stream.seekable():
+                return None
+            here = self._stream.tell()
+            end = self._stream.seek(0, SEEK_END)
+            self._stream.seek(here)
+        except RythmiqError:
+            raise
+        except (OSError, ValueError, AttributeError):
+            return None
+        except Exception as error:
+            raise InputUnreadable(f"reading an input broke off: {type(error).__name__}") from error
+        return end - here + len(self._head)
+
+
+def _description(job: Job, timeout_s: float) -> str:
+    """``job.json``, for a person who looks into the path. URIs may be signed, and values secret: names only."""
+    spec = job.spec
+    about = {
+        "job_id": str(job.job_id),
+        "attempt": job.attempt,
+        "timeout_s": timeout_s,
+        "inputs": [file.name for file in spec.inputs],
+        "outputs": list(spec.outputs),
+        "variables": sorted({*spec.env, *spec.secrets}),
+    }
+    return json.dumps(about, indent=2) + "\n"
+
+
+def _plain(glob: str) -> str:
+    """Without empty and ``.`` segments, so that one file has one name."""
+    return "/".join(part for part in glob.split("/") if part not in ("", "."))
+
+
+@cache
+def _template() -> tuple[str, str]:
+    before, _, after = files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8").partition(_MARK)
+    return before, after

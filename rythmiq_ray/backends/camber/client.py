@@ -1,0 +1,406 @@
+"""Camber's API over HTTP: one pooled session, a time-out on every call, errors of ours, bounded retries.
+
+A call is repeated only where that changes nothing, so never a create. Which method and path a call has is
+configuration (``camber.routes``), because much of the contract is inferred (camber-api, section 5).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
+from ssl import SSLCertVerificationError
+from typing import Any, BinaryIO, Final, Self
+from urllib.parse import quote
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from requests.cookies import RequestsCookieJar
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from urllib3.exceptions import MaxRetryError, NameResolutionError, NewConnectionError
+
+from rythmiq_ray.backends.camber.answers import (
+    Answer,
+    create_error_of,
+    error_of,
+    items_of,
+    job_of,
+    printable,
+    total_of,
+)
+from rythmiq_ray.backends.camber.bundle import Upload
+from rythmiq_ray.backends.camber.download import Download
+from rythmiq_ray.config import CamberConfig
+from rythmiq_ray.errors import (
+    BackendBusy,
+    BackendRefusedKey,
+    BackendUnavailable,
+    ConfigurationError,
+    CreateUncertain,
+    NotFound,
+    RythmiqError,
+    SpecRejected,
+)
+from rythmiq_ray.model import RemoteJob
+from rythmiq_ray.secret import MASK, Secret
+
+OnCall = Callable[[str, str, float], None]
+"""Told of every call: the operation, the class of its answer (``2xx`` … ``5xx``, ``error``), the seconds it took."""
+
+_BLOCK_BYTES: Final = 256 * 1024
+_MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+_MAX_BACKOFF_S: Final = 5.0
+_MAX_PATIENCE_S: Final = 15.0
+"""A server that asks for a longer pause gets it from the driver, which holds no thread meanwhile."""
+_GLOBAL: Final = frozenset({"me", "list"})
+"""Operations about no thing in particular: a 404 to one is the endpoint's fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPage:
+    """A page of the list: job objects as they came."""
+
+    jobs: list[dict[str, Any]]
+    total: int | None
+    """How many jobs the whole list has, where the server says."""
+
+
+class CamberClient:
+    """The calls of the contract, one method each. Thread-safe.
+
+    Every method raises BackendUnavailable, BackendRefusedKey or BackendBusy, beside what it names itself.
+    """
+
+    def __init__(
+        self, config: CamberConfig, *, threads: int = 32, on_call: OnCall | None = None, backoff_s: float = 0.2
+    ) -> None:
+        """``threads``: how many may call at once on a pooled connection; ``backoff_s``: before the first retry.
+
+        Raises ConfigurationError for a key that cannot go into a header.
+        """
+        self._config = config
+        self._endpoint = config.endpoint.rstrip("/")
+        self._session = _session(self._endpoint, config.api_key, threads)
+        self._on_call = on_call
+        self._count = threading.Lock()
+        self.calls: Counter[str] = Counter()
+        """Calls made so far, by operation; each try counts."""
+        self._backoff = wait_exponential_jitter(initial=backoff_s, max=_MAX_BACKOFF_S, jitter=backoff_s)
+        self._retrying = Retrying(
+            stop=stop_after_attempt(config.call_attempts),
+            wait=self._pause_s,
+            retry=retry_if_exception(_worth_retrying),
+            reraise=True,
+        )
+
+    def close(self) -> None:
+        """Closes the pooled connections."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def me(self) -> str:
+        """The name of the key's owner, whose stash is used."""
+        data = self._call("me").data
+        name = data.get("username") if isinstance(data, dict) else None
+        if not isinstance(name, str) or not name or name != printable(name) or "/" in name:
+            raise BackendUnavailable("Camber's answer to me names no user (is camber.endpoint right?)")
+        return name
+
+    def create(self, body: Mapping[str, object]) -> RemoteJob:
+        """Creates a job; one call, never repeated.
+
+        Raises CreateUncertain where the call was sent and no readable answer says what became of it, SpecRejected
+        where the server refused the job; any other error means that nothing was created.
+        """
+        try:
+            answer = self._once("create", json=body, read_timeout_s=self._config.create_timeout_s)
+        except requests.RequestException as error:
+            reason = _reason("create", error)
+            raise (BackendUnavailable if _never_sent(error) else CreateUncertain)(reason) from error
+        if not answer.ok:
+            raise self._masked(create_error_of(answer))
+        remote = job_of(answer.data)
+        if remote is None:
+            raise CreateUncertain("Camber's answer to create holds no job")
+        return remote
+
+    def get(self, remote_id: int) -> RemoteJob:
+        """One job. Raises NotFound."""
+        remote = job_of(self._call("get", job_id=remote_id).data)
+        if remote is None or remote.remote_id != remote_id:
+            raise BackendUnavailable("Camber's answer to get does not hold the job that was asked for")
+        return remote
+
+    def list_page(self, page: int) -> JobPage:
+        """A page of ``camber.page_size`` jobs of the list, the newest on page 1."""
+        answer = self._call("list", params={"page": str(page), "size": str(self._config.page_size)})
+        jobs = items_of(answer, "job_id")
+        if jobs is None:
+            raise BackendUnavailable("Camber's answer to list holds no list of jobs")
+        return JobPage(jobs=jobs, total=total_of(answer))
+
+    def cancel(self, remote_id: int) -> bool:
+        """Asks for the end of a job; False where the server refuses or cannot (404, 405, a finished job)."""
+
+        def attempt() -> bool:
+            answer = self._try_once("cancel", job_id=remote_id)
+            error = None if answer.ok else error_of(answer, "cancel")
+            if error is None:
+                return True
+            refused = isinstance(error, NotFound | SpecRejected) or (
+                400 <= answer.status < 500
+                and answer.status != HTTPStatus.REQUEST_TIMEOUT
+                and not isinstance(error, BackendRefusedKey | BackendBusy)
+            )
+            if refused:
+                return False
+            raise self._masked(error)
+
+        return self._retrying(attempt)
+
+    def open_log(self, remote_id: int) -> AbstractContextManager[Iterator[bytes]]:
+        """Streams a job's log. Raises NotFound where the service has none, as for a PENDING or CANCELLED job."""
+        return self._stream("logs", 0, job_id=remote_id)
+
+    def stash_list(self, uri: str) -> list[dict[str, Any]]:
+        """The entries below a ``stash://`` folder, as they came. Raises NotFound."""
+        files = items_of(self._call("stash_list", json={"path": uri, "recursive": True}), "path", "name")
+        if files is None:
+            raise BackendUnavailable("Camber's answer to stash_list holds no list of files")
+        return files
+
+    def stash_read(self, uri: str) -> bytes:
+        """A small file, whole. Raises NotFound."""
+        return self._call("stash_read", params={"path": uri}).body
+
+    def stash_open(self, uri: str, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+        """Streams a file from byte ``start``; a transfer that breaks off is taken up where it stopped.
+
+        Raises NotFound, and ArtifactCorrupt where the file changed meanwhile.
+        """
+        return self._stream("stash_read", start, params={"path": uri})
+
+    def stash_write(self, uri: str, data: bytes) -> None:
+        """Writes a file; folders above it are made."""
+        self._call("stash_write", params={"path": uri}, data=data)
+
+    def stash_stream(self, uri: str, open_source: Callable[[], AbstractContextManager[BinaryIO]]) -> None:
+        """Writes a file in constant memory; ``open_source`` is called again for each try, and its errors are passed on.
+
+        Raises InputUnreadable where reading the source breaks off.
+        """
+
+        def attempt() -> None:
+            with open_source() as source:
+                upload = Upload(source)
+                # requests sends no Content-Length of 0 for a stream.
+                self._checked("stash_write", params={"path": uri}, data=upload if upload.len != 0 else b"")
+
+        self._retrying(attempt)
+
+    def stash_remove(self, uri: str) -> None:
+        """Removes a folder with all that is in it. Raises NotFound where the server minds that it is gone."""
+        self._call("stash_remove", params={"path": uri, "recursive": "true"})
+
+    def _call(self, operation: str, **parts: Any) -> Answer:
+        """An idempotent call, repeated within bounds."""
+        return self._retrying(lambda: self._checked(operation, **parts))
+
+    def _checked(self, operation: str, **parts: Any) -> Answer:
+        answer = self._try_once(operation, **parts)
+        if answer.ok:
+            return answer
+        error = error_of(answer, operation)
+        if operation in _GLOBAL and isinstance(error, NotFound | SpecRejected):
+            error = BackendUnavailable(f"{error.message} (is camber.endpoint right?)")
+        raise self._masked(error)
+
+    def _try_once(self, operation: str, **parts: Any) -> Answer:
+        try:
+            return self._once(operation, **parts)
+        except requests.RequestException as error:
+            raise BackendUnavailable(_reason(operation, error)) from error
+
+    def _once(self, operation: str, **parts: Any) -> Answer:
+        with self._send(operation, **parts) as response:
+            return _whole(response)
+
+    @contextmanager
+    def _stream(self, operation: str, start: int, **parts: Any) -> Iterator[Iterator[bytes]]:
+        def open_at(position: int) -> requests.Response:
+            return self._retrying(lambda: self._open_at(operation, position, **parts))
+
+        with closing(Download(open_at, start, self._config.call_attempts)) as download:
+            yield iter(download)
+
+    def _open_at(self, operation: str, position: int, **parts: Any) -> requests.Response:
+        """An answer of status 200, 206 or 416, its body not read yet."""
+        headers = {"Accept-Encoding": "identity"}
+        if position:
+            headers["Range"] = f"bytes={position}-"
+        try:
+            response = self._send(operation, headers=headers, **parts)
+            if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                return response
+            if position and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return response
+            with response:
+                answer = _whole(response)
+        except requests.RequestException as error:
+            raise BackendUnavailable(_reason(operation, error)) from error
+        error_of_answer = error_of(answer, operation)
+        if operation == "logs" and answer.status == HTTPStatus.BAD_REQUEST:
+            raise self._masked(NotFound(error_of_answer.message))
+        raise self._masked(error_of_answer)
+
+    def _send(
+        self,
+        operation: str,
+        *,
+        job_id: int | None = None,
+        params: Mapping[str, str] | None = None,
+        json: object = None,
+        data: bytes | Upload | None = None,
+        headers: Mapping[str, str] | None = None,
+        read_timeout_s: float | None = None,
+    ) -> requests.Response:
+        """One request; the answer's body is still to be read, and the answer to be closed."""
+        route = self._config.routes[operation]
+        path = route.path.replace("{job_id}", str(job_id))
+        with self._count:
+            self.calls[operation] += 1
+        began = time.monotonic()
+        outcome = "error"
+        try:
+            response = self._session.request(
+                route.method,
+                f"{self._endpoint}{path}{_query(params)}",
+                json=json,
+                data=data,
+                headers=headers,
+                timeout=(self._config.connect_timeout_s, read_timeout_s or self._config.read_timeout_s),
+                allow_redirects=False,
+                stream=True,
+            )
+            outcome = f"{response.status_code // 100}xx"
+            return response
+        finally:
+            if self._on_call is not None:
+                self._on_call(operation, outcome, time.monotonic() - began)
+
+    def _pause_s(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked_s = error.retry_after_s if isinstance(error, RythmiqError) else None
+        return max(self._backoff(state), asked_s or 0.0)
+
+    def _masked(self, error: RythmiqError) -> RythmiqError:
+        """The same error without the key, should the server have echoed it."""
+        key = self._config.api_key.reveal()
+        if key and key in error.message:
+            return type(error)(error.message.replace(key, MASK), error.retry_after_s)
+        return error
+
+
+class _Bearer(AuthBase):
+    """Puts the key into the header. As an ``auth``, so that requests does not look for another in a .netrc."""
+
+    def __init__(self, key: Secret) -> None:
+        text = key.reveal()
+        if not text or not text.isascii() or not text.isprintable() or " " in text:
+            raise ConfigurationError("camber.api_key is empty or holds characters that no key has")
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key.reveal()}"
+        return request
+
+
+class _Adapter(HTTPAdapter):
+    """Sends bodies in larger blocks than http.client's 16 KiB."""
+
+    def init_poolmanager(self, *args: Any, **pool_arguments: Any) -> None:
+        super().init_poolmanager(*args, **pool_arguments, blocksize=_BLOCK_BYTES)
+
+
+def _session(endpoint: str, key: Secret, threads: int) -> requests.Session:
+    session = requests.Session()
+    session.auth = _Bearer(key)
+    session.cookies = RequestsCookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
+    adapter = _Adapter(pool_connections=1, pool_maxsize=threads)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    # Proxies and the bundle of certificates come from the environment, which requests would read for each call.
+    settings = session.merge_environment_settings(endpoint, {}, None, None, None)
+    session.proxies = dict(settings["proxies"])
+    session.verify = settings["verify"]
+    session.trust_env = False
+    return session
+
+
+def _query(params: Mapping[str, str] | None) -> str:
+    # A name's bytes that are no UTF-8 came in as lone surrogates, and go out as the same bytes.
+    if not params:
+        return ""
+    pairs = (f"{name}={quote(value, safe='', errors='surrogateescape')}" for name, value in params.items())
+    return "?" + "&".join(pairs)
+
+
+def _whole(response: requests.Response) -> Answer:
+    body = bytearray()
+    for chunk in response.iter_content(_BLOCK_BYTES):
+        body += chunk
+        if len(body) > _MAX_ANSWER_BYTES:
+            raise requests.exceptions.ContentDecodingError("the answer is too long")
+    return Answer(response.status_code, response.headers, bytes(body))
+
+
+def _worth_retrying(error: BaseException) -> bool:
+    return isinstance(error, BackendUnavailable | BackendBusy) and (error.retry_after_s or 0.0) <= _MAX_PATIENCE_S
+
+
+def _never_sent(error: requests.RequestException) -> bool:
+    """Whether a request failed before a connection was there to send it over."""
+    if isinstance(error, requests.ConnectTimeout):
+        return True
+    cause = error.args[0] if error.args else None
+    reason = cause.reason if isinstance(cause, MaxRetryError) else cause
+    return isinstance(reason, NewConnectionError) or (
+        isinstance(error, requests.exceptions.SSLError) and isinstance(cause, MaxRetryError) and _untrusted(reason)
+    )
+
+
+def _untrusted(reason: BaseException | None) -> bool:
+    """Whether a TLS fault is that of the certificate, which is seen before anything is sent."""
+    return any(isinstance(part, SSLCertVerificationError) for part in getattr(reason, "args", ()))
+
+
+def _reason(operation: str, error: requests.RequestException) -> str:
+    """What happened, in words that quote no URL and no header."""
+    cause = error.args[0] if error.args else None
+    reason = cause.reason if isinstance(cause, MaxRetryError) else cause
+    if isinstance(error, requests.ConnectTimeout):
+        what = "no connection in time"
+    elif isinstance(error, requests.Timeout):
+        what = "no answer in time"
+    elif isinstance(reason, NameResolutionError):
+        what = "its name does not resolve"
+    elif isinstance(reason, NewConnectionError):
+        what = "no connection"
+    elif isinstance(error, requests.exceptions.SSLError):
+        what = "its certificate is not trusted" if _untrusted(reason) else "a TLS fault"
+    elif isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
+        what = "the connection broke"
+    else:
+        what = type(error).__name__
+    return f"Camber cannot be reached for {operation}: {what}"

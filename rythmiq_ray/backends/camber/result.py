@@ -1,0 +1,61 @@
+"""Reads ``rythmiq-result.json``, which the wrapper writes last; the user's command could have written it too."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from rythmiq_ray.backends.camber.answers import time_of
+from rythmiq_ray.model import RemoteFile, RemoteResult
+
+_REASONS: Final = ("exited", "timeout", "cancelled")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_VERSION: Final = 1
+
+
+def parse_result(raw: bytes) -> RemoteResult | None:
+    """The result; None while it is not whole, and where it is not what the wrapper writes.
+
+    A name's bytes that are no UTF-8 become lone surrogates (PEP 383). Names are as they were written: they are to be
+    checked before they are used.
+    """
+    try:
+        return _result(json.loads(raw.decode("utf-8", errors="surrogateescape")))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _result(data: Any) -> RemoteResult:
+    if data["version"] != _VERSION or data["reason"] not in _REASONS:
+        raise ValueError
+    started_at, finished_at = time_of(data["started_at"]), time_of(data["finished_at"])
+    if started_at is None or finished_at is None:
+        raise ValueError
+    return RemoteResult(
+        exit_code=_whole(data["exit_code"], 255),
+        reason=data["reason"],
+        started_at=started_at,
+        finished_at=finished_at,
+        log=_file(data["log"]),
+        outputs=tuple(_file(item) for item in data["outputs"]),
+        unmatched=tuple(_text(item) for item in data["unmatched"]),
+    )
+
+
+def _file(data: Any) -> RemoteFile:
+    if not _SHA256.fullmatch(data["sha256"]):
+        raise ValueError
+    return RemoteFile(name=_text(data["name"]), size_bytes=_whole(data["bytes"], 2**63 - 1), sha256=data["sha256"])
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError
+    return value
+
+
+def _whole(value: Any, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError
+    return value

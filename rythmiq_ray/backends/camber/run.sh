@@ -1,0 +1,255 @@
+#!/usr/bin/env bash
+# The wrapper of one attempt. It runs where the command runs, and needs bash 4.2 or later and GNU coreutils, no more.
+#
+#   rythmiq-env          read: the command's variables; taken away before anything else happens
+#   rythmiq-cancel       read: once this file is there, the job is to stop
+#   rythmiq-log.txt      written while the command runs: what it prints
+#   rythmiq-result.json  written last: how the command ended, and what it left
+#
+# The working directory is the attempt's own path. What is set here is not exported, so the command sees none of it.
+
+#@parameters@
+
+unset GLOBIGNORE
+shopt -u patsub_replacement 2>/dev/null # in bash 5.2 a "&" in a replacement would not be a plain "&"
+
+reason=exited # or timeout, cancelled
+status=0
+pid=         # of the command, and of its process group
+over=        # set once the command has ended: there is nothing left to stop
+interrupted= # set by a signal, because it makes `wait` return early
+watchdog=
+reaper=
+
+# ---- Before the command -----------------------------------------------------------------------------------------
+
+env_text=
+if [[ $rythmiq_has_env ]]; then
+    if [[ -r rythmiq-env ]]; then
+        env_text=$(<rythmiq-env)
+        : >rythmiq-env # for the case that removals are not synced back, but changes are
+        rm -f rythmiq-env
+    else
+        status=125
+    fi
+fi
+printf '%s' "$rythmiq_description" >job.json
+printf '%s' "$rythmiq_command" >rythmiq-command.sh
+
+# The log. Descriptor 4 goes to tee; 7 is at its end once tee has ended, which nothing else can tell with a time limit.
+exec 5>&1
+coproc RYTHMIQ_TEE {
+    trap '' HUP INT TERM PIPE
+    exec tee rythmiq-log.txt 6>&1 >&5
+}
+tee_pid=$RYTHMIQ_TEE_PID
+exec 4>&"${RYTHMIQ_TEE[1]}" 7<&"${RYTHMIQ_TEE[0]}" 5>&-
+eval "exec ${RYTHMIQ_TEE[1]}>&- ${RYTHMIQ_TEE[0]}<&-"
+
+# A pipe that stays empty: reading from it with a time limit sleeps without a process that could be left behind.
+exec 8<> <(:)
+
+# ---- The command ------------------------------------------------------------------------------------------------
+
+run_command() { # bash; as an argument, because no variable can change that
+    export RYTHMIQ_JOB_ID=$rythmiq_job_id RYTHMIQ_ATTEMPT=$rythmiq_attempt
+    eval "$env_text"
+    export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+    exec "$1" rythmiq-command.sh
+}
+
+terminate() {
+    kill -TERM -- "-$pid" 2>/dev/null
+    kill -CONT -- "-$pid" 2>/dev/null # a stopped process takes no TERM
+    {
+        read -r -t "$rythmiq_grace_s" _ <&8
+        kill -KILL -- "-$pid"
+    } </dev/null >/dev/null 2>&1 4>&- 7<&- &
+    reaper=$!
+}
+
+stop() { # reason
+    interrupted=1
+    [[ $over || $reason != exited ]] && return
+    reason=$1
+    [[ $pid ]] && terminate
+}
+
+watch() {
+    local seconds=0
+    while :; do
+        if [[ -e rythmiq-cancel ]]; then
+            kill -USR1 $$
+            return
+        fi
+        # Whole seconds are counted, so that a time-out never comes early; SECONDS keeps a long count from drifting.
+        if ((seconds >= rythmiq_timeout_s || SECONDS > rythmiq_timeout_s)); then
+            read -r -t "$rythmiq_timeout_rest" _ <&8
+            kill -USR2 $$
+            return
+        fi
+        read -r -t 1 _ <&8
+        ((++seconds))
+    done
+}
+
+trap 'stop cancelled' HUP INT TERM USR1
+trap 'stop timeout' USR2
+
+[[ -e rythmiq-cancel ]] && reason=cancelled
+started_at=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
+
+if ((status)); then
+    printf '%s\n' 'rythmiq: rythmiq-env is missing: it was read before, or never came. The command was not run.' >&4
+elif [[ $reason == exited ]]; then
+    SECONDS=0
+    set -m # the command gets a process group of its own
+    run_command "$BASH" </dev/null >&4 2>&1 4>&- 7<&- 8<&- &
+    pid=$!
+    set +m
+    [[ $reason == exited ]] || terminate
+    watch </dev/null >/dev/null 2>&1 4>&- 7<&- &
+    watchdog=$!
+    while :; do
+        interrupted=
+        wait "$pid"
+        status=$?
+        [[ $interrupted ]] || break
+    done
+fi
+over=1
+trap '' PIPE # from here on there is only the result to write, whoever still reads the log
+
+for child in $watchdog $reaper; do
+    kill -KILL "$child"
+    wait "$child"
+done 2>/dev/null
+[[ $pid ]] && kill -KILL -- "-$pid" 2>/dev/null # what the command left running in the background
+finished_at=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
+
+case $reason in
+    timeout)
+        status=124
+        printf 'rythmiq: stopped after the time-out of %s s\n' "$rythmiq_timeout_shown" >&4
+        ;;
+    cancelled)
+        status=143
+        printf 'rythmiq: cancelled\n' >&4
+        ;;
+esac
+rm -f rythmiq-command.sh
+
+# ---- What it left -----------------------------------------------------------------------------------------------
+
+shopt -s globstar nullglob
+IFS= # globs are expanded below, and not split
+
+names=() # what the globs match, and for each which glob it was
+globs=()
+for index in "${!rythmiq_outputs[@]}"; do
+    glob=${rythmiq_outputs[index]}
+    for name in $glob "$glob"; do # the second finds a file whose very name looks like a glob
+        [[ -f $name ]] || continue
+        case $name in
+            run.sh | job.json | rythmiq-*) continue ;;
+        esac
+        names+=("$name")
+        globs+=("$index")
+    done
+done
+
+LC_ALL=C # a name is bytes from here on
+
+root=$(pwd -P && printf x)
+root=${root%$'\nx'}
+matched=()
+outputs=()
+declare -A seen
+if ((${#names[@]})); then
+    index=0
+    while read -r -d '' target; do
+        name=${names[index]}
+        matched[globs[index]]=1
+        ((++index))
+        [[ ${seen["=$name"]} ]] && continue
+        seen["=$name"]=1
+        if [[ $target != "${root%/}"/* ]]; then
+            printf "rythmiq: output '%s' is left out: it leads outside the working directory\n" "$name" >&4
+        elif [[ ! -r $name ]]; then
+            printf "rythmiq: output '%s' is left out: it cannot be read\n" "$name" >&4
+        else
+            outputs+=("$name")
+        fi
+    done < <(printf './%s\0' "${names[@]}" | xargs -0 realpath -zm --)
+fi
+
+unmatched=()
+for index in "${!rythmiq_outputs[@]}"; do
+    [[ ${matched[index]} ]] && continue
+    unmatched+=("${rythmiq_outputs[index]}")
+    printf "rythmiq: output '%s' matched no file\n" "${rythmiq_outputs[index]}" >&4
+done
+
+exec 4>&-
+read -r -t "$rythmiq_drain_s" _ <&7
+if (($? > 128)); then
+    kill -KILL "$tee_pid" # a process that left the group still holds the log open
+fi 2>/dev/null
+[[ -f rythmiq-log.txt ]] || : >rythmiq-log.txt
+
+declare -A sha256 bytes
+while read -r -d '' line; do
+    sha256["=${line:68}"]=${line:0:64} # after the digest: two spaces and "./"
+done < <(printf './%s\0' rythmiq-log.txt "${outputs[@]}" | xargs -0 sha256sum -z --)
+while read -r -d '' line; do
+    name=${line#* ./}
+    bytes["=$name"]=${line%% *}
+done < <(printf './%s\0' rythmiq-log.txt "${outputs[@]}" | xargs -0 stat -L --printf='%s %n\0' --)
+
+# ---- The result -------------------------------------------------------------------------------------------------
+
+json_string() { # text; sets $quoted
+    local text=$1 index char
+    text=${text//\\/\\\\}
+    text=${text//\"/\\\"}
+    quoted=
+    if [[ $text == *[[:cntrl:]]* ]]; then
+        for ((index = 0; index < ${#text}; index++)); do
+            char=${text:index:1}
+            [[ $char == [[:cntrl:]] ]] && printf -v char '\\u%04x' "'$char"
+            quoted+=$char
+        done
+    else
+        quoted=$text
+    fi
+    quoted=\"$quoted\"
+}
+
+file_object() { # name
+    json_string "$1"
+    printf '{"name":%s,"bytes":%s,"sha256":"%s"}' "$quoted" "${bytes["=$1"]:-0}" "${sha256["=$1"]}"
+}
+
+{
+    printf '{"version":1,"exit_code":%d,"reason":"%s","started_at":"%s","finished_at":"%s","log":' \
+        "$status" "$reason" "$started_at" "$finished_at"
+    file_object rythmiq-log.txt
+    printf ',"outputs":['
+    comma=
+    for name in "${outputs[@]}"; do
+        [[ ${sha256["=$name"]} ]] || continue # it vanished
+        printf '%s' "$comma"
+        file_object "$name"
+        comma=$',\n'
+    done
+    printf '],"unmatched":['
+    comma=
+    for glob in "${unmatched[@]}"; do
+        json_string "$glob"
+        printf '%s%s' "$comma" "$quoted"
+        comma=,
+    done
+    printf ']}\n'
+} >rythmiq-result.tmp && mv -f rythmiq-result.tmp rythmiq-result.json
+
+exit "$status"
