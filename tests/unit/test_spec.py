@@ -1,0 +1,400 @@
+"""The check of a job: what is refused, with which field, and that nothing else ever comes out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rythmiq_ray.config import CamberCatalog, NodeSize
+from rythmiq_ray.errors import InvalidJob
+from rythmiq_ray.model import Input, JobSpec, NewJob
+from rythmiq_ray.spec import check, default_name, parse, parse_lines
+
+_SIZE = NodeSize(cpus=1, memory_gb=4, gpus=0, credits_per_hour=0.04)
+CATALOG = CamberCatalog(
+    engines=("BASE", "MPI", "OPENFOAM"),
+    cpu_sizes={"XXSMALL": _SIZE, "XSMALL": _SIZE, "MEDIUM": _SIZE},
+    gpu_sizes={"XSMALL": _SIZE, "MEDIUM": _SIZE},
+)
+
+
+def faults_of(**fields: Any) -> list[str]:
+    """The faults of one JSON object with a fine command, by way of the same door as a file's line."""
+    with pytest.raises(InvalidJob) as caught:
+        parse_lines([json.dumps({"command": "true"} | fields)], CATALOG)
+    assert all(fault.startswith("line 1: ") for fault in caught.value.faults)
+    return [fault.removeprefix("line 1: ") for fault in caught.value.faults]
+
+
+def parsed(**fields: Any) -> NewJob:
+    (job,) = parse_lines([json.dumps({"command": "true"} | fields)], CATALOG)
+    return job
+
+
+def test_a_whole_job_is_read() -> None:
+    job = parsed(
+        command="python3 in.py\n",
+        engine="OpenFOAM",
+        node_size="Medium",
+        num_nodes=2,
+        gpu=True,
+        inputs=[{"uri": "s3://bucket/in.py", "name": "in.py"}, {"uri": "https://host/a%20b.csv?x=1/2"}],
+        outputs=["results/*.csv", "./log/**", "[A-Z]*", "[a-z]*"],
+        env={"A": "1", "_b": ""},
+        secrets=["TOKEN"],
+        timeout_s=1.5,
+        retry_exit_codes=[1, 255],
+        max_attempts=5,
+        priority=-3,
+        queue="night",
+        user_id="u1",
+        unique_key="k",
+        delay_s=60,
+    )
+    assert job == NewJob(
+        spec=JobSpec(
+            command="python3 in.py\n",
+            engine="OpenFOAM",
+            node_size="Medium",
+            num_nodes=2,
+            gpu=True,
+            inputs=(
+                Input(uri="s3://bucket/in.py", name="in.py"),
+                Input(uri="https://host/a%20b.csv?x=1/2", name="a b.csv"),
+            ),
+            outputs=("results/*.csv", "./log/**", "[A-Z]*", "[a-z]*"),
+            env={"A": "1", "_b": ""},
+            secrets=("TOKEN",),
+            timeout_s=1.5,
+            retry_exit_codes=(1, 255),
+        ),
+        max_attempts=5,
+        priority=-3,
+        queue="night",
+        user_id="u1",
+        unique_key="k",
+        delay_s=60,
+    )
+
+
+def test_defaults_are_the_models() -> None:
+    assert parsed() == NewJob(spec=JobSpec(command="true"))
+    assert parsed(timeout_s=None, user_id=None, unique_key=None, retry_exit_codes=None) == parsed()
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"command": ""}, "command: is missing or blank"),
+        ({"command": " \n\t"}, "command: is missing or blank"),
+        ({"command": None}, "command: must be a string, not null"),
+        ({"command": ["a"]}, "command: must be a string, not a list"),
+        ({"command": "a\0b"}, "command: holds a NUL byte"),
+        ({"command": "a\ud800"}, "command: holds a lone surrogate"),
+        ({"command": "x" * (256 * 1024 + 1)}, "command: has 262,145 bytes"),
+        ({"command": "é" * (128 * 1024 + 1)}, "command: has 262,146 bytes"),
+        ({"engine": "bsae"}, "engine: there is no 'bsae'; did you mean BASE?"),
+        ({"engine": "qqqqqq"}, "engine: there is no 'qqqqqq'; known are BASE, MPI, OPENFOAM"),
+        ({"engine": 1}, "engine: must be a string, not a number"),
+        ({"node_size": "xsmal"}, "node_size: there is no 'xsmal'; did you mean XSMALL?"),
+        (
+            {"node_size": "xxsmall", "gpu": True},
+            "node_size: XXSMALL has no GPU; those that have one are XSMALL, MEDIUM",
+        ),
+        ({"node_size": "x\0"}, "node_size: there is no 'x\\x00'"),
+        ({"num_nodes": 0}, "num_nodes: must be from 1 to 100"),
+        ({"num_nodes": 101}, "num_nodes: must be from 1 to 100"),
+        ({"num_nodes": True}, "num_nodes: must be a whole number, not true or false"),
+        ({"num_nodes": 1.0}, "num_nodes: must be a whole number, not a decimal number"),
+        ({"gpu": 1}, "gpu: must be true or false, not a number"),
+        ({"inputs": {}}, "inputs: must be a list of objects with uri and name, not an object"),
+        ({"inputs": ["s3://bucket/key"]}, "inputs[0]: must be an object with uri and name, not a string"),
+        ({"inputs": [{"uri": "s3://b/k", "path": "x"}]}, "inputs[0].'path': is not a field of an input"),
+        ({"inputs": [{"name": "x"}]}, "inputs[0].uri: must be a string, not null"),
+        ({"inputs": [{"uri": "s3://b/k", "name": 1}]}, "inputs[0].name: must be a string, not a number"),
+        ({"inputs": [{"uri": "https://host/"}]}, "inputs[0].name: is missing, and the URI ends in no file name"),
+        ({"inputs": [{"uri": f"s3://b/{n}"} for n in range(1001)]}, "inputs: has 1,001 entries"),
+        ({"outputs": "*.csv"}, "outputs: must be a list of strings, not a string"),
+        ({"outputs": [1]}, "outputs[0]: must be a string, not a number"),
+        ({"outputs": [""]}, "outputs[0]: is empty"),
+        ({"outputs": ["/etc/*"]}, "outputs[0]: '/etc/*' is absolute"),
+        ({"outputs": [".//etc/*"]}, "outputs[0]: '/etc/*' is absolute"),
+        ({"outputs": ["a/../../b"]}, "outputs[0]: 'a/../../b' has .. between slashes"),
+        ({"outputs": ["results/"]}, "outputs[0]: 'results/' has nothing between slashes or at an end"),
+        ({"outputs": ["a\n"]}, "outputs[0]: holds a control character"),
+        ({"outputs": ["a", "b", "a"]}, "outputs[2]: 'a' is there twice"),
+        ({"outputs": ["a", "./a"]}, "outputs[1]: './a' and 'a' clash"),
+        ({"outputs": ["a.txt", "A.TXT"]}, "outputs[1]: 'A.TXT' and 'a.txt' clash"),
+        ({"outputs": ["*", "*"]}, "outputs[1]: '*' is there twice"),
+        ({"outputs": ["log.txt"]}, "outputs[0]: 'log.txt' is a name that rythmiq uses itself"),
+        ({"outputs": ["./Manifest.json"]}, "outputs[0]: 'Manifest.json' is a name that rythmiq uses itself"),
+        ({"outputs": ["rythmiq-result.json"]}, "outputs[0]: 'rythmiq-result.json' is a name that rythmiq uses itself"),
+        ({"outputs": [f"{n}" for n in range(1001)]}, "outputs: has 1,001 entries"),
+        ({"outputs": ["x" * 256]}, "outputs[0]: has a file name of more than 255 bytes"),
+        ({"env": ["A=1"]}, "env: must be an object of strings, not a list"),
+        ({"env": {"A": 1}}, "env.A: must be a string, not a number"),
+        ({"env": {"1A": ""}}, "env.'1A': must be letters, digits and _"),
+        ({"env": {"A\n": ""}}, "env.'A\\n': must be letters, digits and _"),
+        ({"env": {"BASH_ENV": ""}}, "env.'BASH_ENV': is a name that bash or rythmiq uses itself"),
+        ({"env": {"RYTHMIQ_X": ""}}, "env.'RYTHMIQ_X': is a name that bash or rythmiq uses itself"),
+        ({"env": {"A": "\0"}}, "env.A: holds a NUL byte"),
+        ({"env": {"A": "\udfff"}}, "env.A: holds a lone surrogate"),
+        ({"env": {"A": "x" * (128 * 1024)}}, "env.A: has 131,074 bytes"),
+        ({"env": dict.fromkeys("ABC", "x" * 100_000)}, "env: has 300,006 bytes in all"),
+        ({"secrets": "TOKEN"}, "secrets: must be a list of names, not a string"),
+        ({"secrets": ["token"]}, "secrets[0]: must be a name of capital letters"),
+        ({"secrets": ["RYTHMIQ_X"]}, "secrets[0]: 'RYTHMIQ_X' is a name that bash or rythmiq uses itself"),
+        ({"secrets": ["A", "A"]}, "secrets[1]: 'A' is there twice"),
+        ({"secrets": ["A"], "env": {"A": ""}}, "secrets: 'A' is in env too"),
+        ({"timeout_s": 0}, "timeout_s: must be more than 0 to 2,592,000 seconds"),
+        ({"timeout_s": 2_592_001}, "timeout_s: must be more than 0 to 2,592,000 seconds"),
+        ({"timeout_s": 10**400}, "timeout_s: must be more than 0 to 2,592,000 seconds"),
+        ({"timeout_s": "60"}, "timeout_s: must be a number of seconds, not a string"),
+        ({"timeout_s": True}, "timeout_s: must be a number of seconds, not true or false"),
+        ({"delay_s": -0.1}, "delay_s: must be from 0 to 31,536,000 seconds"),
+        ({"delay_s": None}, "delay_s: must be a number of seconds, not null"),
+        ({"retry_exit_codes": [0]}, "retry_exit_codes[0]: must be from 1 to 255"),
+        ({"retry_exit_codes": 1}, "retry_exit_codes: must be a list of exit codes, not a number"),
+        ({"max_attempts": 0}, "max_attempts: must be from 1 to 100"),
+        ({"max_attempts": 101}, "max_attempts: must be from 1 to 100"),
+        ({"priority": 1001}, "priority: must be from -1,000 to 1,000"),
+        ({"queue": ""}, "queue: must have 1 to 100 characters"),
+        ({"queue": "q" * 101}, "queue: must have 1 to 100 characters"),
+        ({"queue": "a\tb"}, "queue: holds a control character"),
+        ({"queue": None}, "queue: must be a string, not null"),
+        ({"user_id": "u" * 201}, "user_id: must have at most 200 characters"),
+        ({"user_id": "\0"}, "user_id: holds a control character"),
+        ({"user_id": "\ud800"}, "user_id: holds a lone surrogate"),
+        ({"unique_key": ""}, "unique_key: must have 1 to 500 characters"),
+        ({"nodesize": "x"}, "'nodesize': is not a field of a job; did you mean node_size?"),
+        ({"spec": {}}, "'spec': is not a field of a job"),
+    ],
+)
+def test_a_fault_is_named_with_its_field(fields: dict[str, Any], fault: str) -> None:
+    found = faults_of(**fields)
+    assert len(found) == 1
+    assert found[0].startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("uri", "fault"),
+    [
+        ("", "must start with a scheme"),
+        ("/tmp/x", "must start with a scheme"),
+        ("ftp://host/x", "its scheme is none of"),
+        ("S3://bucket/x", "its scheme is none of"),
+        ("s3:///key", "names no bucket"),
+        ("s3://bucket", "names no object"),
+        ("s3://bucket/", "names no object"),
+        ("s3://bucket/folder/", "names no object"),
+        ("s3://buck et/key", "names a bucket with characters"),
+        ("s3://AKIA:hush@bucket/key", "holds credentials"),
+        ("file://relative/path", "must be absolute"),
+        ("file:///", "names no file"),
+        ("http://", "names no host"),
+        ("http:///x", "names no host"),
+        ("https://user:hush@host/x", "holds credentials"),
+        ("https://hush@host/x", "holds credentials"),
+        ("https://[::1/x", "has a malformed host or port"),
+        ("https://host:99999/x", "has a malformed host or port"),
+        ("https://host/a b", "holds white space"),
+        ("https://host/a\r\nHost: b", "holds a control character"),
+        ("s3://bucket/a\0", "holds a control character"),
+        ("s3://bucket/\ud800", "holds a lone surrogate"),
+        ("s3://bucket/" + "x" * 9000, "has 9,012 bytes"),
+    ],
+)
+def test_bad_uris_are_refused_and_not_repeated(uri: str, fault: str) -> None:
+    (found,) = faults_of(inputs=[{"uri": uri, "name": "x"}])
+    assert found.startswith(f"inputs[0].uri: {fault}")
+    assert "hush" not in found
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/dt=2026-01-01/a b?c#d.csv",
+        "file:///tmp/x",
+        "file://localhost/tmp/x",
+        "http://127.0.0.1:8333/x",
+        "https://[::1]:80/x?sig=a%3D",
+    ],
+)
+def test_good_uris_pass(uri: str) -> None:
+    assert parsed(inputs=[{"uri": uri, "name": "x"}]).spec.inputs[0].uri == uri
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["/abs"], "inputs[0].name: '/abs' is absolute"),
+        (["../up"], "inputs[0].name: '../up' has .. between"),
+        (["a/./b"], "inputs[0].name: 'a/./b' has . between"),
+        (["a//b"], "inputs[0].name: 'a//b' has nothing between"),
+        (["a\x85"], "inputs[0].name: holds a control character"),
+        (["run.sh"], "inputs[0].name: 'run.sh' is a name that rythmiq uses itself"),
+        (["Job.JSON"], "inputs[0].name: 'Job.JSON' is a name that rythmiq uses itself"),
+        (["rythmiq-env"], "inputs[0].name: 'rythmiq-env' is a name that rythmiq uses itself"),
+        (["a", "b", "a"], "inputs[2].name: 'a' is there twice"),
+        (["a/B", "A/b"], "inputs[1].name: 'A/b' clashes with 'a/B'"),
+        (["\u00e9", "e\u0301"], "inputs[1].name: 'e\u0301' clashes with '\u00e9'"),
+        (["a", "A/b"], "inputs[1].name: 'A/b' and 'a' make one name both a file and a folder"),
+        (["a/b/c", "a"], "inputs[1].name: 'a' and 'a/b/c' make one name both a file and a folder"),
+    ],
+)
+def test_input_names(names: list[str], fault: str) -> None:
+    (found,) = faults_of(inputs=[{"uri": "s3://bucket/key", "name": name} for name in names])
+    assert found.startswith(fault)
+
+
+def test_own_names_are_reserved_at_the_top_only_and_any_script_is_fine() -> None:
+    names = ["sub/run.sh", "log.txt", "данные 1.csv", "my rythmiq-file"]
+    job = parsed(inputs=[{"uri": "s3://bucket/key", "name": name} for name in names], outputs=["sub/log.txt", "*.txt"])
+    assert [item.name for item in job.spec.inputs] == names
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("s3://bucket/a/b.csv", "b.csv"),
+        ("s3://bucket/a/b%20c?d", "b%20c?d"),
+        ("file:///tmp/b%20c", "b%20c"),
+        ("https://host/a/b%20c.csv?sig=x/y#z", "b c.csv"),
+        ("https://host/a%2Fb", "b"),
+        ("https://host?x=/y", "host"),
+    ],
+)
+def test_default_name_is_the_last_segment(uri: str, name: str) -> None:
+    assert default_name(uri) == name
+
+
+def test_all_faults_of_a_job_come_at_once() -> None:
+    found = faults_of(command="", engine="nix", num_nodes=0, outputs=["../x"], max_attempts=0, colour=1)
+    assert [fault.partition(":")[0] for fault in found] == [
+        "'colour'",
+        "command",
+        "num_nodes",
+        "outputs[0]",
+        "max_attempts",
+        "engine",
+    ]
+
+
+def test_a_secret_put_where_its_name_belongs_is_not_repeated() -> None:
+    assert "hunter2" not in "".join(faults_of(secrets=["TOKEN=hunter2"], env={"A": "hunter2\0"}))
+
+
+def test_check_trusts_no_type_hint() -> None:
+    spec = JobSpec(command=b"x", outputs="*.csv", env=[("A", "1")], gpu="no")  # type: ignore[arg-type]
+    assert check(NewJob(spec=spec, priority=True), CATALOG) == [
+        "command: must be a string, not bytes",
+        "gpu: must be true or false, not a string",
+        "outputs: must be a list of strings, not a string",
+        "env: must be an object of strings, not a list",
+        "priority: must be a whole number, not true or false",
+    ]
+
+
+def test_every_bad_line_is_named_and_refuses_the_file() -> None:
+    lines = [
+        b'\xef\xbb\xbf{"command": "true"}\n',
+        b"\n",
+        b"   \r\n",
+        b'{"command": "true", "command": "false"}\n',
+        b'{"command": tru}\n',
+        b"[]\n",
+        b'{"command": "\xff"}\n',
+        b'{"command": "true", "timeout_s": NaN}\n',
+        b'{"command": "true", "timeout_s": 1e999}\n',
+        b"[" * 100_000 + b"\n",
+        b'{"command": "true", "priority": ' + b"9" * 5000 + b"}\n",
+        b'{"command": "true"} x\n',
+        b'\xef\xbb\xbf{"command": "true"}\n',
+        b"{}",
+    ]
+    with pytest.raises(InvalidJob) as caught:
+        parse_lines(lines, CATALOG)
+    assert caught.value.faults == [
+        "line 4: 'command': is there twice",
+        "line 5: is not JSON: Expecting value at column 13",
+        "line 6: must be an object, not a list",
+        "line 7: is not UTF-8 (byte 14)",
+        "line 8: is not JSON: NaN is not a number there",
+        "line 9: timeout_s: must be more than 0 to 2,592,000 seconds",
+        "line 10: is not a job: its JSON is nested too deeply",
+        "line 11: is not JSON: a number in it is too long",
+        "line 12: is not JSON: Extra data at column 21",
+        "line 13: is not JSON: Expecting value at column 1",
+        "line 14: command: is missing or blank",
+    ]
+
+
+def test_good_lines_keep_their_order_and_text_lines_work_too() -> None:
+    jobs = parse_lines(['\ufeff{"command": "a"}\n', "\n", '{"command": "b", "queue": "q"}'], CATALOG)
+    assert [(job.spec.command, job.queue) for job in jobs] == [("a", "default"), ("b", "q")]
+    assert parse_lines([], CATALOG) == []
+
+
+_NAMES = st.from_regex(r"[a-z0-9]{1,8}(/[a-z0-9]{1,8})?\.x", fullmatch=True)
+_INPUTS = st.builds(Input, uri=_NAMES.map("s3://bucket/{}".format), name=_NAMES)
+_SPECS = st.builds(
+    JobSpec,
+    command=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")).map("x{}".format),
+    engine=st.sampled_from(["base", "MPI"]),
+    node_size=st.sampled_from(["xsmall", "MEDIUM"]),
+    num_nodes=st.integers(1, 100),
+    gpu=st.booleans(),
+    inputs=st.lists(_INPUTS, max_size=3, unique_by=lambda item: item.name).map(tuple),
+    outputs=st.lists(_NAMES, max_size=3, unique=True).map(tuple),
+    env=st.dictionaries(st.from_regex(r"[a-z_]{1,5}", fullmatch=True), st.text("aé \n'\"$"), max_size=3),
+    secrets=st.lists(st.from_regex(r"[A-Z]{6,9}", fullmatch=True), max_size=3, unique=True).map(tuple),
+    timeout_s=st.none() | st.floats(0.001, 2_592_000) | st.integers(1, 2_592_000),
+    retry_exit_codes=st.none() | st.lists(st.integers(1, 255), max_size=3).map(tuple),
+)
+
+
+@given(_SPECS)
+def test_what_the_model_writes_is_read_back(spec: JobSpec) -> None:
+    written = json.loads(json.dumps(spec.as_dict()))
+    assert parse(written) == NewJob(spec=spec)
+    assert check(NewJob(spec=spec), CATALOG) == []
+
+
+_KEYS = [field.name for field in dataclasses.fields(JobSpec)] + [field.name for field in dataclasses.fields(NewJob)]
+_TEXT = st.text(max_size=8) | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(_TEXT | st.sampled_from(["uri", "name"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def outcome(line: str | bytes) -> list[NewJob] | list[str]:
+    """The jobs or the faults; any other exception is the test's failure."""
+    try:
+        return parse_lines([line], CATALOG)
+    except InvalidJob as error:
+        return error.faults
+
+
+@given(st.dictionaries(st.sampled_from(_KEYS) | _TEXT, _JSON, max_size=6))
+def test_arbitrary_json_is_a_job_or_named_faults(data: dict[str, Any]) -> None:
+    for line in (json.dumps(data), json.dumps(data, ensure_ascii=False).encode(errors="surrogatepass")):
+        for found in outcome(line):
+            if isinstance(found, NewJob):
+                assert check(found, CATALOG) == []
+            else:
+                assert found.startswith("line 1: ")
+                assert found.isprintable()
+
+
+@given(st.binary(max_size=40))
+def test_arbitrary_bytes_are_no_job(line: bytes) -> None:
+    assert all(str(fault).startswith("line 1: ") for fault in outcome(line))
