@@ -27,6 +27,7 @@ from rythmiq_ray.model import (
     Faulted,
     Job,
     JobState,
+    NewJob,
     Order,
     Phase,
     Step,
@@ -35,7 +36,7 @@ from rythmiq_ray.model import (
 )
 from rythmiq_ray.queue import Ending, Progress, Queue
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.spec import check_spec
+from rythmiq_ray.spec import check
 from rythmiq_ray.telemetry.logs import get_logger
 
 log = get_logger("driver")
@@ -220,18 +221,28 @@ class Loop:
         return now < self._lease_until
 
     def _claim(self, now: float) -> None:
-        room = self._config.camber.max_in_flight - len(self.flights)
-        # No more is claimed than is soon sent: what is claimed and not sent waits for nobody but this driver.
-        room = min(room, 2 * self._cluster.room - self._cluster.backlog(Step.SUBMIT))
-        if now < self._claim_at or room <= 0 or self._paused:
+        room = self._claim_room()
+        if now < self._claim_at or room <= 0:
             return
         limit = min(self._config.driver.batch_size, room)
         jobs = self._queue.claim(limit)
         for job in jobs:
-            self.flights.begin(job)
+            flight = self.flights.begin(job)
             log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
+            # Not every row was put in by our own enqueue.
+            faults = check(NewJob(spec=job.spec), self._config.camber.catalog)
+            if faults:
+                error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults))
+                self._end(self.flights.give_up(flight, error))
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
+
+    def _claim_room(self) -> int:
+        """How many jobs may be claimed: no more than may be in flight, nor than is soon sent."""
+        if self._paused:
+            return 0
+        in_flight = self._config.camber.max_in_flight - len(self.flights)
+        return min(in_flight, 2 * self._cluster.room - self._cluster.backlog(Step.SUBMIT))
 
     def _adopt(self, now: float) -> None:
         if now < self._adopt_at:
@@ -257,7 +268,7 @@ class Loop:
                 log.info("Cancel requested", jobId=job_id, phase=flight.phase)
                 self._end(self.flights.stop(flight, ErrorCode.CANCELLED))
 
-    def _write_outcomes(self, now: float) -> None:
+    def _write_outcomes(self, _now: float) -> None:
         for ending, ours in self._outbox.flush(self._queue):
             flight = self.flights.get(ending.job_id, ending.attempt)
             if flight is not None:
@@ -388,13 +399,8 @@ class Loop:
             self._end(self.flights.stop(flight, flight.stop_code))
 
     def _may_submit(self, flight: Flight) -> bool:
-        """Checks what only the driver can; ends the attempt where it cannot be submitted."""
+        """Whether the driver has the secrets that the job names; ends the attempt where it has not."""
         job = flight.job
-        faults = check_spec(job.spec, self._config.camber.catalog)
-        if faults:
-            error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults))
-            self._end(self.flights.give_up(flight, error))
-            return False
         missing = [name for name in job.spec.secrets if not self._environ.get(SECRET_PREFIX + name)]
         if missing:
             names = ", ".join(SECRET_PREFIX + name for name in missing)

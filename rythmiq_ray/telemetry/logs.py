@@ -1,0 +1,143 @@
+"""Log lines in the form that the older worker's log filters expect, or as JSON; and no secret in either.
+
+Text, at INFO: ``[2026-01-07T10:30:45.123Z] [WORKER] Worker ready uptime=123ms backend=camber``; at any other level the
+level stands before the message: ``[…] [WORKER] WARNING Dispatch paused part=store``. JSON: one object a line with
+``time``, ``level``, ``message`` and the fields.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, TextIO
+from urllib.parse import quote, unquote, urlsplit
+
+from rythmiq_ray.config import LoggingConfig
+from rythmiq_ray.secret import MASK, Secret
+
+_SHORTEST_SECRET: Final = 6
+"""Shorter ones would blank ordinary words."""
+_QUIET: Final = ("boto3", "botocore", "s3transfer", "urllib3", "smart_open", "ray", "alembic")
+
+
+class Logger:
+    """A logger whose calls take fields: ``log.info("Worker ready", uptime="123ms")``."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def debug(self, message: str, /, **fields: object) -> None:
+        self._log(logging.DEBUG, message, fields)
+
+    def info(self, message: str, /, **fields: object) -> None:
+        self._log(logging.INFO, message, fields)
+
+    def warning(self, message: str, /, **fields: object) -> None:
+        self._log(logging.WARNING, message, fields)
+
+    def error(self, message: str, /, **fields: object) -> None:
+        self._log(logging.ERROR, message, fields)
+
+    def exception(self, message: str, /, **fields: object) -> None:
+        """As :meth:`error`, with the traceback of the exception being handled."""
+        self._log(logging.ERROR, message, fields, with_traceback=True)
+
+    def _log(self, level: int, message: str, fields: dict[str, object], *, with_traceback: bool = False) -> None:
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, "%s", message, extra={"fields": fields}, exc_info=with_traceback)
+
+
+def get_logger(name: str) -> Logger:
+    """The logger ``rythmiq.<name>``."""
+    return Logger(logging.getLogger(f"rythmiq.{name}"))
+
+
+def setup(config: LoggingConfig, *, secrets: Iterable[Secret] = (), stream: TextIO | None = None) -> None:
+    """Sends the log of this process to ``stream`` (standard output), with ``secrets`` masked wherever they turn up."""
+    handler = logging.StreamHandler(stream or sys.stdout)
+    form = _Json() if config.format == "json" else _Text()
+    handler.setFormatter(_Masking(form, secrets))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("rythmiq").setLevel(config.level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def spellings(secrets: Iterable[Secret]) -> list[str]:
+    """Every form in which a secret could turn up, longest first: itself, as JSON, in a URL, a URL's password."""
+    found: set[str] = set()
+    for secret in secrets:
+        value = secret.reveal()
+        found.add(value)
+        try:
+            password = urlsplit(value).password
+        except ValueError:
+            password = None
+        if password is None and (match := re.search(r"password=('[^']*'|\S+)", value)):
+            password = match[1].strip("'")
+        if password:
+            found |= {password, unquote(password)}
+    found |= {quote(text, safe="") for text in found} | {json.dumps(text)[1:-1] for text in found}
+    return sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+class _Masking(logging.Formatter):
+    """The last line of defence: no code should log a secret, and if some does, it is masked here."""
+
+    def __init__(self, form: logging.Formatter, secrets: Iterable[Secret]) -> None:
+        super().__init__()
+        self._form = form
+        words = spellings(secrets)
+        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = self._form.format(record)
+        return self._pattern.sub(MASK, text) if self._pattern else text
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname} "
+        message = _one_line(record.getMessage())
+        fields = "".join(f" {name}={_field(value)}" for name, value in _fields(record).items())
+        text = f"[{_time(record)}] [WORKER] {level}{message}{fields}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        # A field never hides one of the entry's own names.
+        entry.update({name if name not in entry else f"{name}_": value for name, value in _fields(record).items()})
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields = getattr(record, "fields", None)
+    return {} if not isinstance(fields, dict) else {name: value for name, value in fields.items() if value is not None}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _field(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or re.search(r'[\s"=\x00-\x1f]', text) else text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
