@@ -19,7 +19,6 @@ pid=         # of the command, and of its process group
 over=        # set once the command has ended: there is nothing left to stop
 interrupted= # set by a signal, because it makes `wait` return early
 watchdog=
-reaper=
 
 # ---- Before the command -----------------------------------------------------------------------------------------
 
@@ -58,42 +57,35 @@ run_command() { # bash; as an argument, because no variable can change that
     exec "$1" rythmiq-command.sh
 }
 
-terminate() {
-    kill -TERM -- "-$pid" 2>/dev/null
-    kill -CONT -- "-$pid" 2>/dev/null # a stopped process takes no TERM
-    {
-        read -r -t "$rythmiq_grace_s" _ <&8
-        kill -KILL -- "-$pid"
-    } </dev/null >/dev/null 2>&1 4>&- 7<&- &
-    reaper=$!
-}
-
+# Notes why the command is to stop; the first reason counts. Stopping is the watchdog's work: what a signal's handler
+# starts in the background, bash may wait for without end.
 stop() { # reason
     interrupted=1
-    [[ $over || $reason != exited ]] && return
-    reason=$1
-    [[ $pid ]] && terminate
+    [[ $over || $reason != exited ]] || reason=$1
 }
 
+# Looks once a second whether the command is to stop, tells the main shell why, and stops it.
 watch() {
     local seconds=0
-    while :; do
-        if [[ -e rythmiq-cancel ]]; then
-            kill -USR1 $$
-            return
-        fi
+    trap '' HUP INT TERM # they may be sent to the whole group; the main shell acts on them
+    while [[ ! -e rythmiq-cancel ]]; do
         # Whole seconds are counted, so that a time-out never comes early; SECONDS keeps a long count from drifting.
         if ((seconds >= rythmiq_timeout_s || SECONDS > rythmiq_timeout_s)); then
             read -r -t "$rythmiq_timeout_rest" _ <&8
-            kill -USR2 $$
-            return
+            break
         fi
         read -r -t 1 _ <&8
         ((++seconds))
     done
+    if [[ -e rythmiq-cancel ]]; then kill -USR1 $$; else kill -USR2 $$; fi
+    kill -TERM -- "-$pid"
+    kill -CONT -- "-$pid" # a stopped process takes no TERM
+    read -r -t "$rythmiq_grace_s" _ <&8
+    kill -KILL -- "-$pid"
 }
 
-trap 'stop cancelled' HUP INT TERM USR1
+trap 'stop cancelled; : >rythmiq-cancel' HUP INT TERM
+trap 'stop cancelled' USR1
 trap 'stop timeout' USR2
 
 [[ -e rythmiq-cancel ]] && reason=cancelled
@@ -107,7 +99,6 @@ elif [[ $reason == exited ]]; then
     run_command "$BASH" </dev/null >&4 2>&1 4>&- 7<&- 8<&- &
     pid=$!
     set +m
-    [[ $reason == exited ]] || terminate
     watch </dev/null >/dev/null 2>&1 4>&- 7<&- &
     watchdog=$!
     while :; do
@@ -120,11 +111,11 @@ fi
 over=1
 trap '' PIPE # from here on there is only the result to write, whoever still reads the log
 
-for child in $watchdog $reaper; do
-    kill -KILL "$child"
-    wait "$child"
-done 2>/dev/null
-[[ $pid ]] && kill -KILL -- "-$pid" 2>/dev/null # what the command left running in the background
+if [[ $pid ]]; then
+    kill -KILL "$watchdog"
+    wait "$watchdog"
+    kill -KILL -- "-$pid" # what the command left running in the background
+fi 2>/dev/null
 finished_at=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
 
 case $reason in
@@ -151,7 +142,7 @@ for index in "${!rythmiq_outputs[@]}"; do
     for name in $glob "$glob"; do # the second finds a file whose very name looks like a glob
         [[ -f $name ]] || continue
         case $name in
-            run.sh | job.json | rythmiq-*) continue ;;
+            run.sh | job.json | rythmiq-* | ../* | */../*) continue ;;
         esac
         names+=("$name")
         globs+=("$index")
