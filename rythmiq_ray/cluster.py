@@ -126,7 +126,7 @@ class Cluster:
                 ray.init(log_to_driver=False)
             else:
                 ray.init(address="local", num_cpus=self._config.num_cpus, include_dashboard=False, log_to_driver=False)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - Ray raises many kinds, RuntimeError among them
             reason = " ".join(str(error).split())[:300]
             where = os.environ.get("RAY_ADDRESS", "a Ray of its own on this machine")
             raise RayUnavailable(
@@ -241,6 +241,6 @@ class Cluster:
         if now - self._slots_read_at >= _CAPACITY_INTERVAL_S:
             self._slots_read_at = now
             with suppress(Exception):
-                cpus = int(ray.cluster_resources().get("CPU", 0))
+                cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
                 self._slots = max(_TASKS_PER_CPU, cpus * _TASKS_PER_CPU)
         return self._slots

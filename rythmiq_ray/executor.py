@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from rythmiq_ray.artifacts import LOG_NAME, ArtifactStore, check_names, manifest
+from rythmiq_ray.artifacts import ArtifactStore, manifest
 from rythmiq_ray.backends import ExecutionBackend
 from rythmiq_ray.errors import ArtifactCorrupt, CreateUncertain, ErrorCode, NotFound, RythmiqError
 from rythmiq_ray.model import (
@@ -35,6 +35,7 @@ from rythmiq_ray.model import (
     Submitted,
     SubmitUncertain,
 )
+from rythmiq_ray.names import LOG_NAME, check_names
 
 ALONE_BYTES: Final = 64 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
