@@ -44,12 +44,10 @@ class _Reader:
         self._uri = uri
         self._read = read
         self.length = length
-        """Bytes, where known; ``requests`` sends it as Content-Length."""
+        """Bytes, where known beforehand; else the upload is chunked."""
 
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError("length is not known")
-        return self.length
+    def seekable(self) -> bool:
+        return False
 
     def read(self, size: int = -1) -> bytes:
         try:

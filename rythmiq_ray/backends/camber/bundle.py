@@ -137,6 +137,9 @@ class Upload(Iterable[bytes]):
             if not rest:
                 return len(self._head)
             self._head += rest
+        known = getattr(self._stream, "length", None)
+        if isinstance(known, int):
+            return known
         try:
             if not self._stream.seekable():
                 return None
