@@ -49,7 +49,12 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        return 200 <= self.status < 300 and not self._failed_in_envelope
+        return 200 <= self.status < 300
+
+    @property
+    def accepted(self) -> bool:
+        """:attr:`ok`, and its envelope says so too. Not to be asked of a file's bytes, which may look like one."""
+        return self.ok and not (self.code and not self.json.get("data"))
 
     @cached_property
     def json(self) -> Any:
@@ -100,10 +105,6 @@ class Answer:
                 field = detail.get("field") or detail.get("key") or "?"
                 words.append(f"{field}: {detail.get('message', '?')}")
         return printable("; ".join(words))
-
-    @property
-    def _failed_in_envelope(self) -> bool:
-        return bool(self.code) and not self.data
 
 
 def printable(text: str) -> str:
@@ -220,5 +221,5 @@ def _having(items: list[object], keys: tuple[str, ...]) -> Iterator[dict[str, An
 
 def _refuses_key(answer: Answer) -> bool:
     return answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or (
-        not answer.ok and _KEY_UNKNOWN in answer.message.lower()
+        not answer.accepted and _KEY_UNKNOWN in answer.message.lower()
     )

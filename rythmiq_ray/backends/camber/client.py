@@ -22,7 +22,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.cookies import RequestsCookieJar
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import MaxRetryError, NameResolutionError, NewConnectionError
 
 from rythmiq_ray.backends.camber.answers import (
@@ -91,7 +91,7 @@ class CamberClient:
         self._count = threading.Lock()
         self.calls: Counter[str] = Counter()
         """Calls made so far, by operation; each try counts."""
-        self._backoff = wait_exponential_jitter(initial=backoff_s, max=_MAX_BACKOFF_S, jitter=backoff_s)
+        self._backoff = wait_random_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S)
         self._retrying = Retrying(
             stop=stop_after_attempt(config.call_attempts),
             wait=self._pause_s,
@@ -128,7 +128,7 @@ class CamberClient:
         except requests.RequestException as error:
             reason = _reason("create", error)
             raise (BackendUnavailable if _never_sent(error) else CreateUncertain)(reason) from error
-        if not answer.ok:
+        if not answer.accepted:
             raise self._masked(create_error_of(answer))
         remote = job_of(answer.data)
         if remote is None:
@@ -155,7 +155,7 @@ class CamberClient:
 
         def attempt() -> bool:
             answer = self._try_once("cancel", job_id=remote_id)
-            error = None if answer.ok else error_of(answer, "cancel")
+            error = None if answer.accepted else error_of(answer, "cancel")
             if error is None:
                 return True
             refused = isinstance(error, NotFound | SpecRejected) or (
@@ -219,7 +219,7 @@ class CamberClient:
 
     def _checked(self, operation: str, **parts: Any) -> Answer:
         answer = self._try_once(operation, **parts)
-        if answer.ok:
+        if answer.ok if operation == "stash_read" else answer.accepted:
             return answer
         error = error_of(answer, operation)
         if operation in _GLOBAL and isinstance(error, NotFound | SpecRejected):

@@ -1,0 +1,772 @@
+"""The client against a loopback server that answers as told, also in ways that no server does on demand."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, BinaryIO
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
+
+import pytest
+
+from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.backends.camber.answers import Answer, items_of, time_of
+from rythmiq_ray.backends.camber.client import CamberClient
+from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberRoute, NodeSize
+from rythmiq_ray.errors import (
+    ArtifactCorrupt,
+    BackendBusy,
+    BackendRefusedKey,
+    BackendUnavailable,
+    ConfigurationError,
+    CreateUncertain,
+    InputUnreadable,
+    NotFound,
+    RythmiqError,
+    SpecRejected,
+)
+from rythmiq_ray.model import RemoteStatus
+from rythmiq_ray.secret import Secret
+
+KEY = "canary0123456789abcdef0123456789abcdef01"
+ROUTES = {
+    "me": CamberRoute(method="GET", path="/me"),
+    "create": CamberRoute(method="POST", path="/jobs"),
+    "get": CamberRoute(method="GET", path="/jobs/{job_id}"),
+    "list": CamberRoute(method="GET", path="/jobs"),
+    "logs": CamberRoute(method="GET", path="/jobs/{job_id}/logs"),
+    "cancel": CamberRoute(method="DELETE", path="/jobs/{job_id}"),
+    "stash_list": CamberRoute(method="POST", path="/stash"),
+    "stash_read": CamberRoute(method="GET", path="/stash/file"),
+    "stash_write": CamberRoute(method="PUT", path="/stash/file"),
+    "stash_remove": CamberRoute(method="DELETE", path="/stash/file"),
+}
+
+
+def make_config(endpoint: str, **changes: Any) -> CamberConfig:
+    size = NodeSize(cpus=8, memory_gb=32, gpus=0, credits_per_hour=0.32)
+    config = CamberConfig(
+        api_key=Secret(KEY),
+        endpoint=endpoint,
+        region=None,
+        max_in_flight=10,
+        connect_timeout_s=5,
+        read_timeout_s=5,
+        create_timeout_s=5,
+        settle_s=1,
+        sync_timeout_s=1,
+        page_size=100,
+        call_attempts=3,
+        routes=ROUTES,
+        catalog=CamberCatalog(engines=("BASE",), cpu_sizes={"XSMALL": size}, gpu_sizes={"XSMALL": size}),
+    )
+    return replace(config, **changes)
+
+
+@dataclass
+class Request:
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return urlsplit(self.target).path
+
+    @property
+    def params(self) -> dict[str, str]:
+        return {name: values[0] for name, values in parse_qs(urlsplit(self.target).query).items()}
+
+
+@dataclass
+class Reply:
+    status: int = 200
+    data: object = None
+    body: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    declared: int | None = None
+    """Content-Length, where it is to differ from what is sent before the connection is cut."""
+
+    @property
+    def payload(self) -> bytes:
+        return json.dumps(self.data).encode() if self.body is None else self.body
+
+
+DROP = Reply(status=0)
+"""The request is read, and the connection closed without an answer."""
+
+
+class Server:
+    def __init__(self) -> None:
+        self.replies: list[Reply | Callable[[Request], Reply]] = []
+        self.requests: list[Request] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def handle_any(self) -> None:
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    body = b""
+                    while size := int(self.rfile.readline(), 16):
+                        body += self.rfile.read(size)
+                        self.rfile.readline()
+                    self.rfile.readline()
+                else:
+                    body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                request = Request(self.command, self.path, dict(self.headers), body)
+                server.requests.append(request)
+                reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
+                if callable(reply):
+                    reply = reply(request)
+                if reply.status == 0:
+                    self.close_connection = True
+                    return
+                self.send_response(reply.status)
+                for name, value in reply.headers.items():
+                    self.send_header(name, value)
+                declared = len(reply.payload) if reply.declared is None else reply.declared
+                self.send_header("Content-Length", str(declared))
+                self.end_headers()
+                self.wfile.write(reply.payload)
+                if declared != len(reply.payload):
+                    self.close_connection = True
+
+            do_GET = do_POST = do_PUT = do_DELETE = handle_any
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A client that went away is part of the test."""
+
+        self._http = Quiet(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._http.server_port}/api/cli"
+        self._thread = threading.Thread(target=lambda: self._http.serve_forever(0.01))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[CamberClient]:
+    with CamberClient(make_config(server.endpoint), backoff_s=0.001) as client:
+        yield client
+
+
+def ok(data: object) -> Reply:
+    return Reply(data={"code": 0, "message": "ok", "data": data})
+
+
+JOB = {
+    "job_id": 7,
+    "job_status": "PENDING",
+    "mount_dir": "rythmiq/a/1",
+    "created_at": "2026-01-07T10:00:00Z",
+    "started_at": "0001-01-01T00:00:00Z",
+    "finished_at": None,
+}
+
+
+# ---- The wire
+
+
+def test_key_goes_into_the_header_and_nowhere_else(server: Server, client: CamberClient) -> None:
+    server.replies = [ok({"username": "ada"})]
+    assert client.me() == "ada"
+    request = server.requests[0]
+    assert (request.method, request.target) == ("GET", "/api/cli/me")
+    assert request.headers["Authorization"] == f"Bearer {KEY}"
+    assert KEY not in repr(vars(client))
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a\n", "schlüssel", "a\r\nX: y"])
+def test_key_that_cannot_be_sent_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        CamberClient(make_config("http://127.0.0.1:1", api_key=Secret(key)))
+    assert not key or key not in str(refused.value)
+
+
+def test_key_is_not_sent_after_a_redirect(server: Server, client: CamberClient) -> None:
+    other = Server()
+    try:
+        server.replies = [Reply(status=307, headers={"Location": f"{other.endpoint}/me"})]
+        with pytest.raises(BackendUnavailable, match="307"):
+            client.me()
+        assert other.requests == []
+    finally:
+        other.close()
+
+
+def test_netrc_does_not_replace_the_key(
+    server: Server, client: CamberClient, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login x password y\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.replies = [ok({"username": "ada"})]
+    client.me()
+    assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+def test_calls_are_counted_and_told(server: Server) -> None:
+    told: list[tuple[str, str, float]] = []
+    server.replies = [Reply(status=503), ok({"username": "ada"})]
+    with CamberClient(make_config(server.endpoint), on_call=lambda *call: told.append(call), backoff_s=0.001) as client:
+        client.me()
+        assert client.calls == {"me": 2}
+    assert [(operation, status) for operation, status, _ in told] == [("me", "5xx"), ("me", "2xx")]
+    assert all(seconds >= 0 for _, _, seconds in told)
+
+
+def test_threads_share_the_client(server: Server, client: CamberClient) -> None:
+    server.replies = [lambda request: ok({**JOB, "job_id": int(request.path.rpartition("/")[2])})]
+    got: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: got.append(client.get(n).remote_id)) for n in range(1, 41)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == list(range(1, 41))
+    assert client.calls["get"] == 40
+
+
+# ---- What answers mean
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+def test_get(server: Server, client: CamberClient, envelope: bool) -> None:
+    server.replies = [ok(JOB) if envelope else Reply(data=JOB)]
+    job = client.get(7)
+    assert (job.remote_id, job.status, job.path) == (7, RemoteStatus.PENDING, "rythmiq/a/1")
+    assert (job.created_at, job.started_at, job.finished_at) == (datetime(2026, 1, 7, 10, tzinfo=UTC), None, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"code": 0, "data": {"jobs": [JOB], "total": 1}},
+        {"code": 0, "data": {"items": [JOB], "other": [1, 2]}},
+        {"jobs": [JOB, "junk", {"no": "id"}], "total": 1},
+        {"code": 0, "data": [JOB]},
+        [JOB],
+    ],
+)
+def test_list_in_any_wrapping(server: Server, client: CamberClient, data: object) -> None:
+    server.replies = [Reply(data=data)]
+    assert client.list_page(3).jobs == [JOB]
+    assert server.requests[0].params == {"page": "3", "size": "100"}
+
+
+@pytest.mark.parametrize("data", [[], {"jobs": [], "total": 0}, {"jobs": None, "total": 0}, {"code": 0, "data": None}])
+def test_empty_list(server: Server, client: CamberClient, data: object) -> None:
+    server.replies = [Reply(data=data)]
+    assert client.list_page(1).jobs == []
+
+
+@pytest.mark.parametrize("body", [b"<html>maintenance</html>", b"", b"null", b"{}", b'{"status":null}', b"[" * 100_000])
+def test_what_is_no_list_does_not_pass_for_an_empty_one(server: Server, client: CamberClient, body: bytes) -> None:
+    server.replies = [Reply(body=body)]
+    with pytest.raises(BackendUnavailable):
+        client.list_page(1)
+
+
+VALIDATION = {
+    "code": 1,
+    "message": "Validation failed",
+    "error_details": [{"key": "Job.NodeSize", "field": "node_size", "message": "must be one of\x1b[31m XSMALL"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "tries"),
+    [
+        (Reply(status=401, data={"message": "unauthorized - invalid token"}), BackendRefusedKey, 1),
+        (Reply(status=403), BackendRefusedKey, 1),
+        (Reply(status=500, data={"code": 2, "message": "User not found"}), BackendRefusedKey, 1),
+        (Reply(status=404, data={"message": "Not Found"}), NotFound, 1),
+        (Reply(status=500, data={"code": 2, "message": "job does not exist"}), NotFound, 1),
+        (Reply(status=200, data={"code": 2, "message": "job not found"}), NotFound, 1),
+        (Reply(status=400, data=VALIDATION), SpecRejected, 1),
+        (Reply(status=400, data={"message": "Unmarshal type error: expected=int"}), SpecRejected, 1),
+        (Reply(status=500, data={"code": 2, "message": "internal"}), BackendUnavailable, 3),
+        (Reply(status=502, body=b"<html>bad gateway</html>"), BackendUnavailable, 3),
+        (Reply(status=301, headers={"Location": "/x"}), BackendUnavailable, 3),
+        (Reply(status=429), BackendBusy, 3),
+        (Reply(status=429, headers={"Retry-After": "0.01"}), BackendBusy, 3),
+        (Reply(status=429, headers={"Retry-After": "600"}), BackendBusy, 1),
+        (Reply(status=200, body=b"not json"), BackendUnavailable, 1),
+        (Reply(status=200, data={**JOB, "job_id": 8}), BackendUnavailable, 1),
+        (DROP, BackendUnavailable, 3),
+        (Reply(status=200, body=b"{", declared=100), BackendUnavailable, 3),
+    ],
+)
+def test_error_of_an_idempotent_call(
+    server: Server, client: CamberClient, reply: Reply, error: type[RythmiqError], tries: int
+) -> None:
+    server.replies = [reply]
+    with pytest.raises(error) as raised:
+        client.get(7)
+    assert type(raised.value) is error
+    assert len(server.requests) == tries
+    assert pickle.loads(pickle.dumps(raised.value)).message == raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(status=401, data={"message": "unauthorized"}), BackendRefusedKey),
+        (Reply(status=400, data={"code": 2, "message": "user not found"}), BackendRefusedKey),
+        (Reply(status=429, headers={"Retry-After": "1"}), BackendBusy),
+        (Reply(status=400, data=VALIDATION), SpecRejected),
+        (Reply(status=400, data={"message": "Unmarshal type error: expected=int, field=num_nodes"}), SpecRejected),
+        (Reply(status=404, data={"message": "Not Found"}), BackendUnavailable),
+        (Reply(status=405, data={"message": "Method Not Allowed"}), BackendUnavailable),
+        (Reply(status=500, data={"code": 2, "message": "failed"}), CreateUncertain),
+        (Reply(status=400, data={"code": 2, "message": "failed"}), CreateUncertain),
+        (Reply(status=404, data={"code": 2, "message": "mount not found"}), CreateUncertain),
+        (Reply(status=503, headers={"Retry-After": "1"}), CreateUncertain),
+        (Reply(status=400, body=b"<html>"), CreateUncertain),
+        (Reply(status=303, headers={"Location": "/jobs/1"}), CreateUncertain),
+        (Reply(status=200, data={"code": 0, "message": "ok", "data": {}}), CreateUncertain),
+        (Reply(status=200, data={"code": 2, "message": "failed"}), CreateUncertain),
+        (Reply(status=200, body=b"not json"), CreateUncertain),
+        (Reply(status=200, body=b'{"job_id": 7', declared=100), CreateUncertain),
+        (DROP, CreateUncertain),
+    ],
+)
+def test_create_is_never_repeated(
+    server: Server, client: CamberClient, reply: Reply, error: type[RythmiqError]
+) -> None:
+    server.replies = [reply]
+    with pytest.raises(error) as raised:
+        client.create({"command": "bash run.sh"})
+    assert type(raised.value) is error
+    assert len(server.requests) == 1
+
+
+def test_create(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(status=201, data={"code": 0, "data": {"job": {**JOB, "job_status": "SUBMITTED"}}})]
+    assert client.create({"command": "bash run.sh"}).remote_id == 7
+    assert json.loads(server.requests[0].body) == {"command": "bash run.sh"}
+    server.replies = [ok({**JOB, "job_status": "QUEUED_SOMEHOW"})]
+    assert client.create({}).status is RemoteStatus.UNKNOWN
+
+
+def test_slow_create_is_uncertain_and_a_slow_get_is_an_outage(server: Server) -> None:
+    release = threading.Event()
+
+    def slow(_: Request) -> Reply:
+        release.wait(10)
+        return ok(JOB)
+
+    server.replies = [slow]
+    config = make_config(server.endpoint, create_timeout_s=0.05, read_timeout_s=0.05, call_attempts=2)
+    with CamberClient(config, backoff_s=0.001) as client:
+        with pytest.raises(CreateUncertain, match="no answer in time"):
+            client.create({})
+        with pytest.raises(BackendUnavailable, match="no answer in time"):
+            client.get(7)
+        assert client.calls == {"create": 1, "get": 2}
+    release.set()
+
+
+def test_create_that_reached_nobody_is_certain() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        for endpoint, words in ((closed, "no connection"), ("http://name.invalid", "does not resolve")):
+            with (
+                CamberClient(make_config(endpoint), backoff_s=0.001) as client,
+                pytest.raises(BackendUnavailable, match=words) as raised,
+            ):
+                client.create({})
+            assert type(raised.value) is BackendUnavailable
+
+
+def test_server_that_speaks_no_tls_gets_no_key() -> None:
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                seen.append(connection.recv(10_000))
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        endpoint = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with CamberClient(make_config(endpoint, call_attempts=1)) as client, pytest.raises(BackendUnavailable):
+            client.me()
+        thread.join()
+    assert KEY.encode() not in seen[0]
+
+
+def test_messages_are_cut_cleaned_and_without_the_key(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(status=400, data=VALIDATION)]
+    with pytest.raises(SpecRejected, match=r"node_size: must be one of \[31m XSMALL") as raised:
+        client.create({})
+    assert "\x1b" not in str(raised.value)
+    server.replies = [Reply(status=401, data={"message": f"token {KEY}\n" + "x" * 9000})]
+    with pytest.raises(BackendRefusedKey) as refused:
+        client.get(1)
+    assert KEY not in repr(refused.value)
+    assert len(str(refused.value)) < 600
+
+
+def test_global_calls_blame_the_endpoint(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(status=404, data={"message": "Not Found"})]
+    for call in (client.me, lambda: client.list_page(1)):
+        with pytest.raises(BackendUnavailable, match="endpoint"):
+            call()
+    for data in ({"username": ""}, {"username": "a/b"}, {"username": "a\n"}, {"username": 3}, "x"):
+        server.replies = [ok(data)]
+        with pytest.raises(BackendUnavailable):
+            client.me()
+
+
+def test_retry_after() -> None:
+    def asked(value: str) -> float | None:
+        return Answer(429, {"retry-after": value}, b"").retry_after_s
+
+    assert asked("7") == 7
+    assert asked("-1") == asked("nan") == 0
+    assert asked("inf") == 3600
+    assert asked("soon") is None
+    in_a_minute = asked(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
+    assert in_a_minute is not None
+    assert 50 < in_a_minute <= 60
+    assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert Answer(429, {}, b"").retry_after_s is None
+
+
+def test_times_and_items_of_junk() -> None:
+    assert (
+        time_of("2026-01-07T10:00:00") == time_of("2026-01-07T12:00:00+02:00") == datetime(2026, 1, 7, 10, tzinfo=UTC)
+    )
+    assert [time_of(value) for value in ("", None, 3, "0001-01-01T00:00:00Z", "x")] == [None] * 5
+    assert items_of(Answer(200, {}, b'{"a":[{"x":1}],"b":[{"job_id":1}]}'), "job_id") == [{"job_id": 1}]
+
+
+@pytest.mark.parametrize(
+    ("reply", "taken"),
+    [
+        (Reply(status=204, body=b""), True),
+        (ok({}), True),
+        (Reply(status=404, data={"message": "Not Found"}), False),
+        (Reply(status=405, data={"message": "Method Not Allowed"}), False),
+        (Reply(status=400, data={"code": 2, "message": "job is already completed"}), False),
+    ],
+)
+def test_cancel(server: Server, client: CamberClient, reply: Reply, taken: bool) -> None:
+    server.replies = [reply]
+    assert client.cancel(7) is taken
+    assert [(request.method, request.path) for request in server.requests] == [("DELETE", "/api/cli/jobs/7")]
+
+
+def test_cancel_that_could_not_be_asked_raises(server: Server, client: CamberClient) -> None:
+    for reply, error in ((Reply(status=503), BackendUnavailable), (Reply(status=401), BackendRefusedKey)):
+        server.replies = [reply]
+        with pytest.raises(error):
+            client.cancel(7)
+
+
+# ---- The stash
+
+
+def test_names_of_any_bytes_reach_the_server(server: Server, client: CamberClient) -> None:
+    server.replies = [ok(None)]
+    for name in ("a b+c&d=e?f#g%20", "日本/ü", "caf\udce9", "new\nline", "*'()"):
+        client.stash_write(f"stash://ada/{name}", b"x")
+        target = server.requests[-1].target
+        raw = unquote_to_bytes(target.partition("?path=")[2])
+        assert raw == f"stash://ada/{name}".encode(errors="surrogateescape")
+
+
+@contextmanager
+def opened(stream: Any) -> Iterator[BinaryIO]:
+    yield stream
+
+
+class NoSeek(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("size", [0, 10, 1_000_000])
+@pytest.mark.parametrize("kind", [io.BytesIO, NoSeek])
+def test_streamed_upload_is_whole_also_after_a_fault(
+    server: Server, client: CamberClient, size: int, kind: type[io.BytesIO]
+) -> None:
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    server.replies = [DROP, Reply(status=503), ok(None)]
+    client.stash_stream("stash://ada/x", lambda: opened(kind(data)))
+    assert [request.body for request in server.requests] == [data] * 3
+    known = kind is io.BytesIO or size < 100
+    assert ("Content-Length" in server.requests[-1].headers) is known
+
+
+def test_fault_of_the_source_is_not_the_connections(server: Server, client: CamberClient) -> None:
+    class Broken(NoSeek):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            if not data:
+                raise ConnectionResetError
+            return data
+
+    server.replies = [ok(None)]
+    with pytest.raises(InputUnreadable):
+        client.stash_stream("stash://ada/x", lambda: opened(Broken(b"x" * 500_000)))
+    assert client.calls["stash_write"] == 1
+
+
+DATA = bytes(range(256)) * 4096
+
+
+def ranged(request: Request, *, cut: int | None = None, honour: bool = True, data: bytes = DATA) -> Reply:
+    asked = request.headers.get("Range")
+    start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and honour else 0
+    if start >= len(data) and asked and honour:
+        return Reply(status=416, body=b"")
+    body = data[start:]
+    headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if asked and honour else {}
+    status = 206 if headers else 200
+    if cut is not None and cut < len(body):
+        return Reply(status=status, body=body[:cut], headers=headers, declared=len(body))
+    return Reply(status=status, body=body, headers=headers)
+
+
+@pytest.mark.parametrize("honour", [True, False])
+@pytest.mark.parametrize("start", [0, 1, 300_000, len(DATA) - 1])
+def test_cut_download_is_one_unbroken_stream(server: Server, client: CamberClient, start: int, honour: bool) -> None:
+    cuts = iter((100_000, 700_000, 0, 800_000))
+    server.replies = [lambda request: ranged(request, cut=next(cuts, None), honour=honour)]
+    with client.stash_open("stash://ada/x", start) as chunks:
+        assert b"".join(chunks) == DATA[start:]
+
+
+def test_download_from_its_very_end_is_empty(server: Server, client: CamberClient) -> None:
+    server.replies = [ranged]
+    with client.stash_open("stash://ada/x", len(DATA)) as chunks:
+        assert list(chunks) == []
+
+
+def test_download_that_never_gets_on_ends(server: Server, client: CamberClient) -> None:
+    server.replies = [lambda request: ranged(request, cut=0)]
+    with client.stash_open("stash://ada/x") as chunks, pytest.raises(BackendUnavailable, match="3 times"):
+        list(chunks)
+    assert client.calls["stash_read"] == 3
+
+
+def test_file_that_changes_between_two_parts_is_noticed(server: Server, client: CamberClient) -> None:
+    replies = iter((lambda r: ranged(r, cut=1000), lambda r: ranged(r, data=DATA + b"more")))
+    server.replies = [lambda request: next(replies)(request)]
+    with client.stash_open("stash://ada/x") as chunks, pytest.raises(ArtifactCorrupt):
+        list(chunks)
+
+
+def test_wrong_part_is_noticed(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(status=206, body=b"x", headers={"Content-Range": "bytes 9-9/10"})]
+    with client.stash_open("stash://ada/x", 5) as chunks, pytest.raises(BackendUnavailable, match="another part"):
+        list(chunks)
+
+
+def test_missing_file_is_not_found_when_it_is_opened(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(status=500, data={"code": 2, "message": "file not found"})]
+    with pytest.raises(NotFound), client.stash_open("stash://ada/x"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(status=400, data={"code": 2, "message": "job status is not completed, failed, or running"}),
+        Reply(status=500, data={"code": 15, "message": "credentials"}),
+        Reply(status=404, data={"message": "Not Found"}),
+    ],
+)
+def test_refused_log_is_not_found(server: Server, client: CamberClient, reply: Reply) -> None:
+    server.replies = [reply]
+    with pytest.raises(NotFound), client.open_log(7):
+        pass
+
+
+def test_file_that_looks_like_an_error_is_a_file(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(data={"code": 2, "message": "user not found"})]
+    assert client.stash_read("stash://ada/x") == b'{"code": 2, "message": "user not found"}'
+
+
+def test_connection_goes_back_to_the_pool(server: Server, client: CamberClient) -> None:
+    ports: set[int] = set()
+    server.replies = [ranged]
+    original = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        original(self, address)
+        ports.add(self.getsockname()[1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect)
+        for _ in range(5):
+            client.stash_read("stash://ada/x")
+            with client.stash_open("stash://ada/x") as chunks:
+                assert b"".join(chunks) == DATA
+    assert len(ports) == 1
+
+
+# ---- The sweep over the list
+
+
+class Listing:
+    """A list of jobs, newest first, as the server pages it."""
+
+    def __init__(self, ids: list[int], *, page: int = 10, total: bool = True, aged: bool = True) -> None:
+        self.ids = sorted(ids, reverse=True)
+        self.page, self.total, self.aged = page, total, aged
+        self.hidden: set[int] = set()
+
+    def job(self, number: int) -> dict[str, Any]:
+        created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
+        job = {"job_id": number, "job_status": "RUNNING", "mount_dir": f"/rythmiq/{number}/1/"}
+        return {**job, "created_at": created.isoformat()} if self.aged else job
+
+    def __call__(self, request: Request) -> Reply:
+        if "page" not in request.params:
+            number = int(request.path.rpartition("/")[2])
+            if number in self.ids:
+                return ok(self.job(number))
+            return Reply(status=500, data={"code": 2, "message": "job not found"})
+        first = (int(request.params["page"]) - 1) * self.page
+        shown = [self.job(n) for n in self.ids[first : first + self.page] if n not in self.hidden]
+        return ok({"jobs": shown, "total": len(self.ids)} if self.total else {"jobs": shown})
+
+
+@pytest.fixture
+def sweep(server: Server) -> Iterator[Callable[..., tuple[list[int], dict[str, int]]]]:
+    backend = CamberExecutionBackend(make_config(server.endpoint, page_size=10))
+
+    def swept(
+        listing: Listing, waiting: Any = (), paths: Any = (), since: datetime | None = None
+    ) -> tuple[list[int], dict[str, int]]:
+        server.replies = [listing]
+        backend.client.calls.clear()
+        found = [remote.remote_id for remote in backend.watch(waiting, paths, since)]
+        return found, dict(backend.client.calls)
+
+    yield swept
+    backend.close()
+
+
+Sweep = Callable[..., tuple[list[int], dict[str, int]]]
+ALL = list(range(1, 101))
+
+
+def test_sweep_costs_pages_not_jobs(sweep: Sweep) -> None:
+    assert sweep(Listing(ALL), set(ALL)) == (ALL[::-1], {"list": 10})
+    assert sweep(Listing(ALL), {100, 95, 91}) == ([100, 95, 91], {"list": 1})
+    assert sweep(Listing(ALL), set(range(61, 101))) == (list(range(100, 60, -1)), {"list": 4})
+    assert sweep(Listing(ALL)) == ([], {"list": 1})
+
+
+def test_stragglers_are_asked_for_when_that_is_cheaper(sweep: Sweep) -> None:
+    assert sweep(Listing(ALL), {5, 98}) == ([98, 5], {"list": 2, "get": 1})
+    assert sweep(Listing(ALL), {1, 2, 3}) == ([1, 2, 3], {"list": 3, "get": 3})
+
+
+def test_job_that_is_gone_is_not_reported(sweep: Sweep) -> None:
+    assert sweep(Listing(ALL), {100, 1000}) == ([100], {"list": 1, "get": 1})
+    assert sweep(Listing([]), {1, 2}) == ([], {"list": 1, "get": 2})
+
+
+def test_job_that_the_list_does_not_show_yet_is_found(sweep: Sweep) -> None:
+    listing = Listing(ALL)
+    listing.hidden = {97, 99}
+    assert sweep(listing, {100, 99, 98, 97, 96}) == ([100, 98, 96, 97, 99], {"list": 1, "get": 2})
+
+
+def test_path_is_found_with_the_age_as_the_limit(sweep: Sweep) -> None:
+    assert sweep(Listing(ALL), (), {"rythmiq/85/1"}) == ([85], {"list": 2})
+    since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=75)
+    assert sweep(Listing(ALL), (), {"rythmiq/none/1"}, since) == ([], {"list": 3})
+    assert sweep(Listing(ALL), {100}, {"rythmiq/none/1"}, since) == ([100], {"list": 3})
+    # One that lies behind the limit by no more than the clocks may differ is found.
+    assert sweep(Listing(ALL), (), {"rythmiq/74/1"}, since)[0] == [74]
+
+
+@pytest.mark.parametrize("total", [True, False])
+def test_path_that_is_nowhere_is_looked_for_to_the_end(sweep: Sweep, total: bool) -> None:
+    listing = Listing(ALL, total=total, aged=False)
+    since = datetime(2030, 1, 1, tzinfo=UTC)
+    assert sweep(listing, (), {"rythmiq/none/1"}, since) == ([], {"list": 11})
+
+
+def test_ids_and_paths_of_one_job_are_reported_once(sweep: Sweep) -> None:
+    assert sweep(Listing(ALL), {50}, {"rythmiq/50/1", "/rythmiq/49/1/"})[0] == [50, 49]
+
+
+def test_list_that_moves_while_it_is_read_repeats_nothing(sweep: Sweep) -> None:
+    class Growing(Listing):
+        def __call__(self, request: Request) -> Reply:
+            reply = super().__call__(request)
+            self.ids = [max(self.ids) + n for n in (3, 2, 1)] + self.ids
+            return reply
+
+    found, _ = sweep(Growing(ALL), set(ALL))
+    assert found == ALL[::-1]
+
+
+def test_server_with_pages_smaller_than_asked_for(sweep: Sweep) -> None:
+    assert sweep(Listing(ALL, page=7, total=False), set(ALL))[0] == ALL[::-1]
+
+
+def test_server_that_does_not_page_ends_too(sweep: Sweep) -> None:
+    class Stuck(Listing):
+        def __call__(self, request: Request) -> Reply:
+            if "page" in request.params:
+                request.target = request.target.replace(f"page={request.params['page']}", "page=1")
+            return super().__call__(request)
+
+    found, calls = sweep(Stuck(ALL, total=False), {95, 20}, {"rythmiq/none/1"})
+    assert found == [95, 20]
+    assert calls["list"] < 10
+
+
+def test_sweep_is_lazy(server: Server) -> None:
+    server.replies = [Listing(ALL)]
+    backend = CamberExecutionBackend(make_config(server.endpoint, page_size=10))
+    reports = backend.watch(set(ALL), (), None)
+    assert next(reports).remote_id == 100
+    assert backend.client.calls["list"] == 1
+    reports.close()  # type: ignore[attr-defined]
+    backend.close()
+
+
+def test_retry_waits_as_long_as_the_server_asks(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(status=429, headers={"Retry-After": "0.2"}), ok(JOB)]
+    began = time.monotonic()
+    client.get(7)
+    assert time.monotonic() - began >= 0.2
