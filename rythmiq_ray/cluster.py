@@ -7,6 +7,7 @@ threads in it, since a task that waits costs a process; results are data, since 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -123,9 +124,15 @@ class Cluster:
         """
         try:
             if "RAY_ADDRESS" in os.environ:
-                ray.init(log_to_driver=False)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
             else:
-                ray.init(address="local", num_cpus=self._config.num_cpus, include_dashboard=False, log_to_driver=False)
+                ray.init(
+                    address="local",
+                    num_cpus=self._config.num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds, RuntimeError among them
             reason = " ".join(str(error).split())[:300]
             where = os.environ.get("RAY_ADDRESS", "a Ray of its own on this machine")
