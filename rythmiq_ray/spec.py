@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from rythmiq_ray.config import CamberCatalog
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Input, JobSpec, NewJob
+from rythmiq_ray.names import LOG_NAME, MANIFEST_NAME, fault_of_name
 
 MAX_COMMAND_BYTES: Final = 256 * 1024
 MAX_ENV_BYTES: Final = 256 * 1024
@@ -38,7 +39,7 @@ MAX_DELAY_S: Final = 365 * 86400
 BUNDLE_NAMES: Final = frozenset({"run.sh", "job.json"})
 """What the bundle itself puts into the attempt's path, beside everything that starts with :data:`BUNDLE_PREFIX`."""
 BUNDLE_PREFIX: Final = "rythmiq-"
-STORE_NAMES: Final = frozenset({"log.txt", "manifest.json"})
+STORE_NAMES: Final = frozenset({LOG_NAME, MANIFEST_NAME})
 """What the artifact store itself puts beside the outputs."""
 RESERVED_ENV: Final = frozenset({"BASH_ENV", "BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
 """BASH_ENV would run a file before the wrapper; the others are read-only in bash, so setting them stops a script."""
@@ -392,7 +393,8 @@ def _fault_of_http(uri: str) -> str | None:
 
 @lru_cache(_CACHED)
 def _fault_of_input_name(name: str) -> str | None:
-    return _fault_of_path(name) or _fault_of_reserved(name, BUNDLE_NAMES)
+    fault = fault_of_name(name)
+    return _fault_of_reserved(name, BUNDLE_NAMES) if fault is None else f"{_quote(name)} {fault}"
 
 
 @lru_cache(_CACHED)

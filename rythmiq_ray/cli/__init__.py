@@ -1,0 +1,42 @@
+"""The command ``rythmiq``: what people and scripts do to the queue. Each command's module is imported with it alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+INTERRUPTED: Final = 130
+"""What a shell reports for a program that Ctrl-C ended (128 + SIGINT)."""
+
+
+def main() -> None:
+    """The entry point: runs the command of ``sys.argv`` and exits with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 bad input or configuration, 1 anything else.
+
+    Whatever goes wrong is said on stderr in one sentence; the traceback is there with ``RYTHMIQ_DEBUG=1`` only.
+    """
+    from rythmiq_ray.cli.app import app
+    from rythmiq_ray.cli.failure import report
+
+    for stream in (sys.stdout, sys.stderr):
+        # A name in a script that the terminal's encoding lacks is no reason to fail.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = app(arguments or ["--help"], prog_name="rythmiq", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough. Python would complain again when it flushes at exit, hence the other file.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("RYTHMIQ_DEBUG") == "1":
+            raise
+        return report(error)
+    return code if isinstance(code, int) else 0

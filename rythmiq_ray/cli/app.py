@@ -1,0 +1,56 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from rythmiq_ray import __version__
+from rythmiq_ray.cli import local
+from rythmiq_ray.cli.artifacts import artifacts
+from rythmiq_ray.cli.enqueue import enqueue
+from rythmiq_ray.cli.jobs import cancel, jobs, retry, show
+from rythmiq_ray.cli.logs import logs
+from rythmiq_ray.cli.migrate import migrate
+
+app = typer.Typer(
+    name="rythmiq",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rythmiq-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def rythmiq(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Print the version."),
+) -> None:
+    """A durable job runner: jobs in Postgres, work on Camber Cloud, artifacts in S3.
+
+    Every command reads DATABASE_URL, or the layers of the configuration; without either it uses what
+    `rythmiq local up` started. Exit codes: 0 done, 2 bad input or configuration, 1 anything else.
+
+    \b
+    Examples:
+      rythmiq local up && eval "$(rythmiq local env)"
+      rythmiq enqueue --command 'echo hello' --output '*.txt'
+      python -m rythmiq_ray.driver --drain
+      rythmiq jobs
+    """
+
+
+app.command()(migrate)
+app.command()(enqueue)
+app.command()(jobs)
+app.command()(show)
+app.command()(logs)
+app.command()(artifacts)
+app.command()(cancel)
+app.command()(retry)
+app.add_typer(local.app, name="local")

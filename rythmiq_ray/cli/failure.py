@@ -1,0 +1,59 @@
+"""What a failure is to the person at the terminal: sentences on stderr, and an exit code."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import typer
+
+from rythmiq_ray.errors import InvalidJob, RythmiqError, Verdict
+
+FAILED: Final = 1
+REFUSED: Final = 2
+"""The input or the configuration is at fault."""
+
+UsageError: Final = typer.BadParameter.__mro__[1]
+"""Click's, whose import path differs between versions of Typer."""
+
+
+class Unfinished(Exception):
+    """The command did part of what it was asked; what it did not do was said on stderr already."""
+
+
+def say(message: str) -> None:
+    """A line on stderr for the person, beside what the command writes to stdout."""
+    for line in message.splitlines() or [""]:
+        typer.echo(f"rythmiq: {line}", err=True)
+
+
+def report(error: Exception) -> int:
+    """Says what went wrong and returns the exit code. Texts of errors that are not ours may hold a secret."""
+    if isinstance(error, Unfinished):
+        return FAILED
+    if isinstance(error, typer.Abort):
+        say("aborted")
+        return FAILED
+    if isinstance(error, UsageError):
+        context = getattr(error, "ctx", None)
+        say(error.format_message())  # type: ignore[attr-defined]
+        if context is not None:
+            say(f"see `{context.command_path} --help`")
+        return REFUSED
+    if isinstance(error, InvalidJob):
+        say(error.message)
+        return REFUSED
+    if isinstance(error, RythmiqError):
+        say(error.message)
+        return REFUSED if error.verdict is Verdict.REFUSE else FAILED
+    if isinstance(error, OSError) and error.strerror:
+        say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        return FAILED
+    say(f"unexpected {type(error).__name__} at {_place(error)}; RYTHMIQ_DEBUG=1 shows the traceback")
+    return FAILED
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "unknown" if trace is None else f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"

@@ -1,0 +1,189 @@
+"""``rythmiq logs``: a stored log, or the live one of a running job until it is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rythmiq_ray.cli.failure import say
+from rythmiq_ray.cli.jobs import JobId
+from rythmiq_ray.cli.session import Backends, database, read
+from rythmiq_ray.errors import NotFound
+from rythmiq_ray.model import Artifact, Job, JobState
+from rythmiq_ray.names import LOG_NAME
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from psycopg2.extensions import connection as Connection
+
+    from rythmiq_ray.queue.inspect import Attempt
+
+_LOOK_S: Final = 0.5
+"""Between two looks at a job that is followed."""
+_PATIENCE: Final = 4
+"""The live log comes whole each time, so after each look this many times as long as it took is waited."""
+
+
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, metavar="N", help="This attempt; else the last one.")] = None,
+) -> None:
+    """Write a job's log to stdout.
+
+    It comes from the artifact store, or from Camber while the job runs. With -f it goes on through
+    all attempts until the job has ended, and no byte comes twice. A program that buffers its output shows nothing for
+    long (python: -u).
+
+    \b
+    Examples:
+      rythmiq logs 019a5c3e
+      rythmiq logs -f 019a5c3e | grep -i error
+      rythmiq logs 019a5c3e --attempt 1
+    """
+    from rythmiq_ray.queue import inspect
+
+    with database() as connection, Backends() as backends:
+        # Each look sees what drivers have written meanwhile, and none holds a transaction open.
+        connection.autocommit = True
+        job = inspect.job(connection, job_id)
+        if follow:
+            _follow(connection, backends, job, attempt)
+        else:
+            _print(connection, backends, job, attempt)
+
+
+def _print(connection: Connection, backends: Backends, job: Job, number: int | None) -> None:
+    number = number or job.attempt
+    if number == 0:
+        raise NotFound(f"Job {job.job_id} has not started yet, so it has no log; -f waits for it")
+    attempt = _attempt(connection, job, number)
+    if attempt is None:
+        raise NotFound(f"Job {job.job_id} has no attempt {number}; the last one is {job.attempt}")
+    if attempt.state is JobState.RUNNING:
+        if job.remote_id is None:
+            raise NotFound(
+                f"Attempt {number} of job {job.job_id} is being submitted and has no log yet; -f waits for it"
+            )
+        with backends.get().open_log(job) as chunks:
+            _write(chunks)
+        return
+    log = _stored(connection, job.job_id, number)
+    if log is None:
+        raise NotFound(f"Attempt {number} of job {job.job_id} left no log: {attempt.error_message or attempt.state}")
+    _write(read(log.uri))
+
+
+def _follow(connection: Connection, backends: Backends, job: Job, only: int | None) -> None:
+    from rythmiq_ray.queue import inspect
+
+    number = only or max(1, job.attempt)
+    printed = _Printed()
+    while True:
+        job = inspect.job(connection, job.job_id)
+        attempt = _attempt(connection, job, number)
+        pause_s = _LOOK_S
+        if attempt is not None and attempt.state is not JobState.RUNNING:
+            _rest(connection, job, number, printed)
+            if only is not None or (job.state.finished and job.attempt <= number):
+                return
+            number += 1
+            printed = _Printed()
+            if job.state is JobState.RETRYING:
+                say(f"attempt {number - 1} ended with {attempt.error_code}; waiting for attempt {number}")
+            continue
+        if attempt is None and job.state.finished:
+            if job.attempt == 0 or only is not None:
+                raise NotFound(f"Job {job.job_id} has no attempt {number}: it is {job.state}")
+            return
+        if attempt is not None and job.remote_id is not None and job.attempt == number:
+            started = time.monotonic()
+            _more(backends, job, printed)
+            pause_s = max(pause_s, _PATIENCE * (time.monotonic() - started))
+        time.sleep(min(pause_s, 60.0))
+
+
+class _Printed:
+    """How much of an attempt's log was written to stdout, and its hash, to find the place in the stored one."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+        self.bytes += len(data)
+        self._hash.update(data)
+
+    @property
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def _more(backends: Backends, job: Job, printed: _Printed) -> None:
+    """What the live log has beyond what was printed."""
+    skip = printed.bytes
+    try:
+        with backends.get().open_log(job) as chunks:
+            for chunk in chunks:
+                if skip < len(chunk):
+                    printed.write(chunk[skip:])
+                skip = max(0, skip - len(chunk))
+    except NotFound:
+        return
+    sys.stdout.buffer.flush()
+
+
+def _rest(connection: Connection, job: Job, number: int, printed: _Printed) -> None:
+    """What the stored log has beyond what was printed; all of it if that was something else."""
+    log = _stored(connection, job.job_id, number)
+    if log is None:
+        if not printed.bytes:
+            say(f"attempt {number} left no log")
+        return
+    if printed.bytes and not _begins_with(log, printed):
+        say("the stored log is not the one that Camber showed live, so it follows whole")
+        printed = _Printed()
+    skip = printed.bytes
+    for chunk in read(log.uri):
+        if skip < len(chunk):
+            printed.write(chunk[skip:])
+        skip = max(0, skip - len(chunk))
+    sys.stdout.buffer.flush()
+
+
+def _begins_with(log: Artifact, printed: _Printed) -> bool:
+    if log.bytes < printed.bytes:
+        return False
+    left = printed.bytes
+    digest = hashlib.sha256()
+    for chunk in read(log.uri):
+        digest.update(chunk[:left])
+        left -= min(left, len(chunk))
+        if not left:
+            break
+    return digest.digest() == printed.digest
+
+
+def _attempt(connection: Connection, job: Job, number: int) -> Attempt | None:
+    from rythmiq_ray.queue import inspect
+
+    return next((a for a in inspect.attempts(connection, job.job_id) if a.attempt == number), None)
+
+
+def _stored(connection: Connection, job_id: UUID, number: int) -> Artifact | None:
+    from rythmiq_ray.queue import inspect
+
+    return next((file for _, file in inspect.artifacts(connection, job_id, number) if file.name == LOG_NAME), None)
+
+
+def _write(chunks: Iterable[bytes]) -> None:
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
