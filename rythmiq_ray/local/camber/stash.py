@@ -1,0 +1,204 @@
+"""The stash: folders and files of one owner, kept as folders and files on this disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import BinaryIO, Final
+
+_SCHEME: Final = "stash://"
+_LONGEST_STEP: Final = 255
+_LONGEST_PATH: Final = 1024
+
+
+class InvalidPath(ValueError):
+    """A path that is not relative, or that leads out of where it starts."""
+
+
+class ForeignOwner(ValueError):
+    """A path in somebody else's stash."""
+
+
+def split_path(path: str) -> tuple[str, ...]:
+    """The steps of a relative path; a slash at its end is fine. Raises InvalidPath."""
+    if path.startswith("/"):
+        raise InvalidPath("must be relative")
+    steps = tuple(path.removesuffix("/").split("/"))
+    if "\0" in path or any(step in ("", ".", "..") for step in steps):
+        raise InvalidPath("must stay below the owner's root")
+    try:
+        longest = max(len(os.fsencode(step)) for step in steps)
+    except UnicodeEncodeError:
+        raise InvalidPath("must be valid Unicode") from None
+    if longest > _LONGEST_STEP or len(path) > _LONGEST_PATH:
+        raise InvalidPath("is too long")
+    return steps
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of a listing; ``path`` is relative to the owner's root."""
+
+    path: str
+    is_folder: bool
+    size: int
+
+
+class Stash:
+    """Files of one owner. Methods block; those that may take long are meant for a thread.
+
+    Nothing but regular files and folders is ever made here, so no path leads out of the root by a link.
+    """
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        self.owner = owner
+        self._root = folder / "stash" / owner
+        self._unfinished = folder / "unfinished"
+        self._trash = folder / "trash"
+        self._names = count()
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        shutil.rmtree(self._trash, ignore_errors=True)
+        for place in (self._root, self._unfinished, self._trash):
+            place.mkdir(parents=True, exist_ok=True)
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="stash-remover")
+
+    def close(self) -> None:
+        self._remover.shutdown(wait=True, cancel_futures=True)
+
+    def path_of(self, uri: str) -> str:
+        """The path under the owner's root that a URI names; empty for the root itself.
+
+        Raises InvalidPath or ForeignOwner.
+        """
+        if not uri.startswith(_SCHEME):
+            raise InvalidPath(f"must start with {_SCHEME}")
+        owner, _, path = uri.removeprefix(_SCHEME).partition("/")
+        if owner != self.owner:
+            raise ForeignOwner("no access to this stash")
+        return "/".join(split_path(path)) if path else ""
+
+    def place(self, path: str) -> Path:
+        """Where a path that :func:`split_path` has let through lies on the disk."""
+        return self._root / path
+
+    def entries(self, path: str, *, recursive: bool) -> list[Entry]:
+        """What lies at or below a path, by name. Raises FileNotFoundError."""
+        place = self.place(path)
+        status = place.stat()
+        if not S_ISDIR(status.st_mode):
+            return [Entry(path, False, status.st_size)]
+        return list(self._below(place, path, recursive))
+
+    def _below(self, place: Path, path: str, recursive: bool) -> Iterator[Entry]:
+        for child in sorted(place.iterdir()):
+            try:
+                status = child.stat()
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            child_path = f"{path}/{child.name}" if path else child.name
+            is_folder = S_ISDIR(status.st_mode)
+            yield Entry(child_path, is_folder, 0 if is_folder else status.st_size)
+            if is_folder and recursive:
+                with suppress(FileNotFoundError):
+                    yield from self._below(child, child_path, recursive)
+
+    def count_files(self) -> int:
+        return sum(1 for entry in self._below(self._root, "", True) if not entry.is_folder)
+
+    def open_new(self, path: str) -> BinaryIO:
+        """Opens a file for writing from its start, with the folders above it. Raises OSError."""
+        place = self.place(path)
+        while True:
+            try:
+                return place.open("wb")
+            except FileNotFoundError:
+                # Until it succeeds: an emptied folder may be pruned between the two calls.
+                place.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, path: str, data: bytes) -> None:
+        """A whole file at once. Raises OSError."""
+        with self.open_new(path) as file:
+            file.write(data)
+
+    def unfinished(self) -> Path:
+        """A place for a file that is still on its way here, for :meth:`adopt`."""
+        return self._unfinished / str(next(self._names))
+
+    def adopt(self, unfinished: Path, path: str) -> None:
+        """Makes a file that is whole now appear at a path. Raises OSError."""
+        place = self.place(path)
+        while True:
+            try:
+                unfinished.replace(place)
+                return
+            except FileNotFoundError:
+                place.parent.mkdir(parents=True, exist_ok=True)
+
+    def remove(self, path: str, *, recursive: bool) -> None:
+        """Removes a file or a folder, and folders above that are empty then; fine if it is not there.
+
+        Raises IsADirectoryError for a folder without ``recursive``.
+        """
+        place = self.place(path)
+        try:
+            if S_ISDIR(place.stat().st_mode):
+                if not recursive:
+                    raise IsADirectoryError(path)
+                # Gone at once for whoever looks; taking it apart may last.
+                doomed = self._trash / str(next(self._names))
+                place.rename(doomed)
+                self._remover.submit(shutil.rmtree, doomed, True)
+            else:
+                place.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with suppress(OSError):
+            for folder in place.parents:
+                if folder == self._root:
+                    break
+                folder.rmdir()
+
+    def copy_out(self, path: str, target: Path) -> dict[str, tuple[int, int]]:
+        """Copies what lies at a path into a new folder, without executable bits.
+
+        Returns size and time of change of each copy, by its name relative to ``target``.
+        """
+        target.mkdir(parents=True)
+        copied: dict[str, tuple[int, int]] = {}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in self.entries(path, recursive=True):
+                name = entry.path.removeprefix(f"{path}/")
+                if entry.is_folder:
+                    (target / name).mkdir(exist_ok=True)
+                else:
+                    with suppress(FileNotFoundError):
+                        copied[name] = copy_file(self.place(entry.path), target / name)
+        return copied
+
+
+def copy_file(source: Path, target: Path) -> tuple[int, int]:
+    """Copies bytes and nothing else; returns size and time of change (ns) of the copy."""
+    shutil.copyfile(source, target)
+    status = target.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def regular_files(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Name relative to the folder, size and time of change (ns) of each file below it; links are not followed."""
+    pending = [folder]
+    while pending:
+        with suppress(OSError):
+            for child in sorted(pending.pop().iterdir()):
+                with suppress(FileNotFoundError):
+                    status = child.lstat()
+                    if S_ISDIR(status.st_mode):
+                        pending.append(child)
+                    elif S_ISREG(status.st_mode):
+                        yield child.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns

@@ -1,0 +1,109 @@
+"""Bytes in and out: files are streamed, never held in memory, and small ones cost little."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO, Final
+
+from aiohttp import web
+
+from rythmiq_ray.local.camber.stash import Stash
+
+_SMALL: Final = 64 * 1024
+"""Up to this a file is read or written in one go, which is cheaper than any thread."""
+_CHUNK: Final = 1024 * 1024
+
+
+async def send_file(request: web.Request, place: Path, content_type: str, *, cut: bool = False) -> web.StreamResponse:
+    """Answers with a file, or with the part that ``Range`` asks for; ``cut`` closes the connection in the middle.
+
+    Raises OSError where there is no such file.
+    """
+    with place.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if not S_ISREG(status.st_mode):
+            raise IsADirectoryError(place.name)
+        try:
+            start, end, partial = _range(request, status.st_size)
+        except ValueError:
+            return web.Response(status=416, headers={"Content-Range": f"bytes */{status.st_size}"})
+        headers = {"Content-Type": content_type, "Accept-Ranges": "bytes"}
+        if partial:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{status.st_size}"
+        code = 206 if partial else 200
+        if end - start <= _SMALL and not cut:
+            file.seek(start)
+            return web.Response(body=file.read(end - start), status=code, headers=headers)
+        return await _stream(request, file, start, end, code, headers, cut=cut)
+
+
+async def send_bytes(request: web.Request, data: bytes, content_type: str, *, cut: bool = False) -> web.StreamResponse:
+    """Answers with bytes; ``cut`` as in :func:`send_file`."""
+    if not cut:
+        return web.Response(body=data, headers={"Content-Type": content_type})
+    response = web.StreamResponse(headers={"Content-Type": content_type})
+    response.content_length = len(data)
+    await response.prepare(request)
+    await response.write(data[: len(data) // 2])
+    hang_up(request)
+    return response
+
+
+def hang_up(request: web.Request) -> None:
+    """Closes the connection once what was written has been sent."""
+    if request.transport is not None:
+        request.transport.close()
+
+
+async def receive_file(request: web.Request, stash: Stash, path: str) -> None:
+    """Stores the body of a request; a body that breaks off leaves nothing. Raises OSError."""
+    if request.content_length is not None and request.content_length <= _SMALL:
+        stash.write(path, await request.content.read(-1))
+        return
+    unfinished = stash.unfinished()
+    try:
+        with unfinished.open("wb") as file:
+            buffer = bytearray()
+            async for chunk in request.content.iter_any():
+                buffer += chunk
+                if len(buffer) >= _CHUNK:
+                    await asyncio.to_thread(file.write, buffer)
+                    buffer = bytearray()
+            file.write(buffer)
+        stash.adopt(unfinished, path)
+    finally:
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
+
+
+def _range(request: web.Request, size: int) -> tuple[int, int, bool]:
+    """First byte, the byte after the last, and whether a part was asked for. Raises ValueError for 416."""
+    if "Range" not in request.headers:
+        return 0, size, False
+    try:
+        asked = request.http_range
+    except ValueError:  # not one range of bytes: to be ignored, says RFC 9110
+        return 0, size, False
+    start, end, _ = asked.indices(size)
+    if start >= end:
+        raise ValueError("outside of the file")
+    return start, end, True
+
+
+async def _stream(
+    request: web.Request, file: BinaryIO, start: int, end: int, code: int, headers: dict[str, str], *, cut: bool
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=code, headers=headers)
+    response.content_length = end - start
+    await response.prepare(request)
+    count = (end - start) // 2 if cut else end - start
+    if request.transport is None:
+        return response
+    sent = await asyncio.get_running_loop().sendfile(request.transport, file, start, count) if count else 0
+    if cut or sent < count:  # it may have been cut short meanwhile
+        hang_up(request)
+    return response
