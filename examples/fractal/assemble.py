@@ -1,4 +1,4 @@
-"""Puts tile-<row>-<column>.png files of the working directory together into fractal.png: the command of the last job."""
+"""Puts tile-<row>-<column>.png files together into fractal.png: the command of the last job."""
 
 from __future__ import annotations
 

@@ -1,0 +1,203 @@
+"""The demo: renders one fractal image as 24 jobs and puts it together in a 25th.
+
+Everything is real and on this machine: Postgres, S3, a Camber emulator that runs processes, Ray, the driver. Each
+tile's script is an input that is streamed from S3, each tile a PNG among the outputs; one tile fails its first time
+on purpose and is retried. It leaves nothing running, and the picture in demo-output/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from uuid import UUID
+
+import psycopg2
+import psycopg2.extensions
+import smart_open
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+import rythmiq_ray
+from rythmiq_ray.artifacts import download, open_store
+from rythmiq_ray.layers import load
+from rythmiq_ray.local.stack import local_environment
+from rythmiq_ray.model import Artifact, Input, Job, JobSpec, JobState, NewJob
+from rythmiq_ray.queue import inspect
+from rythmiq_ray.queue.migrations import migrate
+
+HERE = Path(__file__).parent
+COLUMNS, ROWS = 6, 4
+FAILS_FIRST = (2, 1)
+LIMIT_S = 170.0
+POLL_S = 0.25
+GLYPHS = {"QUEUED": "·", "RETRYING": "r", "submitting": "s", "waiting": "w", "collecting": "c", "SUCCEEDED": "█"}
+console = Console()
+
+
+class DemoFailed(Exception):
+    """The demo did not come to its end; the message says why."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for picture, summary and log")
+    output: Path = parser.parse_args().output
+    output.mkdir(parents=True, exist_ok=True)
+    # Ctrl-C and a plain kill take the same way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started_at = time.monotonic()
+    try:
+        console.print("Starting Postgres, S3 and the Camber emulator …")
+        with local_environment({"postgres", "s3", "camber"}) as environment:
+            os.environ.update(environment, SERVICE_ENV="local")
+            run(output)
+    except KeyboardInterrupt:
+        console.print("Stopped; nothing is left running.")
+        return 130
+    except DemoFailed as error:
+        console.print(f"[red]The demo failed:[/red] {error}")
+        return 1
+    console.print(f"Done in {time.monotonic() - started_at:.0f} s.")
+    return 0
+
+
+def run(output: Path) -> None:
+    config = load().config
+    bucket = config.artifacts.bucket
+    migrate(config.database.url)
+    scripts = f"s3://{bucket}/demo"
+    for name in ("png.py", "tile.py", "assemble.py"):
+        with smart_open.open(f"{scripts}/{name}", "wb") as file:
+            file.write((HERE / name).read_bytes())
+    connection = psycopg2.connect(config.database.url.reveal())
+    connection.autocommit = True
+    tiles = [tile_job(scripts, column, row) for row in range(ROWS) for column in range(COLUMNS)]
+    ids = rythmiq_ray.enqueue_many(connection, tiles)
+    console.print(f"{len(ids)} tiles are queued; the driver starts (Ray takes some seconds).")
+    log = output / "driver.log"
+    with log.open("w") as sink:
+        command = [sys.executable, "-m", "rythmiq_ray.driver"]
+        driver = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        try:
+            watch(connection, ids, driver, log)
+            last = rythmiq_ray.enqueue(connection, assembly(connection, scripts, ids), queue="demo")
+            ids.append(last)
+            watch(connection, ids, driver, log)
+        finally:
+            driver.terminate()
+            code = driver.wait(60)
+    if code != 0:
+        raise DemoFailed(f"the driver ended with exit code {code}; see {log}")
+    store = open_store(config.artifacts)
+    (picture,) = (found for _, found in inspect.artifacts(connection, last) if found.name == "fractal.png")
+    path = download(store, picture, output, lambda _bytes: None)
+    summarize(connection, ids, output, path)
+
+
+def tile_job(scripts: str, column: int, row: int) -> NewJob:
+    fails = " --fail-first" if (column, row) == FAILS_FIRST else ""
+    spec = JobSpec(
+        command=f"python3 tile.py {column} {row}{fails}",
+        node_size="xmicro",
+        inputs=(
+            Input(uri=f"{scripts}/tile.py", name="tile.py"),
+            Input(uri=f"{scripts}/png.py", name="png.py"),
+        ),
+        outputs=("tile-*.png",),
+        timeout_s=60,
+    )
+    return NewJob(spec=spec, queue="demo")
+
+
+def assembly(connection: psycopg2.extensions.connection, scripts: str, ids: list[UUID]) -> JobSpec:
+    """The job whose inputs are the tiles' artifacts."""
+    inputs = [Input(uri=f"{scripts}/{name}", name=name) for name in ("assemble.py", "png.py")]
+    for job_id in ids:
+        attempt = inspect.job(connection, job_id).attempt
+        found = [artifact for _, artifact in inspect.artifacts(connection, job_id, attempt)]
+        inputs.extend(Input(uri=file.uri, name=file.name) for file in found if file.name.startswith("tile-"))
+    return JobSpec(
+        command="python3 assemble.py", node_size="xmicro", inputs=tuple(inputs), outputs=("fractal.png",), timeout_s=60
+    )
+
+
+def watch(
+    connection: psycopg2.extensions.connection, ids: list[UUID], driver: subprocess.Popen[bytes], log: Path
+) -> None:
+    """Shows progress until all jobs ended; on a terminal as a picture of the tiles, else as a line a change."""
+    deadline = time.monotonic() + LIMIT_S
+    shown = ""
+    with Live(console=console, refresh_per_second=8, transient=True) as live:
+        while True:
+            jobs = [inspect.job(connection, job_id) for job_id in ids]
+            counts = Counter(str(job.phase or job.state).lower() for job in jobs)
+            line = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+            if console.is_terminal:
+                done = sum(job.state is JobState.SUCCEEDED for job in jobs)
+                live.update(Group(picture_of(jobs), ProgressBar(total=len(jobs), completed=done, width=40), line))
+            elif line != shown:
+                console.print(f"  {line}")
+            shown = line
+            failed = [job for job in jobs if job.state in (JobState.FAILED, JobState.CANCELLED)]
+            if failed:
+                raise DemoFailed(
+                    f"job {failed[0].job_id} ended {failed[0].state}: {failed[0].error_message}; see {log}"
+                )
+            if all(job.state is JobState.SUCCEEDED for job in jobs):
+                return
+            if driver.poll() is not None:
+                tail = "\n".join(log.read_text().splitlines()[-10:])
+                raise DemoFailed(f"the driver ended early with exit code {driver.returncode}:\n{tail}")
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"not done after {LIMIT_S:.0f} s; see {log}")
+            time.sleep(POLL_S)
+
+
+def picture_of(jobs: list[Job]) -> str:
+    glyphs = [GLYPHS.get(str(job.phase or job.state), "?") * 2 for job in jobs]
+    rows = ["".join(glyphs[start : start + COLUMNS]) for start in range(0, len(glyphs), COLUMNS)]
+    return "\n".join(rows)
+
+
+def summarize(connection: psycopg2.extensions.connection, ids: list[UUID], output: Path, picture: Path) -> None:
+    table = Table("job", "command", "state", "attempts", "seconds", "bytes", title="Jobs")
+    rows: list[tuple[Job, list[Artifact]]] = []
+    for job_id in ids:
+        job = inspect.job(connection, job_id)
+        rows.append((job, [artifact for _, artifact in inspect.artifacts(connection, job_id, job.attempt)]))
+    for job, artifacts in rows:
+        seconds = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else 0.0
+        size = sum(artifact.bytes for artifact in artifacts)
+        table.add_row(
+            str(job.job_id)[:13], job.spec.command, job.state, str(job.attempt), f"{seconds:.1f}", f"{size:,}"
+        )
+    console.print(table)
+    retried = sum(job.attempt > 1 for job, _ in rows)
+    console.print(f"{len(rows)} jobs, {retried} of them retried, {sum(len(files) for _, files in rows)} artifacts.")
+    last = rows[-1][0]
+    console.print(f"The artifacts lie below {(last.artifact_uri or '').partition(str(last.job_id))[0]}")
+    console.print(f"The picture: {picture}")
+    summary = [
+        {
+            "job_id": str(job.job_id),
+            "state": job.state,
+            "attempt": job.attempt,
+            "artifacts": [{"name": file.name, "sha256": file.sha256, "uri": file.uri} for file in artifacts],
+        }
+        for job, artifacts in rows
+    ]
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
