@@ -13,7 +13,7 @@ import typer
 from rythmiq_ray.cli.failure import say
 from rythmiq_ray.cli.jobs import JobId
 from rythmiq_ray.cli.session import Backends, database, read
-from rythmiq_ray.errors import NotFound
+from rythmiq_ray.errors import BackendBusy, BackendUnavailable, NotFound
 from rythmiq_ray.model import Artifact, Job, JobState
 from rythmiq_ray.names import LOG_NAME
 
@@ -115,11 +115,18 @@ class _Printed:
     def __init__(self) -> None:
         self.bytes = 0
         self._hash = hashlib.sha256()
+        self._warned = False
 
     def write(self, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         self.bytes += len(data)
         self._hash.update(data)
+
+    def outage(self, message: str) -> None:
+        """Says once that the live log cannot be had."""
+        if not self._warned:
+            say(message)
+            self._warned = True
 
     @property
     def digest(self) -> bytes:
@@ -136,7 +143,10 @@ def _more(backends: Backends, job: Job, printed: _Printed) -> None:
                     printed.write(chunk[skip:])
                 skip = max(0, skip - len(chunk))
     except NotFound:
-        return
+        pass
+    except (BackendUnavailable, BackendBusy) as error:
+        # The job goes on, and its log will be in the store at the end at the latest.
+        printed.outage(error.message)
     sys.stdout.buffer.flush()
 
 
