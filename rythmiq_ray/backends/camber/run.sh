@@ -15,10 +15,9 @@ shopt -u patsub_replacement 2>/dev/null # in bash 5.2 a "&" in a replacement wou
 
 reason=exited # or timeout, cancelled
 status=0
-pid=         # of the command, and of its process group
-over=        # set once the command has ended: there is nothing left to stop
-interrupted= # set by a signal, because it makes `wait` return early
-watchdog=
+pid=      # of the command, and of its process group
+watchdog= # its pid
+over=     # set once the command has ended: there is nothing left to stop
 
 # ---- Before the command -----------------------------------------------------------------------------------------
 
@@ -45,8 +44,9 @@ tee_pid=$RYTHMIQ_TEE_PID
 exec 4>&"${RYTHMIQ_TEE[1]}" 7<&"${RYTHMIQ_TEE[0]}" 5>&-
 eval "exec ${RYTHMIQ_TEE[1]}>&- ${RYTHMIQ_TEE[0]}<&-"
 
-# A pipe that stays empty: reading from it with a time limit sleeps without a process that could be left behind.
-exec 8<> <(:)
+# A pipe that stays empty: reading from it with a time limit sleeps without a process that could be left behind. And one
+# for the watchdog's word.
+exec 8<> <(:) 9<> <(:)
 
 # ---- The command ------------------------------------------------------------------------------------------------
 
@@ -57,14 +57,8 @@ run_command() { # bash; as an argument, because no variable can change that
     exec "$1" rythmiq-command.sh
 }
 
-# Notes why the command is to stop; the first reason counts. Stopping is the watchdog's work: what a signal's handler
-# starts in the background, bash may wait for without end.
-stop() { # reason
-    interrupted=1
-    [[ $over || $reason != exited ]] || reason=$1
-}
-
-# Looks once a second whether the command is to stop, tells the main shell why, and stops it.
+# Looks once a second whether the command is to stop, says why on descriptor 9, and stops it. It sends the main shell no
+# signal: a `wait` that one interrupts while the command dies may lose its end, and the next `wait` never returns.
 watch() {
     local seconds=0
     trap '' HUP INT TERM # they may be sent to the whole group; the main shell acts on them
@@ -77,16 +71,15 @@ watch() {
         read -r -t 1 _ <&8
         ((++seconds))
     done
-    if [[ -e rythmiq-cancel ]]; then kill -USR1 $$; else kill -USR2 $$; fi
+    if [[ -e rythmiq-cancel ]]; then echo cancelled; else echo timeout; fi >&9
     kill -TERM -- "-$pid"
     kill -CONT -- "-$pid" # a stopped process takes no TERM
     read -r -t "$rythmiq_grace_s" _ <&8
     kill -KILL -- "-$pid"
 }
 
-trap 'stop cancelled; : >rythmiq-cancel' HUP INT TERM
-trap 'stop cancelled' USR1
-trap 'stop timeout' USR2
+# The platform wants the job to end: the watchdog sees to it, as if the marker had been put there from outside.
+trap '[[ $over ]] || { reason=cancelled; : >rythmiq-cancel; }' HUP INT TERM
 
 [[ -e rythmiq-cancel ]] && reason=cancelled
 started_at=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
@@ -96,16 +89,16 @@ if ((status)); then
 elif [[ $reason == exited ]]; then
     SECONDS=0
     set -m # the command gets a process group of its own
-    run_command "$BASH" </dev/null >&4 2>&1 4>&- 7<&- 8<&- &
+    run_command "$BASH" </dev/null >&4 2>&1 4>&- 7<&- 8<&- 9<&- &
     pid=$!
     set +m
     watch </dev/null >/dev/null 2>&1 4>&- 7<&- &
     watchdog=$!
-    while :; do
-        interrupted=
-        wait "$pid"
-        status=$?
-        [[ $interrupted ]] || break
+    wait "$pid"
+    status=$?
+    # A signal ended the wait early, and then the command's own exit code does not count.
+    while [[ $reason == cancelled ]] && kill -0 "$pid" 2>/dev/null; do
+        read -r -t 0.1 _ <&8
     done
 fi
 over=1
@@ -115,6 +108,7 @@ if [[ $pid ]]; then
     kill -KILL "$watchdog"
     wait "$watchdog"
     kill -KILL -- "-$pid" # what the command left running in the background
+    read -t 0 <&9 && read -r reason <&9
 fi 2>/dev/null
 finished_at=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
 
