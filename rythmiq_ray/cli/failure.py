@@ -6,7 +6,7 @@ from typing import Final
 
 import typer
 
-from rythmiq_ray.errors import InvalidJob, RythmiqError, Verdict
+from rythmiq_ray.errors import RythmiqError, Verdict
 
 FAILED: Final = 1
 REFUSED: Final = 2
@@ -38,9 +38,6 @@ def report(error: Exception) -> int:
         say(error.format_message())  # type: ignore[attr-defined]
         if context is not None:
             say(f"see `{context.command_path} --help`")
-        return REFUSED
-    if isinstance(error, InvalidJob):
-        say(error.message)
         return REFUSED
     if isinstance(error, RythmiqError):
         say(error.message)

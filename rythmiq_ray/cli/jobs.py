@@ -255,13 +255,14 @@ def _summary(counts: Sequence[Count]) -> str:
 def _watch(look: Any) -> None:
     from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     console = Console()
 
     def picture() -> Group:
         found, counts = look()
         columns, data = _listing(found[: max(1, console.height - 4)], wide=console.width >= _WIDE)
-        return Group(output.table(columns, data, console.width), _summary(counts))
+        return Group(output.table(columns, data, console.width), Text(_summary(counts)))
 
     try:
         with Live(picture(), console=console, auto_refresh=False, screen=True) as live:

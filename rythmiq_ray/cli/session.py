@@ -28,12 +28,18 @@ def embedded() -> dict[str, str]:
     configured = os.environ.get("DATABASE_URL") or os.environ.get("RYTHMIQ_CONFIG")
     if configured or os.environ.get("SERVICE_ENV", "local") != "local":
         return {}
-    from rythmiq_ray.local.stack import running_environment
-
-    variables = running_environment()
+    try:
+        from rythmiq_ray.local.stack import Stack, local_root, parts_needed
+    except ModuleNotFoundError:
+        return {}  # installed without the extra "local"
+    if not (local_root() / "stack.json").exists():
+        return {}
+    stack = Stack(local_root())
+    running = {name for name, pid in stack.status().items() if pid is not None}
+    variables = stack.environment(running & parts_needed(os.environ)) if running else {}
     for name, value in variables.items():
-        # These are read from the environment itself; the others go in as a layer, which says where they came from.
-        if name.startswith("AWS_") or name == "SERVICE_ENV":
+        # Boto3 reads its own from the environment; the others go in as a layer, which says where they came from.
+        if name.startswith("AWS_"):
             os.environ.setdefault(name, value)
     return variables
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -440,3 +441,29 @@ def test_help_has_examples_and_needs_neither_ray_nor_a_database() -> None:
     )
     imported = {line.rpartition(b"|")[2].strip().decode() for line in done.stderr.splitlines()}
     assert not imported & {"ray", "psycopg2", "boto3", "smart_open", "requests", "omegaconf", "rich.table"}
+
+
+def test_the_local_stack_serves_all_commands_until_it_is_down(tmp_path: Path) -> None:
+    cli = Cli(RYTHMIQ_LOCAL_DIR=str(tmp_path / "local"))
+    assert "rythmiq local up" in cli.refused("local", "env")
+    try:
+        assert all(cli.json("local", "up").values())
+        job_id = cli.out("enqueue", "--command", "a").strip()
+        assert "DATABASE_URL" in Cli(**cli.environ | {"SERVICE_ENV": "prod"}).refused("show", job_id)
+        exported = subprocess.run(
+            ["bash", "-c", f'eval "$1"; exec {shlex.join(_RUN)} show "$2"', "-", cli.out("local", "env"), job_id],
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            env={name: value for name, value in cli.environ.items() if name != "RYTHMIQ_LOCAL_DIR"},
+            check=True,
+        )
+        assert job_id.encode() in exported.stdout
+    finally:
+        stopped = cli.out("local", "down")
+    assert stopped == "stopped: camber, postgres, s3\n"
+    assert set(cli.json("local", "status").values()) == {None}
+    assert "DATABASE_URL" in cli.refused("jobs")
+
+
+def test_the_emulator_has_its_own_help() -> None:
+    assert "--instant" in Cli().out("local", "camber", "--help")
