@@ -107,8 +107,9 @@ class Api:
             return invalid("StashRequest", ("Path", f"Path {error}")).answer()
         except ForeignOwner as error:
             return failed(str(error)).answer()
-        except ConnectionError:
-            raise
+        except ConnectionError:  # the caller has gone
+            hang_up(request)
+            return web.Response()
         except OSError as error:
             return failed(f"stash: {error.strerror or 'failure'}").answer()
 
