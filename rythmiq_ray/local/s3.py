@@ -19,6 +19,7 @@ from rythmiq_ray.local.process import Handle, PartFailed, start, wait_until
 
 REGION: Final = "us-east-1"
 PORTS: Final = 8
+_READY_KEY: Final = ".ready"
 _VOLUME_MB: Final = 256
 """Objects are cut into chunks that are spread over volumes, so this limits no object's size."""
 
@@ -34,6 +35,7 @@ class S3:
         self.access_key = access_key
         self.secret_key = secret_key
         self.bucket = bucket
+        self._new = True
         self.handle: Handle | None = None
 
     @property
@@ -54,11 +56,10 @@ class S3:
     def start(self, *, tethered: bool) -> None:
         """Begins to start; :meth:`wait` returns when the bucket is there."""
         data = self._root / "data"
+        self._new = not data.exists()
         data.mkdir(parents=True, exist_ok=True)
-        # The master learns from the volumes what there is; its own memory of a cluster costs a restart 15 s of election.
-        master = self._root / "master"
-        shutil.rmtree(master, ignore_errors=True)
-        master.mkdir()
+        # The master learns from the volumes what there is; its own memory costs a restart 15 s of election.
+        shutil.rmtree(data / f"m{self._ports[0]}", ignore_errors=True)
         identities = self._root / "identities.json"
         identities.touch(mode=0o600)
         credentials = {"accessKey": self.access_key, "secretKey": self.secret_key}
@@ -76,7 +77,6 @@ class S3:
                 "-logtostderr=true",
                 "server",
                 *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}"),
-                f"-master.dir={master}",
                 *("-filer", "-s3", *ports),
                 *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={identities}"),
                 *(
@@ -99,8 +99,10 @@ class S3:
             try:
                 with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
                     client.create_bucket(Bucket=self.bucket)
-                client.put_object(Bucket=self.bucket, Key=".ready", Body=b"")
-                client.delete_object(Bucket=self.bucket, Key=".ready")
+                if self._new:
+                    client.put_object(Bucket=self.bucket, Key=_READY_KEY, Body=b"ready")
+                # After a restart, what was written before can be read only some seconds after the server answers.
+                client.get_object(Bucket=self.bucket, Key=_READY_KEY)["Body"].read()
             except (BotoCoreError, ClientError):
                 return False
             return True

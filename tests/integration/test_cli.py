@@ -25,7 +25,6 @@ from rythmiq_ray.errors import ErrorCode
 from rythmiq_ray.model import Artifact, ErrorInfo, Job, JobState, Phase, RemoteStatus
 from rythmiq_ray.queue import Ending, Progress, Queue, connect
 from rythmiq_ray.queue.connection import fetch
-from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.secret import Secret
 
 _RUN = [sys.executable, "-c", "from rythmiq_ray.cli import main; main()"]
@@ -65,7 +64,6 @@ class Cli:
 
 @pytest.fixture
 def cli(database_url: str) -> Cli:
-    migrate(Secret(database_url))
     return Cli(DATABASE_URL=database_url)
 
 
@@ -112,8 +110,8 @@ def wait_at(driver: Queue, job: Job, remote_id: int) -> None:
     assert driver.advance([step]) == {job.job_id}
 
 
-def test_migrate_may_run_twice_and_at_once(database_url: str) -> None:
-    cli = Cli(DATABASE_URL=database_url)
+def test_migrate_may_run_twice_and_at_once(empty_database_url: str) -> None:
+    cli = Cli(DATABASE_URL=empty_database_url)
     racing = [cli.start("migrate", "--json") for _ in range(3)]
     applied = []
     for process in racing:
@@ -423,8 +421,8 @@ def test_what_cannot_be_reached_is_said_in_one_line_without_the_password(tmp_pat
     assert "DATABASE_URL" in Cli(SERVICE_ENV="prod").refused("jobs")
 
 
-def test_a_database_without_the_schema_names_the_remedy(database_url: str) -> None:
-    assert "rythmiq migrate" in Cli(DATABASE_URL=database_url).refused("jobs", code=1)
+def test_a_database_without_the_schema_names_the_remedy(empty_database_url: str) -> None:
+    assert "rythmiq migrate" in Cli(DATABASE_URL=empty_database_url).refused("jobs", code=1)
 
 
 def test_help_has_examples_and_needs_neither_ray_nor_a_database() -> None:

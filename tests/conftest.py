@@ -1,0 +1,150 @@
+"""Fixtures: a Postgres and an S3 for the whole run, a fresh database, bucket prefix or emulator for each test."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+if TYPE_CHECKING:
+    from rythmiq_ray.local.camber import Emulator
+    from rythmiq_ray.local.postgres import Postgres
+    from rythmiq_ray.local.s3 import S3
+
+API_KEY = "canaryca" * 5
+TEMPLATE = "rythmiq_template"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hermetic() -> Iterator[None]:
+    """No variable of the caller's decides what a test does, and Ray writes no token into the home folder."""
+    patch = pytest.MonkeyPatch()
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "CAMBER_", "ARTIFACT_STORE_", "RYTHMIQ_")) or name in (
+            "DATABASE_URL",
+            "EXECUTION_BACKEND",
+            "SERVICE_ENV",
+            "PORT",
+            "LOG_LEVEL",
+            "LOG_FORMAT",
+            "RAY_ADDRESS",
+        ):
+            patch.delenv(name)
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A server without fsync."""
+    from rythmiq_ray.local.postgres import Postgres
+
+    server = Postgres(tmp_path_factory.mktemp("postgres"), fsync=False)
+    server.start(tethered=True)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: Postgres) -> str:
+    """The name of a migrated database, from which copies are made in milliseconds."""
+    from rythmiq_ray.queue.migrations import migrate
+    from rythmiq_ray.secret import Secret
+
+    _administer(postgres, f"CREATE DATABASE {TEMPLATE}")
+    migrate(Secret(_url(postgres, TEMPLATE)))
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres: Postgres, template: str) -> Iterator[str]:
+    """A fresh, migrated database."""
+    name = f"test_{uuid4().hex}"
+    _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _url(postgres, name)
+    _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_url(postgres: Postgres) -> Iterator[str]:
+    """A fresh database that nobody migrated."""
+    name = f"test_{uuid4().hex}"
+    _administer(postgres, f"CREATE DATABASE {name}")
+    yield _url(postgres, name)
+    _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server with one bucket."""
+    from rythmiq_ray.local.process import free_ports
+    from rythmiq_ray.local.s3 import PORTS, S3
+
+    server = S3(
+        tmp_path_factory.mktemp("s3"),
+        ports=free_ports(PORTS),
+        access_key="test-access-key",
+        secret_key=f"canary-s3-{secrets.token_hex(12)}",
+        bucket="artifacts",
+    )
+    server.start(tethered=True)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """``AWS_*`` for boto3 in this process; the same as a dict for others."""
+    from rythmiq_ray.local.s3 import REGION
+
+    environment = {
+        "AWS_ACCESS_KEY_ID": s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL_S3": s3.endpoint,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return environment
+
+
+@pytest.fixture
+def camber(tmp_path: Path) -> Iterator[Emulator]:
+    """A Camber emulator that runs real processes, with short waits."""
+    from rythmiq_ray.local.camber import Emulator
+
+    emulator = Emulator(tmp_path / "camber", api_key=API_KEY)
+    emulator.start()
+    try:
+        yield emulator
+    finally:
+        emulator.stop()
+
+
+def _administer(postgres: Postgres, statement: str) -> None:
+    import psycopg2
+
+    connection = psycopg2.connect(postgres.url)
+    connection.autocommit = True
+    try:
+        connection.cursor().execute(statement)
+    finally:
+        connection.close()
+
+
+def _url(postgres: Postgres, name: str) -> str:
+    return postgres.url.replace("/postgres?", f"/{name}?")
