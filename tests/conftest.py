@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from samples import API_KEY
 
 if TYPE_CHECKING:
     from rythmiq_ray.local.camber import Emulator
     from rythmiq_ray.local.postgres import Postgres
     from rythmiq_ray.local.s3 import S3
 
-API_KEY = "canaryca" * 5
 TEMPLATE = "rythmiq_template"
 
 

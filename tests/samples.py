@@ -13,6 +13,9 @@ from rythmiq_ray.model import Job, JobSpec, JobState, Phase, RemoteJob, RemoteSt
 
 NOW = datetime(2026, 1, 7, 10, 30, tzinfo=UTC)
 
+API_KEY = "canaryca" * 5
+"""Of the emulator; tests search for it where it must not be."""
+
 ENVIRONMENT = {
     "DATABASE_URL": "postgresql://rythmiq:canary-database@db.example/rythmiq",
     "ARTIFACT_STORE_TYPE": "local",

@@ -17,7 +17,7 @@ from rythmiq_ray.config import Config
 from rythmiq_ray.driver.loop import BACKEND, SECRET_PREFIX, STORE, Loop
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Watcher
-from rythmiq_ray.errors import ConfigurationError, RythmiqError
+from rythmiq_ray.errors import RULES, ConfigurationError, RythmiqError
 from rythmiq_ray.layers import Loaded, load
 from rythmiq_ray.queue import Queue
 from rythmiq_ray.secret import Secret
@@ -69,11 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(config, started_at, drain=arguments.drain)
         except RythmiqError as error:
-            log.error(error.message, code=error.code)
+            where = config.camber.endpoint if error.code.startswith("backend") else None
+            log.error(error.message, code=error.code, endpoint=where, remedy=RULES[error.code].remedy)
             return EXIT_FAULT
         except Exception as error:
             if config.service.env == "prod":
-                log.error("The driver ended by a fault of its own", error=type(error).__name__)  # noqa: TRY400
+                log.error("The driver ended by a fault of its own", error=type(error).__name__)
             else:
                 log.exception("The driver ended by a fault of its own")
             return EXIT_FAULT

@@ -6,7 +6,7 @@ are safe. Times are monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -246,9 +246,7 @@ class Flights:
         self._know(flight, remote, now)
         return flight
 
-    def swept(
-        self, sweep: int, paths: frozenset[str], waiting: frozenset[int], started_at: float, now: float
-    ) -> list[Ending]:
+    def swept(self, sweep: int, paths: frozenset[str], waiting: frozenset[int], started_at: float) -> list[Ending]:
         """Takes the end of a sweep: what it looked for and did not see is not in the list."""
         endings: list[Ending] = []
         for path in paths:

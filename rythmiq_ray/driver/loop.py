@@ -330,7 +330,7 @@ class Loop:
                             self._note_progress(flight)
                 case Swept(sweep=sweep, error=None):
                     self._sweep = None
-                    for ending in self.flights.swept(sweep.number, sweep.paths, sweep.waiting, sweep.started_at, now):
+                    for ending in self.flights.swept(sweep.number, sweep.paths, sweep.waiting, sweep.started_at):
                         self._end(ending)
                 case Swept(error=ErrorInfo() as error):
                     self._sweep = None

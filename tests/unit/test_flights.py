@@ -58,7 +58,7 @@ class Pilot:
         paths, waiting = frozenset(self.flights.uncertain_paths()), frozenset(self.flights.waiting_ids())
         if sees is not None:
             self.flights.seen(number, remote(self.flight.job, remote_id, sees), self.now)
-        return self.flights.swept(number, paths, waiting, self.now, self.now)
+        return self.flights.swept(number, paths, waiting, self.now)
 
 
 def submitted(pilot: Pilot, status: RemoteStatus = RemoteStatus.PENDING) -> None:
@@ -121,7 +121,7 @@ def test_a_sweep_begun_before_the_doubt_ended_proves_nothing() -> None:
     paths = frozenset(pilot.flights.uncertain_paths())
     begun = pilot.now + 1
     pilot.now += 60
-    pilot.flights.swept(1, paths, frozenset(), begun, pilot.now)
+    pilot.flights.swept(1, paths, frozenset(), begun)
     assert pilot.order() is None
 
 
