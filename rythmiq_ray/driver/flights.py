@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from heapq import heappop, heappush
+from itertools import count
 from typing import Final
 from uuid import UUID
 
@@ -97,6 +99,8 @@ class Flights:
         self._flights: dict[UUID, Flight] = {}
         self._by_remote_id: dict[int, UUID] = {}
         self._by_path: dict[str, UUID] = {}
+        self._agenda: list[tuple[float, int, Flight]] = []
+        self._entries = count()
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -116,6 +120,7 @@ class Flights:
         self._flights.clear()
         self._by_remote_id.clear()
         self._by_path.clear()
+        self._agenda.clear()
 
     def remove(self, flight: Flight) -> None:
         self._flights.pop(flight.job.job_id, None)
@@ -123,10 +128,26 @@ class Flights:
         if flight.remote is not None:
             self._by_remote_id.pop(flight.remote.remote_id, None)
 
+    def due(self, now: float) -> Iterator[Flight]:
+        """The flights for which something may be to do, each once; a flight that only waits costs nothing here."""
+        while self._agenda and self._agenda[0][0] <= now:
+            _, _, flight = heappop(self._agenda)
+            if self._flights.get(flight.job.job_id) is flight:
+                yield flight
+
+    def next_due(self) -> float | None:
+        """When :meth:`due` has something next."""
+        return self._agenda[0][0] if self._agenda else None
+
+    def wake(self, flight: Flight) -> None:
+        """Puts a flight on the agenda for its ``due_at``; one entry too many does no harm."""
+        heappush(self._agenda, (flight.due_at, next(self._entries), flight))
+
     def begin(self, job: Job) -> Flight:
         """An attempt that was claimed just now."""
         flight = Flight(job=job, phase=Phase.SUBMITTING)
         self._flights[job.job_id] = flight
+        self.wake(flight)
         return flight
 
     def take_over(self, job: Job, orphaned_s: float, now: float) -> Flight:
@@ -205,6 +226,11 @@ class Flights:
     def settle(self, flight: Flight, order: Order, result: StepResult, now: float) -> Ending | None:
         """Takes the result of an order; returns how the attempt ended, if it did."""
         flight.busy = False
+        ending = self._settled(flight, order, result, now)
+        self.wake(flight)
+        return ending
+
+    def _settled(self, flight: Flight, order: Order, result: StepResult, now: float) -> Ending | None:
         match result:
             case Submitted(remote=remote):
                 self._know(flight, remote, now)
@@ -256,6 +282,7 @@ class Flights:
                 continue
             flight.uncertain_until = None
             del self._by_path[path]
+            self.wake(flight)
             if flight.creates >= MAX_CREATES:
                 message = f"{flight.creates} creates left no remote job in Camber's list"
                 endings.append(self._failed(flight, ErrorInfo(code=ErrorCode.CREATE_FAILED, message=message)))
@@ -278,6 +305,7 @@ class Flights:
         """Asks for the end of an attempt; ends it here and now where nothing remote can exist."""
         if flight.stop_code is None:
             flight.stop_code = code
+            self.wake(flight)
         nothing_sent = flight.phase is Phase.SUBMITTING and not flight.busy and not flight.uncertain
         return (
             self._failed(flight, ErrorInfo(code=code, message="cancelled before it started")) if nothing_sent else None
@@ -303,6 +331,7 @@ class Flights:
         for flight in self:
             flight.faults = 0
             flight.due_at = 0.0
+            self.wake(flight)
 
     def _know(self, flight: Flight, remote: RemoteJob, now: float) -> None:
         """Its remote job is known, in this state."""
@@ -322,6 +351,7 @@ class Flights:
             flight.phase = Phase.COLLECTING
             flight.ended_at = now
             flight.alone = False
+            self.wake(flight)
 
     def _doubt(self, flight: Flight, until: float) -> None:
         flight.uncertain_until = until

@@ -98,6 +98,7 @@ class Loop:
         self._adopt_at = 0.0
         self._cancels_at = 0.0
         self._sweep_at = 0.0
+        self._limits_at = 0.0
         self._janitor_at = 0.0
         self._sweep: Sweep | None = None
         self._sweeps = 0
@@ -135,6 +136,7 @@ class Loop:
         self._take_reports(now)
         self._with_database(self._database_work, now)
         self._probe(now)
+        self._enforce_limits(now)
         self._send_orders(now)
         self._cluster.dispatch()
         self._watch(now)
@@ -142,8 +144,7 @@ class Loop:
     def wait(self) -> None:
         """Sleeps until something happens or the next thing is due."""
         fileno = self._queue.fileno()
-        timeout_s = min(self._next_due(), self._clock() + LONGEST_WAIT_S) - self._clock()
-        self._wakeup.wait(timeout_s, [] if fileno is None else [fileno])
+        self._wakeup.wait(self._next_due() - self._clock(), [] if fileno is None else [fileno])
 
     def stop(self) -> None:
         """Gives back all that waits, lets running tasks end within the grace, writes their outcomes, resigns.
@@ -372,13 +373,15 @@ class Loop:
     # ---------------------------------------------------------------- orders
 
     def _send_orders(self, now: float) -> None:
-        if not self._leased(now) or self.stop_requested:
+        if not self._leased(now) or self.stop_requested or self._paused:
             return
         lease_left_s = self._lease_until - now
         create_before = datetime.now(UTC) + timedelta(seconds=lease_left_s)
-        for flight in list(self.flights):
-            self._enforce_limits(flight, now)
-            if flight.busy or self._paused:
+        for flight in self.flights.due(now):
+            if flight.busy:
+                continue
+            if flight.stop_code is not None and flight.phase is Phase.SUBMITTING:
+                self._end(self.flights.stop(flight, flight.stop_code))
                 continue
             if flight.phase is Phase.SUBMITTING and not self._may_submit(flight):
                 continue
@@ -390,13 +393,16 @@ class Loop:
                 flight.busy = True
                 self._cluster.enqueue(order, stream_bytes=flight.alone_bytes)
 
-    def _enforce_limits(self, flight: Flight, now: float) -> None:
-        code = self.flights.overdue(flight, now)
-        if code is not None:
-            log.warning("Time limit passed, the remote job is stopped", jobId=flight.job.job_id, limit=code)
-            self._end(self.flights.stop(flight, code))
-        elif flight.stop_code is not None and flight.phase is Phase.SUBMITTING and not flight.busy:
-            self._end(self.flights.stop(flight, flight.stop_code))
+    def _enforce_limits(self, now: float) -> None:
+        """Stops what waits or runs for too long."""
+        if now < self._limits_at:
+            return
+        self._limits_at = now + self._config.driver.poll_interval_s
+        for flight in list(self.flights):
+            code = self.flights.overdue(flight, now)
+            if code is not None:
+                log.warning("Time limit passed, the remote job is stopped", jobId=flight.job.job_id, limit=code)
+                self._end(self.flights.stop(flight, code))
 
     def _may_submit(self, flight: Flight) -> bool:
         """Whether the driver has the secrets that the job names; ends the attempt where it has not."""
@@ -418,17 +424,18 @@ class Loop:
             flight = self.flights.get(order.job.job_id, order.job.attempt)
             if flight is not None and order.step is not Step.CLEAN:
                 flight.busy = False
+                self.flights.wake(flight)
 
     # ----------------------------------------------------------------- watch
 
     def _watch(self, now: float) -> None:
         if self._sweep is not None or now < self._sweep_at or self._breakers[BACKEND].open:
             return
+        self._sweep_at = now + self._config.driver.poll_interval_s
         waiting, paths = self.flights.waiting_ids(), self.flights.uncertain_paths()
         if not waiting and not paths:
             return
         self._sweeps += 1
-        self._sweep_at = now + self._config.driver.poll_interval_s
         self._sweep = Sweep(
             number=self._sweeps,
             waiting=frozenset(waiting),
@@ -514,20 +521,30 @@ class Loop:
         return leaves
 
     def _next_due(self) -> float:
-        """When the next thing is due by the clock alone."""
-        times = [self._renew_at, self._adopt_at, self._janitor_at]
+        """When the next thing is due by the clock alone. What cannot be done now must not be in it."""
+        now = self._clock()
+        leased, paused = self._leased(now), self._paused
+        times = [now + LONGEST_WAIT_S]
         if self._database_error is not None:
-            times = [self._database_retry_at]
-        elif len(self._outbox):
-            times.append(0.0)
-        elif not self._paused:
-            times.append(
-                self._claim_at if self._claim_at > 0.0 else self._clock() + self._config.driver.poll_interval_s
-            )
+            times.append(self._database_retry_at)
+        else:
+            times.append(self._renew_at)
+            if len(self._outbox):
+                times.append(now)
+            if leased:
+                times.append(self._adopt_at)
+                if self.flights:
+                    times.append(self._cancels_at)
+                if not paused:
+                    times.append(self._janitor_at)
+                if self._claim_room() > 0:
+                    times.append(self._claim_at)
         if self.flights:
-            times.extend(flight.due_at for flight in self.flights if not flight.busy and flight.due_at > 0.0)
-            if self._sweep is None:
+            times.append(self._limits_at)
+            if self._sweep is None and not self._breakers[BACKEND].open:
                 times.append(self._sweep_at)
-            times.append(self._cancels_at)
+            due = self.flights.next_due()
+            if due is not None and leased and not paused:
+                times.append(due)
         times.extend(breaker.due_at for breaker in self._breakers.values() if breaker.due_at is not None)
         return min(times)
