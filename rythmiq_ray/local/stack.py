@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import secrets
-import signal
-import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import requests
-
+from rythmiq_ray.errors import NotFound
+from rythmiq_ray.local import PartFailed
+from rythmiq_ray.local.camber_process import CamberProcess
 from rythmiq_ray.local.postgres import Postgres
-from rythmiq_ray.local.process import Handle, PartFailed, free_ports, port_is_free, start, wait_until
+from rythmiq_ray.local.process import Handle, free_ports, port_is_free
 from rythmiq_ray.local.s3 import PORTS, REGION, S3
+from rythmiq_ray.local.state import Running, State, StateFile
 
 POSTGRES, STORE, CAMBER = "postgres", "s3", "camber"
-PARTS: Final = frozenset({POSTGRES, STORE, CAMBER})
+PARTS: Final = (STORE, CAMBER, POSTGRES)
+"""In the order in which they start: the first two come up while Postgres makes its data folder."""
 FOLDER_VARIABLE: Final = "RYTHMIQ_LOCAL_DIR"
 
 
@@ -36,198 +33,162 @@ class Part(Protocol):
     def stop(self) -> None: ...
 
 
-class Camber:
-    """The Camber emulator as a process."""
-
-    def __init__(self, root: Path, *, port: int, api_key: str) -> None:
-        self._root = root
-        self._port = port
-        self._api_key = api_key
-        self._log = root / "camber.log"
-        self.handle: Handle | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}/api/cli"
-
-    def start(self, *, tethered: bool) -> None:
-        if find_spec("aiohttp") is None:
-            raise PartFailed("The Camber emulator is not installed: pip install 'rythmiq-ray[local]'")
-        self._root.mkdir(parents=True, exist_ok=True)
-        key = self._root / "api-key"
-        key.touch(mode=0o600)
-        key.write_text(self._api_key)
-        command: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "rythmiq_ray.local.camber",
-            "--root",
-            self._root,
-            "--port",
-            str(self._port),
-        ]
-        package_folder = str(Path(__file__).resolve().parents[2])
-        environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._root), "PYTHONPATH": package_folder}
-        self.handle = start(
-            [*command, "--api-key-file", key],
-            log=self._log,
-            tether=signal.SIGTERM if tethered else None,
-            environ=environ,
-        )
-
-    def wait(self) -> None:
-        assert self.handle is not None  # noqa: S101 - start() comes first
-
-        def ready() -> bool:
-            try:
-                headers = {"Authorization": f"Bearer {self._api_key}"}
-                return requests.get(f"{self.endpoint}/me", headers=headers, timeout=2).ok
-            except requests.RequestException:
-                return False
-
-        wait_until(ready, part="The Camber emulator", handle=self.handle, log=self._log)
-
-    def stop(self) -> None:
-        if self.handle is not None:
-            self.handle.stop(signal.SIGTERM, grace_s=10)
-            self.handle = None
-
-
 class Stack:
-    """The parts over one folder. What it knows of them is in ``stack.json`` there, readable by its owner alone."""
+    """The parts over one folder. Addresses, keys and data stay the same from one start to the next."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._file = root / "stack.json"
+        self._root = root.absolute()
+        self._file = StateFile(self._root)
+
+    @classmethod
+    @contextmanager
+    def owned(cls, root: Path, parts: Collection[str] = PARTS) -> Iterator[Stack]:
+        """The parts, of which those that did not run before end with this block, or with the process, even by SIGKILL.
+
+        The kernel ties them to the calling thread, which must be there as long as they. Raises PartFailed.
+        """
+        stack = cls(root)
+        started = stack.up(parts, tethered=True)
+        try:
+            yield stack
+        finally:
+            stack.down(started)
 
     def up(self, parts: Collection[str] = PARTS, *, tethered: bool = False) -> set[str]:
-        """Starts what does not run, all at once, and returns the names of what it started.
+        """Starts those that do not run, returns when all answer, and says which ones it started.
 
-        ``tethered``: they end with the calling thread, however that ends. Raises PartFailed, with nothing left running
-        that it started.
+        ``tethered``: what it starts ends with the calling thread. Raises PartFailed, and NotInstalled; what it
+        started is stopped then.
         """
-        with self._locked() as state:
-            self._complete(state)
-            running = self._running(state)
-            made = {name: self._build(name, state) for name in sorted(set(parts) - running)}
+        if not parts:
+            return set()
+        with self._file.locked():
+            state = self._file.read() or State()
+            found = {name: each for name, each in state.running.items() if name in parts and each.usable}
+            if not tethered:
+                _refuse_owned(found)
+            missing = [name for name in PARTS if name in parts and name not in found]
+            self._stop(state, missing)
+            self._renew_ports(state, missing)
+            made = {name: self._part(name, state) for name in missing}
+            owner = Handle.of(os.getpid()) if tethered else None
             try:
-                for part in made.values():
+                for name, part in made.items():
                     part.start(tethered=tethered)
-                for part in made.values():
-                    part.wait()
+                    assert part.handle is not None  # noqa: S101 - it was started
+                    state.running[name] = Running(part.handle, owner)
+                    self._file.write(state)  # at once: whoever comes after a crash right here must find it
+                for name in parts:
+                    (made.get(name) or self._part(name, state)).wait()
             except BaseException:
-                for part in made.values():
-                    part.stop()
+                self._stop(state, missing)
+                self._file.write(state)
                 raise
-            for name, part in made.items():
-                assert part.handle is not None  # noqa: S101 - it was started
-                state["processes"][name] = [part.handle.pid, part.handle.created]
-            return set(made)
+            return set(missing)
 
     def down(self, parts: Collection[str] = PARTS) -> set[str]:
-        """Stops these parts and returns the names of those that ran."""
-        with self._locked() as state:
-            running = self._running(state) & set(parts)
-            for name in sorted(running):
-                part = self._build(name, state)
-                part.handle = Handle(*state["processes"][name])
-                part.stop()
-            for name in parts:
-                state.get("processes", {}).pop(name, None)
-            return running
+        """Stops these parts, whoever started them, and returns the names of those that ran."""
+        if not parts or self._file.read() is None:
+            return set()
+        with self._file.locked():
+            state = self._state()
+            ran = {name for name, each in state.running.items() if name in parts and each.process.alive}
+            self._stop(state, parts)
+            self._file.write(state)
+            return ran
 
     def status(self) -> dict[str, int | None]:
         """The process id of each part; None where it does not run."""
-        with self._locked() as state:
-            running = self._running(state)
-            return {name: state["processes"][name][0] if name in running else None for name in sorted(PARTS)}
+        state = self._file.read()
+        running = state.running if state else {}
+        return {
+            name: running[name].process.pid if name in running and running[name].usable else None
+            for name in sorted(PARTS)
+        }
 
     def environment(self, parts: Collection[str] = PARTS) -> dict[str, str]:
-        """The variables by which a driver, ``psql`` or ``aws`` use these parts."""
-        with self._locked() as state:
-            self._complete(state)
-            out: dict[str, str] = {}
-            if POSTGRES in parts:
-                out["DATABASE_URL"] = self._postgres(state).url
-            if STORE in parts:
-                store = self._s3(state)
-                out |= {
-                    "ARTIFACT_STORE_TYPE": "s3",
-                    "ARTIFACT_STORE_BUCKET": store.bucket,
-                    "AWS_ACCESS_KEY_ID": store.access_key,
-                    "AWS_SECRET_ACCESS_KEY": store.secret_key,
-                    "AWS_REGION": REGION,
-                    "AWS_DEFAULT_REGION": REGION,
-                    "AWS_ENDPOINT_URL_S3": store.endpoint,
-                }
-            if CAMBER in parts:
-                camber = self._camber(state)
-                out |= {
-                    "EXECUTION_BACKEND": "camber",
-                    "CAMBER_API_KEY": state["api_key"],
-                    "CAMBER_API_ENDPOINT": camber.endpoint,
-                }
-            return out
+        """The variables by which a driver, ``psql`` or ``aws`` use these parts. Raises NotFound before the first up."""
+        if not parts:
+            return {}
+        state = self._state()
+        variables: dict[str, str] = {}
+        if POSTGRES in parts:
+            variables["DATABASE_URL"] = self._postgres(state).url
+        if STORE in parts:
+            store = self._s3(state)
+            variables |= {
+                "ARTIFACT_STORE_TYPE": "s3",
+                "ARTIFACT_STORE_BUCKET": store.bucket,
+                "AWS_ACCESS_KEY_ID": store.access_key,
+                "AWS_SECRET_ACCESS_KEY": store.secret_key,
+                "AWS_REGION": REGION,
+                "AWS_DEFAULT_REGION": REGION,
+                "AWS_ENDPOINT_URL_S3": store.endpoint,
+            }
+        if CAMBER in parts:
+            variables |= {
+                "EXECUTION_BACKEND": "camber",
+                "CAMBER_API_KEY": state.api_key,
+                "CAMBER_API_ENDPOINT": self._camber(state).endpoint,
+            }
+        return variables
 
-    def _build(self, name: str, state: dict[str, Any]) -> Part:
-        builders: dict[str, Callable[[dict[str, Any]], Part]] = {
+    def _state(self) -> State:
+        state = self._file.read()
+        if state is None:
+            raise NotFound(f"Nothing was ever started in {self._root}: start it with `rythmiq local up`")
+        return state
+
+    def _stop(self, state: State, names: Collection[str]) -> None:
+        """Stops what runs of these, all at once, and forgets them."""
+        parts = [self._part(name, state) for name in names if name in state.running]
+        with ThreadPoolExecutor(len(PARTS)) as pool:
+            list(pool.map(lambda part: part.stop(), parts))
+        for name in names:
+            state.running.pop(name, None)
+
+    @staticmethod
+    def _renew_ports(state: State, names: Collection[str]) -> None:
+        """Chooses anew where another program took a port of these stopped parts."""
+        if STORE in names and not all(map(port_is_free, state.s3_ports)):
+            state.s3_ports = free_ports(PORTS)
+        if CAMBER in names and not port_is_free(state.camber_port):
+            state.camber_port = free_ports(1)[0]
+
+    def _part(self, name: str, state: State) -> Part:
+        builders: dict[str, Callable[[State], Part]] = {
             POSTGRES: self._postgres,
             STORE: self._s3,
             CAMBER: self._camber,
         }
-        return builders[name](state)
+        part = builders[name](state)
+        if name in state.running:
+            part.handle = state.running[name].process
+        return part
 
-    def _postgres(self, state: dict[str, Any]) -> Postgres:
-        return Postgres(self._root / POSTGRES, socket_folder=state["socket_folder"])
+    def _postgres(self, state: State) -> Postgres:
+        return Postgres(self._root / POSTGRES, socket_folder=state.socket_folder)
 
-    def _s3(self, state: dict[str, Any]) -> S3:
+    def _s3(self, state: State) -> S3:
         return S3(
             self._root / STORE,
-            ports=state["s3_ports"],
-            access_key=state["access_key"],
-            secret_key=state["secret_key"],
+            ports=state.s3_ports,
+            access_key=state.access_key,
+            secret_key=state.secret_key,
             bucket="rythmiq",
         )
 
-    def _camber(self, state: dict[str, Any]) -> Camber:
-        return Camber(self._root / CAMBER, port=state["camber_port"], api_key=state["api_key"])
+    def _camber(self, state: State) -> CamberProcess:
+        return CamberProcess(self._root / CAMBER, port=state.camber_port, api_key=state.api_key)
 
-    def _complete(self, state: dict[str, Any]) -> None:
-        """Fills in what is chosen once, and chooses ports anew that somebody else took meanwhile."""
-        state.setdefault("processes", {})
-        state.setdefault("api_key", secrets.token_hex(20))
-        state.setdefault("access_key", f"local-{secrets.token_hex(6)}")
-        state.setdefault("secret_key", secrets.token_hex(20))
-        if "socket_folder" not in state:
-            state["socket_folder"] = tempfile.mkdtemp(prefix="rythmiq-pg-")
-        running = self._running(state)
-        if STORE not in running and not all(map(port_is_free, state.get("s3_ports") or [0])):
-            state.pop("s3_ports")
-        if CAMBER not in running and not port_is_free(state.get("camber_port", 0)):
-            state.pop("camber_port")
-        state.setdefault("s3_ports", free_ports(PORTS))
-        state.setdefault("camber_port", free_ports(1)[0])
 
-    @staticmethod
-    def _running(state: dict[str, Any]) -> set[str]:
-        return {name for name, (pid, created) in state.get("processes", {}).items() if Handle(pid, created).alive}
-
-    @contextmanager
-    def _locked(self) -> Iterator[dict[str, Any]]:
-        """The state, under a lock that other commands wait for; it is written back at the end."""
-        self._root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            text = file.read()
-            state: dict[str, Any] = json.loads(text) if text else {}
-            try:
-                yield state
-            finally:
-                file.seek(0)
-                file.truncate()
-                file.write(json.dumps(state, indent=1))
-                file.flush()
+def _refuse_owned(found: Mapping[str, Running]) -> None:
+    owners = sorted({each.owner.pid for each in found.values() if each.owner})
+    if owners:
+        raise PartFailed(
+            f"Process {owners[0]} runs parts of its own here, which end with it: stop it first, or use another"
+            f" folder ({FOLDER_VARIABLE})"
+        )
 
 
 def local_root() -> Path:
@@ -249,11 +210,9 @@ def parts_needed(environ: Mapping[str, str]) -> set[str]:
 
 @contextmanager
 def local_environment(parts: Collection[str]) -> Iterator[dict[str, str]]:
-    """The variables of these parts, of those that run already or else of ones that end with this block."""
-    stack = Stack(local_root())
-    started = stack.up(parts, tethered=True) if parts else set()
-    try:
+    """The variables of these parts: of those that run here already, or else of ones that end with this block.
+
+    Both use the same data, so jobs enqueued while the stack was up are done by a driver that brings its own.
+    """
+    with Stack.owned(local_root(), parts) as stack:
         yield stack.environment(parts)
-    finally:
-        if started:
-            stack.down(started)

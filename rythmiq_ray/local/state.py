@@ -1,0 +1,90 @@
+"""What the commands of one folder tell each other about the parts that run there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from fcntl import LOCK_EX, flock
+from pathlib import Path
+from typing import Any
+
+from rythmiq_ray.local import PartFailed
+from rythmiq_ray.local.postgres import private_socket_folder
+from rythmiq_ray.local.process import Handle, free_ports
+from rythmiq_ray.local.s3 import PORTS
+
+
+@dataclass(frozen=True)
+class Running:
+    """A part that was started."""
+
+    process: Handle
+    owner: Handle | None
+    """The process that it ends with; None if it stays until it is stopped."""
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> Running:
+        return cls(Handle(**raw["process"]), Handle(**raw["owner"]) if raw["owner"] else None)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it runs, and is not about to end because its owner did."""
+        return self.process.alive and (self.owner is None or self.owner.alive)
+
+
+@dataclass
+class State:
+    """Chosen at the first start and kept, so that what was exported once stays right; except for ``running``."""
+
+    socket_folder: str = field(default_factory=private_socket_folder)
+    s3_ports: list[int] = field(default_factory=lambda: free_ports(PORTS))
+    camber_port: int = field(default_factory=lambda: free_ports(1)[0])
+    access_key: str = field(default_factory=lambda: f"local-{secrets.token_hex(6)}")
+    secret_key: str = field(default_factory=lambda: secrets.token_hex(20))
+    api_key: str = field(default_factory=lambda: secrets.token_hex(20))
+    running: dict[str, Running] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> State:
+        running = {name: Running.parse(each) for name, each in raw.pop("running").items()}
+        return cls(**raw, running=running)
+
+
+class StateFile:
+    """``stack.json``, readable by its owner alone, and the lock by which one command at a time acts on it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._path = root / "stack.json"
+
+    def read(self) -> State | None:
+        """None if nothing was ever started here. Raises PartFailed."""
+        try:
+            return State.parse(json.loads(self._path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise PartFailed(
+                f"{self._path} cannot be understood ({type(error).__name__}); stop what runs there, and remove it"
+            ) from None
+
+    def write(self, state: State) -> None:
+        """Replaces the file at once, so that no reader and no crash finds half of it. Needs the lock."""
+        fresh = self._path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(asdict(state), file, indent=1)
+        fresh.rename(self._path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Waits until no other command acts on this folder. The lock ends with its holder."""
+        # Others may pass through, because root's Postgres is another user; what is secret is 0600 or 0700.
+        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with (self._root / "stack.lock").open("w") as file:
+            flock(file, LOCK_EX)
+            yield
