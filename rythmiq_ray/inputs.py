@@ -1,7 +1,7 @@
 """Opening a job's inputs for streaming: s3://, https://, http://, and file:// where there is a local store.
 
 An input's URI comes from whoever enqueues, and is opened on a Ray node with that node's rights: a file must lie below
-the local store, and no request goes to the link-local addresses where clouds keep their credentials.
+the local store, and no request goes to the addresses where clouds keep their credentials.
 """
 
 from __future__ import annotations
@@ -15,19 +15,36 @@ from typing import Any, BinaryIO, Final, cast
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from rythmiq_ray.errors import InputMissing, InputUnreadable
+from rythmiq_ray.errors import InputMissing, InputUnreadable, StoreUnavailable
 
 _TIMEOUT_S: Final = (5.0, 60.0)
 _MAX_REDIRECTS: Final = 5
 _MISSING_STATUS: Final = frozenset({400, 401, 403, 404, 405, 410})
-_MISSING_CODES: Final = frozenset({"NoSuchKey", "NoSuchBucket", "AccessDenied", "403", "404", "InvalidBucketName"})
+_MISSING_CODES: Final = frozenset(
+    {
+        *("NoSuchKey", "NoSuchBucket", "NoSuchVersion", "InvalidBucketName", "KeyTooLongError", "404"),
+        *("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "MethodNotAllowed", "403"),
+    }
+)
+"""What S3 says of one object. Any other refusal is about the keys or the service, and so about every input."""
+_METADATA: Final = tuple(
+    ipaddress.ip_network(network) for network in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
+)
+"""Link-local addresses, and the one that AWS uses in IPv6."""
 
 
 def open_input(uri: str, *, s3_client: Callable[[], Any], local_root: Path | None) -> AbstractContextManager[BinaryIO]:
-    """Opens ``uri``; raises InputMissing where it is not there or may not be read, InputUnreadable where it broke."""
-    scheme = urlsplit(uri).scheme
+    """Opens ``uri``.
+
+    Raises InputMissing where it is not there or may not be read, InputUnreadable where reading broke off, and
+    StoreUnavailable where S3 cannot be reached or refuses our keys. ``local_root`` is the folder of the local store.
+    """
+    scheme = uri.partition("://")[0].lower()
     if scheme == "s3":
         return _open_s3(uri, s3_client)
     if scheme in ("http", "https"):
@@ -35,6 +52,18 @@ def open_input(uri: str, *, s3_client: Callable[[], Any], local_root: Path | Non
     if scheme == "file":
         return _open_file(uri, local_root)
     raise InputMissing(f"input {uri}: only s3, https, http and file can be read")
+
+
+def path_below(root: Path, uri: str) -> Path | None:
+    """The path of a ``file://`` URI with every link followed, if it is below ``root`` then; else None."""
+    parts = urlsplit(uri)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        return None
+    try:
+        path = Path(unquote(parts.path, errors="strict")).resolve()
+    except (OSError, RuntimeError, ValueError):  # a NUL, bytes that are no UTF-8, a ring of links
+        return None
+    return path if path.is_relative_to(root.resolve()) else None
 
 
 class _Reader:
@@ -58,17 +87,21 @@ class _Reader:
 
 @contextmanager
 def _open_s3(uri: str, s3_client: Callable[[], Any]) -> Iterator[BinaryIO]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = uri[len("s3://") :].partition("/")
+    if "@" in bucket:
+        raise InputMissing("an s3:// input holds credentials: take them out, the Ray node's own are used")
     try:
         answer = s3_client().get_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "error")
-        kind = InputMissing if code in _MISSING_CODES else InputUnreadable
-        raise kind(f"input {uri}: {code}") from None
-    except NoCredentialsError:
-        raise InputUnreadable(f"input {uri}: the Ray node has no AWS credentials") from None
+        code = str(error.response.get("Error", {}).get("Code", "error"))
+        if code in _MISSING_CODES:
+            raise InputMissing(f"input {uri}: {code}") from None
+        raise StoreUnavailable(f"input {uri}: S3 answers {code}: check AWS_* and AWS_ENDPOINT_URL_S3") from None
+    except ParamValidationError:
+        raise InputMissing(f"input {uri}: S3 has no such names") from None
     except (BotoCoreError, ValueError) as error:
-        raise InputUnreadable(f"input {uri}: {type(error).__name__}") from None
+        reason = " ".join(str(error).split())
+        raise StoreUnavailable(f"input {uri}: {reason}: check AWS_* and AWS_ENDPOINT_URL_S3") from None
     with closing(answer["Body"]) as body:
         yield cast(BinaryIO, _Reader(uri, lambda size: body.read(None if size < 0 else size), answer["ContentLength"]))
 
@@ -77,12 +110,14 @@ def _open_s3(uri: str, s3_client: Callable[[], Any]) -> Iterator[BinaryIO]:
 def _open_http(uri: str) -> Iterator[BinaryIO]:
     shown = _without_query(uri)
     with requests.Session() as session:
+        session.mount("http://", _GuardedAdapter())
+        session.mount("https://", _GuardedAdapter())
         at = uri
-        for _ in range(_MAX_REDIRECTS):
-            _refuse_link_local(at, shown)
+        for _ in range(_MAX_REDIRECTS + 1):
+            _refuse_target(at, shown)
             try:
                 answer = session.get(at, stream=True, timeout=_TIMEOUT_S, allow_redirects=False)
-            except requests.RequestException as error:
+            except (requests.RequestException, ValueError) as error:
                 raise InputUnreadable(f"input {shown}: {type(error).__name__}") from None
             if not answer.is_redirect:
                 break
@@ -106,9 +141,11 @@ def _open_http(uri: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _open_file(uri: str, local_root: Path | None) -> Iterator[BinaryIO]:
-    path = Path(unquote(urlsplit(uri).path)).resolve()
-    if local_root is None or not path.is_relative_to(local_root.resolve()):
+    path = None if local_root is None else path_below(local_root, uri)
+    if path is None:
         raise InputMissing(f"input {uri}: file:// inputs must lie below ARTIFACT_STORE_PATH of a local store")
+    if path.exists() and not path.is_file():
+        raise InputMissing(f"input {uri}: is not a file")  # To open a pipe would wait for its writer.
     try:
         file = path.open("rb")
     except OSError as error:
@@ -117,21 +154,65 @@ def _open_file(uri: str, local_root: Path | None) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, _Reader(uri, file.read, path.stat().st_size))
 
 
-def _refuse_link_local(uri: str, shown: str) -> None:
+def _is_metadata(address: str) -> bool:
+    """Whether an IP address is one that a cloud answers credentials at; False for a name."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    return any(parsed in network for network in _METADATA)
+
+
+def _refuse_target(uri: str, shown: str) -> None:
+    """What can be told before connecting, and through a proxy; the rest is :class:`_GuardedAdapter`'s."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputMissing(f"input {shown}: redirected to something that is not http(s)")
-    try:
-        addresses = socket.getaddrinfo(parts.hostname, parts.port or 0, proto=socket.IPPROTO_TCP)
-    except (OSError, UnicodeError):
-        raise InputUnreadable(f"input {shown}: the host {parts.hostname} cannot be resolved") from None
-    for *_, address in addresses:
-        if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_link_local:
-            raise InputMissing(f"input {shown}: link-local addresses are not read")
+    if _is_metadata(parts.hostname):
+        raise _refusal()
+
+
+def _refusal() -> InputMissing:
+    return InputMissing("an input's host is a link-local or metadata address: those are not read")
+
+
+def _checked(connected: socket.socket) -> socket.socket:
+    """Looks at the address that was reached: a name could resolve to another one each time it is asked for."""
+    if _is_metadata(str(connected.getpeername()[0])):
+        connected.close()
+        raise _refusal()
+    return connected
+
+
+class _GuardedConnection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _GuardedTlsConnection(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _GuardedPool(HTTPConnectionPool):
+    ConnectionCls = _GuardedConnection
+
+
+class _GuardedTlsPool(HTTPSConnectionPool):
+    ConnectionCls = _GuardedTlsConnection
+
+
+class _GuardedAdapter(HTTPAdapter):
+    """Sends nothing to a metadata address, whatever name leads there."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _GuardedPool, "https": _GuardedTlsPool}
 
 
 def _without_query(uri: str) -> str:
     """A presigned URL's query is a credential and must not get into a message."""
     parts = urlsplit(uri)
-    host = parts.hostname or ""
-    return f"{parts.scheme}://{host}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

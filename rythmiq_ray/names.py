@@ -5,6 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
+from uuid import UUID
+
+from rythmiq_ray.errors import ArtifactCorrupt
 
 LOG_NAME: Final = "log.txt"
 MANIFEST_NAME: Final = "manifest.json"
@@ -67,6 +70,19 @@ def fault_of_name(name: str) -> str | None:
     return None
 
 
+def refuse_unsafe(name: str) -> None:
+    """For a caller whose names did not come through :func:`check_names`; raises ArtifactCorrupt."""
+    fault = fault_of_name(name)
+    if fault is not None:
+        raise ArtifactCorrupt(f"{name!a} {fault}")
+
+
+def key_of(prefix: str, job_id: UUID, attempt: int, name: str) -> str:
+    """Where a file of an attempt lies in a store."""
+    path = f"{job_id}/{attempt}/{name}"
+    return f"{prefix}/{path}" if prefix else path
+
+
 def _clash(name: str, files: dict[str, str], folders: dict[str, str]) -> str | None:
     folded = _folded(name)
     if folded in files:
@@ -82,4 +98,5 @@ def _clash(name: str, files: dict[str, str], folders: dict[str, str]) -> str | N
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    """Equal for names that are one file where neither case nor Unicode form counts (Unicode, definition D145)."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())

@@ -1,0 +1,146 @@
+"""Artifacts in a folder, for one machine or a file system that all nodes share. Links below the folder are refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from uuid import UUID, uuid4
+
+import smart_open
+
+from rythmiq_ray.artifacts.manifest import manifest_bytes
+from rythmiq_ray.artifacts.s3 import shared_client
+from rythmiq_ray.artifacts.streaming import Meter, content_type, source_errors_as_they_were
+from rythmiq_ray.config import ArtifactsConfig
+from rythmiq_ray.errors import NotFound, StoreUnavailable
+from rythmiq_ray.inputs import open_input, path_below
+from rythmiq_ray.model import Artifact
+from rythmiq_ray.names import MANIFEST_NAME, key_of, refuse_unsafe
+
+_PARTIAL: Final = re.compile(r"\.[0-9a-f]{32}\.part")
+"""A file that is being written, or was when its writer was killed."""
+
+
+class LocalArtifactStore:
+    """An :class:`~rythmiq_ray.artifacts.ArtifactStore` in a folder."""
+
+    def __init__(self, config: ArtifactsConfig, root: Path) -> None:
+        self._root = root.absolute()
+        self._prefix = config.prefix
+
+    def check(self) -> None:
+        with self._translated():
+            folder = self._root / self._prefix
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe-{uuid4().hex}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+
+    def uri(self, job_id: UUID, attempt: int, name: str) -> str:
+        return (self._root / key_of(self._prefix, job_id, attempt, name)).as_uri()
+
+    def write(
+        self,
+        job_id: UUID,
+        attempt: int,
+        name: str,
+        chunks: Iterable[bytes],
+        *,
+        expected_bytes: int | None = None,
+        expected_sha256: str | None = None,
+    ) -> Artifact:
+        refuse_unsafe(name)
+        meter = Meter(name, expected_bytes, expected_sha256)
+        target = self._target(job_id, attempt, name)
+        with source_errors_as_they_were(), self._translated(), replacing(target) as file:
+            for chunk in meter.passing(chunks):
+                file.write(chunk)
+        return Artifact(
+            name=name,
+            uri=target.as_uri(),
+            bytes=meter.bytes,
+            sha256=meter.sha256,
+            content_type=content_type(name),
+        )
+
+    def write_manifest(self, job_id: UUID, attempt: int, manifest: Mapping[str, Any]) -> str:
+        target = self._target(job_id, attempt, MANIFEST_NAME)
+        with self._translated(), replacing(target) as file:
+            file.write(manifest_bytes(manifest))
+        return target.as_uri()
+
+    @contextmanager
+    def open(self, uri: str) -> Iterator[BinaryIO]:
+        path = self._path(uri)
+        with self._translated():
+            try:
+                file = path.open("rb")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                raise NotFound(f"There is no {uri}") from None
+        with file:
+            yield file
+
+    def open_input(self, uri: str) -> AbstractContextManager[BinaryIO]:
+        return open_input(uri, s3_client=shared_client, local_root=self._root)
+
+    def delete(self, uri: str) -> None:
+        path = self._path(uri)
+        with self._translated():
+            path.unlink(missing_ok=True)
+
+    def list_files(self, job_id: UUID) -> Iterator[str]:
+        with self._translated():
+            found = sorted(
+                path
+                for path in (self._root / self._prefix / str(job_id)).rglob("*")
+                if path.is_file() and not _PARTIAL.fullmatch(path.name)
+            )
+        return iter([path.as_uri() for path in found])
+
+    def _target(self, job_id: UUID, attempt: int, name: str) -> Path:
+        """Where a file goes, its folder made; a link that somebody put in the way is not followed."""
+        target = self._root / key_of(self._prefix, job_id, attempt, name)
+        with self._translated():
+            if target.parent.resolve() != self._root.resolve() / target.parent.relative_to(self._root):
+                raise StoreUnavailable(f"The artifact store {self._root} has a link at {target.parent}: remove it")
+            target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _path(self, uri: str) -> Path:
+        path = path_below(self._root, uri)
+        if path is None:
+            raise NotFound(f"{uri} is not in the artifact store {self._root}")
+        return path
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnavailable(
+                f"The artifact store {self._root} cannot be used: {error.strerror or type(error).__name__}: "
+                "check its permissions and the disk's space"
+            ) from None
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file beside ``target`` that takes its place once all went well and is on the disk, and is gone otherwise."""
+    partial = target.with_name(f".{uuid4().hex}.part")
+    try:
+        with smart_open.open(str(partial), "wb", compression="disable") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,65 @@
+"""``manifest.json``: what an attempt left, written last, for programs that read no database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Protocol, cast
+from uuid import UUID
+
+from rythmiq_ray.model import Artifact, JobState
+
+
+class Readable(Protocol):
+    @property
+    def open(self) -> Callable[[str], AbstractContextManager[BinaryIO]]: ...
+
+
+def manifest(
+    *,
+    job_id: UUID,
+    attempt: int,
+    state: JobState,
+    exit_code: int | None,
+    remote_id: int,
+    started_at: datetime | None,
+    finished_at: datetime | None,
+    artifacts: Iterable[Artifact],
+) -> dict[str, Any]:
+    """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC, with a Z."""
+    return {
+        "version": 1,
+        "job_id": str(job_id),
+        "attempt": attempt,
+        "state": str(state),
+        "exit_code": exit_code,
+        "remote_id": remote_id,
+        "started_at": _rfc3339(started_at),
+        "finished_at": _rfc3339(finished_at),
+        "artifacts": [
+            {
+                "name": artifact.name,
+                "uri": artifact.uri,
+                "bytes": artifact.bytes,
+                "sha256": artifact.sha256,
+                "content_type": artifact.content_type,
+            }
+            for artifact in artifacts
+        ],
+    }
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def read_manifest(store: Readable, uri: str) -> dict[str, Any]:
+    """What :func:`manifest` made; raises NotFound, StoreUnavailable, or ValueError where it is no JSON."""
+    with store.open(uri) as file:
+        return cast("dict[str, Any]", json.loads(file.read()))
+
+
+def _rfc3339(time: datetime | None) -> str | None:
+    return None if time is None else time.astimezone(UTC).isoformat().replace("+00:00", "Z")
