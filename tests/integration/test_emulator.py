@@ -22,6 +22,7 @@ import pytest
 import requests
 
 from rythmiq_ray.local.camber import Cancelling, Emulator, Faults, ListShape, Outage, Settings
+from rythmiq_ray.local.camber.faults import OPERATIONS
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 OTHER_KEY = "f" * 40
@@ -314,6 +315,13 @@ def test_nothing_of_a_job_is_left_when_it_ends(camber: Caller) -> None:
         assert gone(int(pid))
 
 
+def test_nothing_is_left_either_when_a_job_kills_its_container(camber: Caller, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    job_id = camber.create(f"cd /; setsid sleep 300 & echo $! > {shlex.quote(str(pids))}; kill -9 $PPID; wait", "a/1")
+    camber.wait(job_id, "FAILED")
+    assert gone(int(pids.read_text()))
+
+
 def test_more_jobs_than_may_run_stay_pending(tmp_path: Path) -> None:
     settings = Settings(owner="ada", queue_wait_s=(0.0, 0.0), max_running=2, sync_delay_s=0.0)
     with running(tmp_path, settings) as camber:
@@ -356,15 +364,17 @@ def test_what_is_put_into_the_path_reaches_the_running_job(camber: Caller) -> No
 
 
 def test_files_come_back_late_and_short_at_first(tmp_path: Path) -> None:
-    settings = Settings(owner="ada", queue_wait_s=(0.0, 0.0), sync_delay_s=0.3, sync_step_s=0.4)
-    with running(tmp_path, settings) as camber:
+    late = Settings(owner="ada", queue_wait_s=(0.0, 0.0), sync_delay_s=300.0)
+    short = Settings(owner="ada", queue_wait_s=(0.0, 0.0), sync_delay_s=0.0, sync_step_s=300.0)
+    with running(tmp_path, late) as camber:
         job_id = camber.create("head -c 100000 /dev/zero > big", "a/1")
         camber.wait(job_id, "COMPLETED")
         assert camber.read("a/1/big").status_code == 400
-        first = until(lambda: camber.files("").get("a/1/big"), "the file is listed")
-        assert first == ("file", 50_000)
+    with running(tmp_path, short) as camber:
+        until(lambda: camber.files("").get("a/1/big") == ("file", 50_000), "the first half is listed")
         assert len(camber.read("a/1/big").content) == 50_000
-        until(lambda: camber.files("a/1/")["a/1/big"] == ("file", 100_000), "the whole file")
+    with running(tmp_path, FAST) as camber:
+        until(lambda: camber.files("a/1/").get("a/1/big") == ("file", 100_000), "the whole file")
 
 
 def test_only_what_the_job_wrote_comes_back(camber: Caller) -> None:
@@ -571,6 +581,26 @@ def test_one_emulator_for_a_folder(tmp_path: Path) -> None:
         Emulator(tmp_path, api_key=KEY).start()
 
 
+@pytest.mark.parametrize("name", ["trash/mine", "unfinished/mine", "work/7/mine", "stash/mine", "logs/mine"])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(FileExistsError, match="no emulator's folder"):
+        Emulator(tmp_path, api_key=KEY).start()
+    assert mine.read_text() == "precious"
+
+
+def test_no_other_user_of_the_machine_reads_the_state(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    root.mkdir(mode=0o755)
+    with running(root) as camber:
+        camber.put("a/1/env", b"secret")
+        places = (root / "stash" / "ada", root / "work", root / "logs", root / "unfinished", root / "trash")
+        for place in (*places, root / "journal.jsonl"):
+            assert place.stat().st_mode & 0o077 == 0, place
+
+
 @contextlib.contextmanager
 def standalone(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The emulator as a process, and the endpoint that it prints."""
@@ -609,7 +639,7 @@ def test_the_next_start_kills_what_a_killed_container_left(tmp_path: Path) -> No
     root = tmp_path / "state"
     with standalone(root, "--queue-wait", "0") as (process, endpoint):
         pids = tmp_path / "pids"
-        command = f"setsid sleep 300 & echo $PPID $! > {shlex.quote(str(pids))}; wait"
+        command = f"cd /; setsid sleep 300 & echo $PPID $! > {shlex.quote(str(pids))}; wait"
         requests.post(f"{endpoint}/jobs", json=body(command, "a/1"), headers=headers, timeout=TIMEOUT_S)
         until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "the job runs")
         container, left = map(int, pids.read_text().split())
@@ -654,6 +684,19 @@ def test_counts_calls_and_shows_times_of_jobs(instant: Caller) -> None:
     assert instant.look("state")["jobs"]["COMPLETED"] == 1
     requests.delete(f"{instant.emulator.origin}/_emulator/calls", timeout=TIMEOUT_S)
     assert instant.look("calls") == {"counts": {}, "times": {}}
+
+
+def test_every_operation_is_counted_by_the_name_that_faults_know_it_by(instant: Caller) -> None:
+    job_id = instant.create("true", "a/1")
+    instant.wait(job_id, "COMPLETED")
+    instant.log(job_id)
+    instant.put("b", b"")
+    instant.read("b")
+    instant.files("")
+    instant.remove("b")
+    for method, path in (("GET", "/me"), ("GET", "/jobs"), ("DELETE", f"/jobs/{job_id}")):
+        instant.data(method, path)
+    assert instant.look("calls")["counts"].keys() == set(OPERATIONS)
 
 
 def test_an_instant_job_leaves_what_the_wrapper_leaves(instant: Caller) -> None:
@@ -853,3 +896,4 @@ def test_faults_are_set_and_read_over_http(instant: Caller) -> None:
     for name in ("lost_answer", "nope", "list_shape", "refuse_key"):
         assert name in answer.json()["message"]
     assert "lost_answer" in put({"lost_answer": 1.5}).json()["message"]
+    assert "'creat'" in put({"operations": ["create", "creat"]}).json()["message"]

@@ -15,7 +15,7 @@ from aiohttp import web
 from rythmiq_ray.local.camber.app import API, Api
 from rythmiq_ray.local.camber.deadlines import Deadlines
 from rythmiq_ray.local.camber.faults import Faults, Mischief, Outage
-from rythmiq_ray.local.camber.journal import Journal
+from rythmiq_ray.local.camber.journal import JOURNAL_NAME, Journal
 from rythmiq_ray.local.camber.ledger import Ledger
 from rythmiq_ray.local.camber.processes import Processes
 from rythmiq_ray.local.camber.scheduler import Scheduler
@@ -27,6 +27,7 @@ HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
 _BACKLOG: Final = 1024
+_OWN_FOLDERS: Final = ("stash", "work", "logs", "unfinished", "trash")
 
 
 class Emulator:
@@ -97,7 +98,7 @@ class Emulator:
     def start(self) -> None:
         """Runs it in a thread and returns when it listens.
 
-        Raises OSError where the port or the folder is in use.
+        Raises OSError where the port or the folder is in use, or the folder holds what is not an emulator's.
         """
         listening = threading.Event()
         errors: list[BaseException] = []
@@ -130,7 +131,7 @@ class Emulator:
         self._thread = None
 
     async def serve(self, on_listening: Callable[[], None], stopping: asyncio.Event | None = None) -> None:
-        """Serves until ``stopping`` is set. Raises OSError where the port or the folder is in use."""
+        """Serves until ``stopping`` is set. Raises OSError as :meth:`start` does."""
         self._stopping = stopping or asyncio.Event()
         with _locked(self.root):
             async with self._parts() as api:
@@ -153,7 +154,7 @@ class Emulator:
     @asynccontextmanager
     async def _parts(self) -> AsyncIterator[Api]:
         root = self.root.resolve()
-        journal = Journal(root / "journal.jsonl")
+        journal = Journal(root / JOURNAL_NAME)
         deadlines = Deadlines()
         stash = Stash(root, self.settings.owner)
         ledger = Ledger(journal)
@@ -215,10 +216,19 @@ class Emulator:
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
     """One emulator for a folder: a second one would take the first one's jobs for left-overs, and kill them."""
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_foreign(root)
     with (root / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileExistsError(f"another emulator runs over {root}") from None
         yield
+
+
+def _refuse_foreign(root: Path) -> None:
+    """A start empties some of its folders. Where there is no journal they are somebody else's."""
+    if not (root / JOURNAL_NAME).exists():
+        foreign = [name for name in _OWN_FOLDERS if (root / name).exists()]
+        if foreign:
+            raise FileExistsError(f"{root} is no emulator's folder, but has {', '.join(foreign)}: choose another one")

@@ -10,6 +10,20 @@ from random import Random
 from time import monotonic
 from typing import Any, Final
 
+OPERATIONS: Final = (
+    "me",
+    "create",
+    "get",
+    "list",
+    "logs",
+    "cancel",
+    "stash_list",
+    "stash_read",
+    "stash_write",
+    "stash_remove",
+)
+"""What the service can be asked for."""
+
 
 class ListShape(StrEnum):
     """What the answer to a list of jobs looks like."""
@@ -81,6 +95,8 @@ class Faults:
             f"{name} is a probability, from 0 to 1" for name in PROBABILITIES if not 0 <= getattr(self, name) <= 1
         ]
         problems += [f"{name} is not below 0" for name in _SECONDS if (getattr(self, name) or 0) < 0]
+        # A misspelt one would never strike, and whoever relies on it would test nothing.
+        problems += [f"unknown operation {name!r}" for name in self.operations if name not in OPERATIONS]
         if problems:
             raise ValueError("; ".join(problems))
 

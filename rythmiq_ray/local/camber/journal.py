@@ -6,7 +6,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+JOURNAL_NAME: Final = "journal.jsonl"
+"""In the emulator's folder; made before anything else there."""
 
 
 class Journal:

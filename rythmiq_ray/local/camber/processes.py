@@ -60,7 +60,7 @@ class Processes:
         self._running: dict[int, _Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         for place in (self._work, self._logs):
-            place.mkdir(exist_ok=True)
+            place.mkdir(mode=0o700, exist_ok=True)
 
     def log(self, job: Job) -> Path:
         """Where the job's output is; exists once the job runs."""
@@ -68,7 +68,7 @@ class Processes:
 
     def recover(self) -> None:
         """After a restart: what was running is killed, if it is still there, and has FAILED; late files still come."""
-        _kill_inside(self._work)
+        _kill_jobs_below(self._work)
         for job in self._ledger.all():
             if job.status is Status.RUNNING:
                 self._ledger.end(job, Status.FAILED, None)
@@ -170,6 +170,8 @@ class Processes:
         if job.status is Status.CANCELLED:
             _let_go(run.process)
         code = await run.process.wait()
+        if code < 0:  # the container itself was killed, so it could not end what it held
+            await asyncio.to_thread(_kill_jobs_below, run.home)
         if job.status is Status.RUNNING:
             self._ledger.end(job, Status.COMPLETED if code == 0 else Status.FAILED, code)
 
@@ -223,15 +225,17 @@ def _let_go(process: Process) -> None:
         process.stdin.close()
 
 
-def _kill_inside(folder: Path) -> None:
-    """Kills processes whose working directory is below the folder, with all that descend from them.
+def _kill_jobs_below(folder: Path) -> None:
+    """Kills processes of jobs whose home is at or below the folder, with all that descend from them.
 
-    The containers end by themselves when an emulator is killed; this is for one that was killed as well.
+    The containers end by themselves when an emulator is killed; this is for one that was killed as well. A process
+    inherits its home, wherever it goes; who merely looks around in the folder has another one.
     """
     doomed: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if Path(process.cwd()).is_relative_to(folder):
+            home = process.environ().get("HOME")
+            if home is not None and Path(home).is_relative_to(folder):
                 doomed.update((process, *process.children(recursive=True)))
     for process in doomed:
         with suppress(psutil.Error):

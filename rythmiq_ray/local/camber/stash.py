@@ -68,7 +68,8 @@ class Stash:
         shutil.rmtree(self._unfinished, ignore_errors=True)
         shutil.rmtree(self._trash, ignore_errors=True)
         for place in (self._root, self._unfinished, self._trash):
-            place.mkdir(parents=True, exist_ok=True)
+            # What is sent may hold secrets, and this machine may have other users.
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remover = ThreadPoolExecutor(1, thread_name_prefix="stash-remover")
 
     def close(self) -> None:
