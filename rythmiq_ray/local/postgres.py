@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -42,7 +44,7 @@ class Postgres:
         self._log = root / "postgres.log"
         self._fsync = fsync
         self._tethered = False
-        self.socket_folder = socket_folder or private_socket_folder()
+        self.socket_folder = socket_folder or new_socket_folder()
         self.handle: Handle | None = None
 
     @property
@@ -106,6 +108,8 @@ class Postgres:
 
     def _initialize(self, programs: Path, data: Path) -> None:
         """Makes the data folder under another name first, so that a half-made one is never taken for whole."""
+        if data.parent == _ROOTS_FOLDER:
+            _remove_homeless()
         unfinished = data.with_name(f"{data.name}.new")
         link = self._root / "data"
         link.unlink(missing_ok=True) if link.is_symlink() else shutil.rmtree(link, ignore_errors=True)
@@ -134,9 +138,10 @@ class Postgres:
         if done.returncode != 0:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise PartFailed(f"Postgres could not make its data folder {data}:\n{done.stderr.strip()[-2000:]}")
-        unfinished.rename(data)
         if data != link:
             link.symlink_to(data)
+            _home_of(data).write_text(str(link))
+        unfinished.rename(data)
 
     def _programs(self) -> Path:
         """The folder of the wheel's newest Postgres, or of root's copy of it."""
@@ -191,15 +196,29 @@ class Postgres:
             os.chown(folder, self._user.pw_uid, self._user.pw_gid)
 
 
-def private_socket_folder() -> str:
-    """A new folder for a socket. It is not below the root, whose path may be longer than a socket's can be."""
-    return tempfile.mkdtemp(prefix="rythmiq-pg-", dir="/tmp")
+def new_socket_folder() -> str:
+    """A name nobody guesses, made by :meth:`Postgres.start`. Not below the root: a socket's path has 107 bytes."""
+    return f"/tmp/rythmiq-pg-{secrets.token_hex(8)}"  # noqa: S108
 
 
 def _roots_folder() -> Path:
     _ROOTS_FOLDER.mkdir(parents=True, exist_ok=True)
     _ROOTS_FOLDER.chmod(0o711)
     return _ROOTS_FOLDER
+
+
+def _home_of(data: Path) -> Path:
+    """The file that says which link leads to a folder of root's."""
+    return data.with_name(f"{data.name}.home")
+
+
+def _remove_homeless() -> None:
+    """Removes the data of stacks whose own folders were removed."""
+    for home in _ROOTS_FOLDER.glob("data-*.home"):
+        with suppress(FileNotFoundError):
+            if not Path(home.read_text()).is_symlink():
+                shutil.rmtree(home.with_suffix(""), ignore_errors=True)
+                home.unlink()
 
 
 def _others_reach(folder: Path) -> bool:

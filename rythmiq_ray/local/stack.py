@@ -64,7 +64,7 @@ class Stack:
             return set()
         with self._file.locked():
             state = self._file.read() or State()
-            found = {name: each for name, each in state.running.items() if name in parts and each.usable}
+            found = {name: each for name, each in state.running.items() if name in parts and self._answers(name, state)}
             if not tethered:
                 _refuse_owned(found)
             missing = [name for name in PARTS if name in parts and name not in found]
@@ -78,8 +78,8 @@ class Stack:
                     assert part.handle is not None  # noqa: S101 - it was started
                     state.running[name] = Running(part.handle, owner)
                     self._file.write(state)  # at once: whoever comes after a crash right here must find it
-                for name in parts:
-                    (made.get(name) or self._part(name, state)).wait()
+                for part in made.values():
+                    part.wait()
             except BaseException:
                 self._stop(state, missing)
                 self._file.write(state)
@@ -138,6 +138,19 @@ class Stack:
         if state is None:
             raise NotFound(f"Nothing was ever started in {self._root}: start it with `rythmiq local up`")
         return state
+
+    def _answers(self, name: str, state: State) -> bool:
+        """Whether a part runs and answers. Raises PartFailed if it runs and does not: nobody knows what it is doing."""
+        running = state.running[name]
+        if not running.usable:
+            return False
+        try:
+            self._part(name, state).wait()
+        except PartFailed:
+            if running.process.alive:
+                raise
+            return False  # it was about to end
+        return True
 
     def _stop(self, state: State, names: Collection[str]) -> None:
         """Stops what runs of these, all at once, and forgets them."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rythmiq_ray.local import PartFailed
-from rythmiq_ray.local.postgres import private_socket_folder
+from rythmiq_ray.local.postgres import new_socket_folder
 from rythmiq_ray.local.process import Handle, free_ports
 from rythmiq_ray.local.s3 import PORTS
 
@@ -40,7 +40,7 @@ class Running:
 class State:
     """Chosen at the first start and kept, so that what was exported once stays right; except for ``running``."""
 
-    socket_folder: str = field(default_factory=private_socket_folder)
+    socket_folder: str = field(default_factory=new_socket_folder)
     s3_ports: list[int] = field(default_factory=lambda: free_ports(PORTS))
     camber_port: int = field(default_factory=lambda: free_ports(1)[0])
     access_key: str = field(default_factory=lambda: f"local-{secrets.token_hex(6)}")
