@@ -24,10 +24,11 @@ import smart_open
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 
 import rythmiq_ray
 from rythmiq_ray.artifacts import download, open_store
+from rythmiq_ray.errors import RythmiqError
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.stack import local_environment
 from rythmiq_ray.model import Artifact, Input, Job, JobSpec, JobState, NewJob
@@ -64,7 +65,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("Stopped; nothing is left running.")
         return 130
-    except DemoFailed as error:
+    except (DemoFailed, RythmiqError) as error:
         console.print(f"[red]The demo failed:[/red] {error}")
         return 1
     console.print(f"Done in {time.monotonic() - started_at:.0f} s.")
@@ -170,7 +171,9 @@ def picture_of(jobs: list[Job]) -> str:
 
 
 def summarize(connection: psycopg2.extensions.connection, ids: list[UUID], output: Path, picture: Path) -> None:
-    table = Table("job", "command", "state", "attempts", "seconds", "bytes", title="Jobs")
+    table = Table(
+        Column("job", no_wrap=True, min_width=36), "command", "state", "attempts", "seconds", "bytes", box=None
+    )
     rows: list[tuple[Job, list[Artifact]]] = []
     for job_id in ids:
         job = inspect.job(connection, job_id)
@@ -179,7 +182,12 @@ def summarize(connection: psycopg2.extensions.connection, ids: list[UUID], outpu
         seconds = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else 0.0
         size = sum(artifact.bytes for artifact in artifacts)
         table.add_row(
-            str(job.job_id)[:13], job.spec.command, job.state, str(job.attempt), f"{seconds:.1f}", f"{size:,}"
+            str(job.job_id),
+            job.spec.command.removeprefix("python3 ").partition(" --")[0],
+            job.state,
+            str(job.attempt),
+            f"{seconds:.1f}",
+            f"{size:,}",
         )
     console.print(table)
     retried = sum(job.attempt > 1 for job, _ in rows)

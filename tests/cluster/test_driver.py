@@ -202,7 +202,7 @@ def test_a_stopped_drivers_jobs_are_taken_over_without_a_second_create(
             ["Postgres cannot be reached", "127.0.0.1:1"],
         ),
         ({"CAMBER_API_ENDPOINT": "http://127.0.0.1:1/api"}, ["127.0.0.1:1"]),
-        ({"ARTIFACT_STORE_BUCKET": "absent-bucket"}, ["s3://absent-bucket", "NoSuchBucket"]),
+        ({"AWS_SECRET_ACCESS_KEY": "canary-wrong"}, ["s3://artifacts", "SignatureDoesNotMatch"]),
         ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, ["http://127.0.0.1:1", "AWS_ENDPOINT_URL_S3"]),
     ],
 )
