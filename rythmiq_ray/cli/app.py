@@ -11,6 +11,7 @@ from rythmiq_ray.cli.enqueue import enqueue
 from rythmiq_ray.cli.jobs import cancel, jobs, retry, show
 from rythmiq_ray.cli.logs import logs
 from rythmiq_ray.cli.migrate import migrate
+from rythmiq_ray.cli.prune import prune
 
 app = typer.Typer(
     name="rythmiq",
@@ -53,4 +54,5 @@ app.command()(logs)
 app.command()(artifacts)
 app.command()(cancel)
 app.command()(retry)
+app.command()(prune)
 app.add_typer(local.app, name="local")

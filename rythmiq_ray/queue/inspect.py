@@ -154,3 +154,27 @@ def cancel(
 def retry(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> set[UUID]:
     """Queues FAILED and CANCELLED jobs for one attempt more; returns those that were."""
     return {row["job_id"] for row in fetch(connection, _SQL["retry"], {"ids": list(ids)})}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prunable:
+    """An ended job that may go, and the URIs of all that it stored."""
+
+    job_id: UUID
+    uris: tuple[str, ...]
+
+
+def prunable(connection: psycopg2.extensions.connection, *, older_than_s: float, limit: int) -> list[Prunable]:
+    """The oldest ended jobs of at least that age, locked until the transaction ends."""
+    rows = fetch(connection, _SQL["prunable"], {"older_than_s": older_than_s, "limit": limit})
+    return [Prunable(job_id=row["job_id"], uris=tuple(row["uris"])) for row in rows]
+
+
+def prune(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> int:
+    """Deletes ended jobs with their attempts and artifact rows; returns how many. What is stored is not touched."""
+    return len(fetch(connection, _SQL["prune"], {"ids": list(ids)}))
+
+
+def prune_drivers(connection: psycopg2.extensions.connection, *, older_than_s: float) -> None:
+    """Deletes the rows of drivers whose lease ended at least that long ago and that hold no job."""
+    fetch(connection, _SQL["prune_drivers"], {"older_than_s": older_than_s})

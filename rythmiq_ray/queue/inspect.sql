@@ -55,3 +55,29 @@ WHERE j.job_id = ANY(%(ids)s::uuid[]) AND j.state IN ('FAILED', 'CANCELLED')
       SELECT FROM rythmiq.jobs AS other
       WHERE other.unique_key = j.unique_key AND other.state IN ('QUEUED', 'RETRYING', 'RUNNING')))
 RETURNING j.job_id, pg_notify('rythmiq', 'enqueued')
+
+-- name: prunable
+-- Ended jobs of a certain age, oldest first, each with the URIs of what it stored. A job of which a path is still to
+-- be removed from the stash stays until the janitor has been.
+SELECT j.job_id, j.state, j.finished_at,
+       array(SELECT x.uri FROM rythmiq.artifacts AS x WHERE x.job_id = j.job_id
+             UNION
+             SELECT a.artifact_uri FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.artifact_uri IS NOT NULL
+       ) AS uris
+FROM rythmiq.jobs AS j
+WHERE j.finished_at < now() - make_interval(secs => %(older_than_s)s)
+  AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+  AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.cleaned_at IS NULL)
+ORDER BY j.finished_at
+LIMIT %(limit)s
+FOR UPDATE OF j SKIP LOCKED
+
+-- name: prune
+DELETE FROM rythmiq.jobs WHERE job_id = ANY(%(ids)s::uuid[]) AND state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+RETURNING job_id
+
+-- name: prune_drivers
+-- Drivers long gone that hold nothing.
+DELETE FROM rythmiq.drivers AS d
+WHERE d.lease_expires_at < now() - make_interval(secs => %(older_than_s)s)
+  AND NOT EXISTS (SELECT FROM rythmiq.jobs AS j WHERE j.driver_id = d.driver_id AND j.state = 'RUNNING')

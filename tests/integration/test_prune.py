@@ -1,0 +1,92 @@
+"""``rythmiq prune`` on a real database and a folder of artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID
+
+import psycopg2
+
+from rythmiq_ray import JobSpec, enqueue
+from rythmiq_ray.model import Artifact, JobState
+from rythmiq_ray.queue import Ending, Queue
+from rythmiq_ray.secret import Secret
+
+
+def ended_job(url: str, folder: Path, *, days_ago: int, cleaned: bool = True) -> tuple[UUID, Path]:
+    connection = psycopg2.connect(url)
+    job_id = enqueue(connection, JobSpec(command="true"))
+    connection.commit()
+    queue = Queue(Secret(url), lease_s=30)
+    queue.register()
+    (job,) = queue.claim(1)
+    file = folder / f"{job_id}.txt"
+    file.write_text("x")
+    artifact = Artifact(name="x.txt", uri=file.as_uri(), bytes=1, sha256="-", content_type="text/plain")
+    queue.finish(
+        [Ending(job_id=job_id, attempt=job.attempt, state=JobState.SUCCEEDED, artifacts=(artifact,), exit_code=0)]
+    )
+    if cleaned:
+        queue.cleaned([(job_id, 1)])
+    queue.close()
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE rythmiq.jobs SET finished_at = finished_at - make_interval(days => %s) WHERE job_id = %s",
+            (days_ago, str(job_id)),
+        )
+    connection.close()
+    return job_id, file
+
+
+def prune(url: str, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "from rythmiq_ray.cli import main; main()", "prune", *arguments],
+        env={**os.environ, "DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def jobs(url: str) -> set[UUID]:
+    connection = psycopg2.connect(url)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT job_id::text FROM rythmiq.jobs")
+        found = {UUID(row[0]) for row in cursor.fetchall()}
+    connection.close()
+    return found
+
+
+def test_only_what_is_old_ended_and_cleaned_goes(database_url: str, tmp_path: Path) -> None:
+    old, old_file = ended_job(database_url, tmp_path, days_ago=31)
+    young, young_file = ended_job(database_url, tmp_path, days_ago=29)
+    uncleaned, _ = ended_job(database_url, tmp_path, days_ago=31, cleaned=False)
+    assert json.loads(prune(database_url, "--older-than", "30d", "--dry-run", "--json")) == {
+        "jobs": 1,
+        "files": 0,
+        "dry_run": True,
+    }
+    assert jobs(database_url) == {old, young, uncleaned}
+    assert prune(database_url, "--older-than", "30d", "--artifacts") == "1 jobs and 1 files deleted\n"
+    assert jobs(database_url) == {young, uncleaned}
+    assert not old_file.exists()
+    assert young_file.exists()
+
+
+def test_artifacts_stay_unless_asked_for(database_url: str, tmp_path: Path) -> None:
+    _, file = ended_job(database_url, tmp_path, days_ago=31)
+    prune(database_url, "--older-than", "4w")
+    assert jobs(database_url) == set()
+    assert file.exists()
+
+
+def test_an_age_that_is_none_is_refused(database_url: str) -> None:
+    for age in ("30", "d", "-1d", "1y", ""):
+        prune(database_url, f"--older-than={age}", code=2)
