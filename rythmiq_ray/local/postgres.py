@@ -125,6 +125,7 @@ class Postgres:
                 *("--encoding=UTF8", "--locale=C"),
             ],
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
             capture_output=True,
             text=True,
             user=user,
