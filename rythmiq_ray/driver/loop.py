@@ -45,10 +45,12 @@ SECRET_PREFIX: Final = "RYTHMIQ_SECRET_"  # noqa: S105 - where secrets are found
 HEARTBEATS_PER_LEASE: Final = 3
 LONGEST_WAIT_S: Final = 1.0
 """Signals come by the wakeup pipe; this is for what gives no sign, such as a node that drains."""
-JANITOR_INTERVAL_S: Final = 60.0
+JANITOR_LEASES: Final = 2.0
+"""The janitor comes by, and takes what is left of ended attempts, after this many leases."""
 CLEAN_TRIES: Final = 3
 CLEAN_GRACE_S: Final = 15.0
 """How long a drain waits for the last paths to be removed; the janitor of another run takes the rest."""
+FAULT_LOG_INTERVAL_S: Final = 30.0
 BACKEND, STORE = "backend", "store"
 
 
@@ -105,6 +107,7 @@ class Loop:
         self._database_error: str | None = None
         self._database_retry_at = 0.0
         self._outage_logged: set[str] = set()
+        self._fault_logged_at = {BACKEND: -FAULT_LOG_INTERVAL_S, STORE: -FAULT_LOG_INTERVAL_S}
         self.stop_requested = False
         self.any_failed = False
 
@@ -456,7 +459,10 @@ class Loop:
             return
         name = STORE if error.code is ErrorCode.STORE_UNAVAILABLE else BACKEND
         self._breakers[name].trip(error, now)
-        log.debug("Fault", part=name, error=error.message, jobId=job.job_id if job else None)
+        if now >= self._fault_logged_at[name] + FAULT_LOG_INTERVAL_S:
+            # One line now and then, also where the probe succeeds: a node may lack what the driver has.
+            self._fault_logged_at[name] = now
+            log.warning("A call failed", part=name, error=error.message, jobId=job.job_id if job else None)
 
     def _probe(self, now: float) -> None:
         for name, breaker in self._breakers.items():
@@ -500,8 +506,9 @@ class Loop:
     def _janitor(self, now: float) -> None:
         if now < self._janitor_at or self._paused:
             return
-        self._janitor_at = now + JANITOR_INTERVAL_S
-        for job in self._queue.uncleaned(self._config.driver.batch_size, older_than_s=JANITOR_INTERVAL_S):
+        interval_s = JANITOR_LEASES * self._config.driver.lease_s
+        self._janitor_at = now + interval_s
+        for job in self._queue.uncleaned(self._config.driver.batch_size, older_than_s=interval_s):
             if (job.job_id, job.attempt) not in self._cleaning:
                 self._clean(job)
 

@@ -1,0 +1,494 @@
+"""Chaos: jobs on a real Postgres, S3, Ray and a misbehaving Camber emulator, while everything is killed at random.
+
+Drivers are killed, paused past their lease and restarted, Postgres is restarted and crashed, Camber goes away, loses
+answers, creates ghosts and cuts downloads. At the end only Postgres, the store and the emulator's own journal are
+read: every job ended as its command says, no attempt has two remote jobs, artifacts match their hashes, no secret is
+anywhere, nothing is left in the stash, no process is left.
+
+example: scripts/chaos --minutes 2 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import psutil
+import psycopg2
+import psycopg2.extras
+from rich.console import Console
+from rich.table import Table
+
+from rythmiq_ray import JobSpec, NewJob, enqueue_many
+from rythmiq_ray.local.camber import Emulator, Faults, Outage
+from rythmiq_ray.local.postgres import Postgres
+from rythmiq_ray.local.process import free_ports
+from rythmiq_ray.local.s3 import PORTS, REGION, S3
+from rythmiq_ray.queue import inspect
+from rythmiq_ray.queue.migrations import migrate
+from rythmiq_ray.secret import Secret
+
+LEASE_S: Final = 4.0
+DRIVERS: Final = 3
+API_KEY: Final = "cafe0123" * 5
+SECRET_VALUE: Final = "canary-secret-value-5a5a"
+S3_SECRET: Final = "canary-s3-secret-5a5a"
+SETTLE_LIMIT_S: Final = 240.0
+OVERRIDES: Final = (
+    f"driver.lease_s={LEASE_S}",
+    "driver.poll_interval_s=0.3",
+    "camber.settle_s=1",
+    "camber.create_timeout_s=3",
+    "camber.sync_timeout_s=15",
+    "camber.read_timeout_s=5",
+    "retry.base_delay_s=0.2",
+    "retry.max_delay_s=2",
+    "outage.probe_interval_s=0.5",
+    "outage.probe_max_interval_s=2",
+    "shutdown.grace_s=4",
+    "ray.task_timeout_s=30",
+)
+console = Console()
+
+
+class Violation(Exception):
+    """Something happened that must never happen."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long things are broken (2)")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of what is done and when")
+    parser.add_argument("--jobs", type=int, default=0, help="how many jobs (60 a minute)")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with all logs")
+    arguments = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="rythmiq-chaos-"))
+    console.print(f"seed {arguments.seed}, {arguments.minutes:g} min, logs in {root}")
+    keep = True
+    try:
+        with Arena(root, arguments.seed) as arena:
+            arena.enqueue(arguments.jobs or round(60 * arguments.minutes))
+            arena.torment(arguments.minutes * 60)
+            arena.settle()
+            problems = arena.check()
+        problems += leftovers(root)
+        arena.report(problems)
+        keep = bool(problems) or arguments.keep
+    finally:
+        if not keep:
+            shutil.rmtree(root, ignore_errors=True)
+    if problems:
+        console.print(f"[red]{len(problems)} violations[/red]; reproduce with --seed {arguments.seed}; logs in {root}")
+        return 1
+    console.print("No violation.")
+    return 0
+
+
+class Arena:
+    """All parts, the drivers, and what is done to them."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root = root
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.done: Counter[str] = Counter()
+        self.expected: dict[UUID, tuple[str, int | None]] = {}
+        self.cancelled: set[UUID] = set()
+        self.drivers: list[subprocess.Popen[bytes] | None] = [None] * DRIVERS
+        self.paused: dict[int, float] = {}
+        self.starts = 0
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Arena:
+        with ExitStack() as stack:
+            self.postgres = Postgres(self.root / "postgres")
+            self.postgres.start(tethered=True)
+            stack.callback(self.postgres.stop)
+            self.s3 = S3(
+                self.root / "s3",
+                ports=free_ports(PORTS),
+                access_key="chaos",
+                secret_key=S3_SECRET,
+                bucket="artifacts",
+            )
+            self.s3.start(tethered=True)
+            stack.callback(self.s3.stop)
+            self.camber = Emulator(self.root / "camber", api_key=API_KEY)
+            stack.enter_context(self.camber)
+            self.ray_address = stack.enter_context(ray_head(self.root, self.aws()))
+            self.postgres.wait()
+            self.s3.wait()
+            migrate(Secret(self.postgres.url))
+            stack.callback(self.stop_drivers)
+            self.stack = stack.pop_all()
+        for number in range(DRIVERS):
+            self.start_driver(number)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stack.close()
+
+    # ------------------------------------------------------------------------------------------------- drivers
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "DATABASE_URL": self.postgres.url,
+            "ARTIFACT_STORE_TYPE": "s3",
+            "ARTIFACT_STORE_BUCKET": "artifacts",
+            "EXECUTION_BACKEND": "camber",
+            "CAMBER_API_KEY": API_KEY,
+            "CAMBER_API_ENDPOINT": self.camber.endpoint,
+            **self.aws(),
+            "RYTHMIQ_SECRET_TOKEN": SECRET_VALUE,
+            "RAY_ADDRESS": self.ray_address,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_grpc_client_keepalive_time_ms": "10000",
+            "RAY_grpc_client_keepalive_timeout_ms": "5000",
+            "SERVICE_ENV": "staging",
+        }
+
+    def aws(self) -> dict[str, str]:
+        """What a Ray node must have of its own, as it has an instance profile elsewhere."""
+        return {
+            "AWS_ACCESS_KEY_ID": "chaos",
+            "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL_S3": self.s3.endpoint,
+        }
+
+    def start_driver(self, number: int) -> None:
+        self.starts += 1
+        with (self.root / f"driver-{number}-{self.starts}.log").open("wb") as sink:
+            self.drivers[number] = subprocess.Popen(
+                [sys.executable, "-m", "rythmiq_ray.driver", *OVERRIDES],
+                env=self.environment(),
+                cwd=self.root,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop_drivers(self) -> None:
+        for number, driver in enumerate(self.drivers):
+            if driver is None:
+                continue
+            self.wake(number)
+            driver.terminate()
+            try:
+                driver.wait(30)
+            except subprocess.TimeoutExpired:
+                driver.kill()
+                driver.wait()
+
+    def wake(self, number: int) -> None:
+        if self.paused.pop(number, None) is not None:
+            driver = self.drivers[number]
+            assert driver is not None
+            driver.send_signal(signal.SIGCONT)
+
+    # -------------------------------------------------------------------------------------------------- torment
+
+    def enqueue(self, count: int) -> None:
+        kinds: list[tuple[Callable[[int], JobSpec], tuple[str, int | None]]] = [
+            (lambda n: JobSpec(command=f"seq {n} > out.txt; sleep 0.{n % 10}", outputs=("*.txt",)), ("SUCCEEDED", 0)),
+            (lambda n: JobSpec(command=f"sleep 1.{n % 10}; echo {n}"), ("SUCCEEDED", 0)),
+            (lambda _: JobSpec(command="! grep -q '\"attempt\": 1,' job.json"), ("SUCCEEDED", 0)),
+            (lambda n: JobSpec(command=f"exit {1 + n % 9}", retry_exit_codes=()), ("FAILED", None)),
+            (
+                lambda _: JobSpec(command='test "${#TOKEN}" = 24', secrets=("TOKEN",), env={"A": "b c"}),
+                ("SUCCEEDED", 0),
+            ),
+            (lambda _: JobSpec(command="head -c 3000000 /dev/zero > a.bin", outputs=("*.bin",)), ("SUCCEEDED", 0)),
+        ]
+        jobs: list[NewJob] = []
+        ends: list[tuple[str, int | None]] = []
+        for number in range(count):
+            make, end = kinds[number % len(kinds)]
+            jobs.append(NewJob(spec=make(number), max_attempts=100, delay_s=float(number) * 0.3))
+            ends.append((end[0], 1 + number % 9 if end[0] == "FAILED" else end[1]))
+        connection = psycopg2.connect(self.postgres.url)
+        ids = enqueue_many(connection, jobs)
+        connection.commit()
+        connection.close()
+        self.expected = dict(zip(ids, ends, strict=True))
+        console.print(f"{count} jobs are queued over {count * 0.3:.0f} s")
+
+    def torment(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self.camber.faults = Faults(
+            seed=self.seed,
+            lost_answer=0.08,
+            ghost_create=0.05,
+            too_many=0.02,
+            retry_after_s=1,
+            server_error=0.02,
+            cut_download=0.05,
+            list_lag_s=0.5,
+        )
+        actions: list[tuple[int, Callable[[], None]]] = [
+            (8, self.kill_driver),
+            (3, self.terminate_driver),
+            (3, self.pause_driver),
+            (2, self.restart_postgres),
+            (1, self.crash_postgres),
+            (2, self.camber_outage),
+            (3, self.cancel_one),
+        ]
+        weights = [weight for weight, _ in actions]
+        while time.monotonic() < deadline:
+            time.sleep(self.random.uniform(0.5, 4.0))
+            for number, since in list(self.paused.items()):
+                if time.monotonic() - since > LEASE_S * 1.5:
+                    self.wake(number)
+            for number, driver in enumerate(self.drivers):
+                if driver is not None and driver.poll() is not None:
+                    self.start_driver(number)
+            (action,) = self.random.choices([action for _, action in actions], weights)
+            action()
+
+    def awake(self) -> list[int]:
+        return [
+            number
+            for number, driver in enumerate(self.drivers)
+            if number not in self.paused and driver is not None and driver.poll() is None
+        ]
+
+    def signal_one(self, number: signal.Signals, name: str) -> None:
+        awake = self.awake()
+        if awake:
+            chosen = self.random.choice(awake)
+            driver = self.drivers[chosen]
+            assert driver is not None
+            driver.send_signal(number)
+            self.done[name] += 1
+            if number is signal.SIGSTOP:
+                self.paused[chosen] = time.monotonic()
+
+    def kill_driver(self) -> None:
+        self.signal_one(signal.SIGKILL, "drivers killed")
+
+    def terminate_driver(self) -> None:
+        self.signal_one(signal.SIGTERM, "drivers stopped")
+
+    def pause_driver(self) -> None:
+        if not self.paused:
+            self.signal_one(signal.SIGSTOP, "drivers paused past their lease")
+
+    def restart_postgres(self) -> None:
+        self.postgres.restart()
+        self.done["Postgres restarts"] += 1
+
+    def crash_postgres(self) -> None:
+        self.postgres.restart(crash=True)
+        self.done["Postgres crashes"] += 1
+
+    def camber_outage(self) -> None:
+        faults = self.camber.faults
+        self.camber.faults = replace(faults, outage=Outage.UNAVAILABLE)
+        time.sleep(self.random.uniform(1.0, 6.0))
+        self.camber.faults = faults
+        self.done["Camber outages"] += 1
+
+    def cancel_one(self) -> None:
+        open_ids = [job_id for job_id in self.expected if job_id not in self.cancelled]
+        job_id = self.random.choice(open_ids)
+        with suppress(psycopg2.Error):
+            connection = psycopg2.connect(self.postgres.url)
+            connection.autocommit = True
+            if inspect.cancel(connection, [job_id]):
+                self.cancelled.add(job_id)
+                self.done["jobs cancelled"] += 1
+            connection.close()
+
+    def settle(self) -> None:
+        """Breaks nothing more, and waits until all jobs ended and their paths are gone."""
+        self.camber.faults = Faults()
+        for number in list(self.paused):
+            self.wake(number)
+        deadline = time.monotonic() + SETTLE_LIMIT_S
+        sql = (
+            "SELECT (SELECT count(*) FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')) AS open,"
+            " (SELECT count(*) FROM rythmiq.attempts WHERE finished_at IS NOT NULL AND cleaned_at IS NULL) AS unclean"
+        )
+        while True:
+            for number, driver in enumerate(self.drivers):
+                if driver is None or driver.poll() is not None:
+                    self.start_driver(number)
+            with suppress(psycopg2.Error):
+                ((unfinished, uncleaned),) = [tuple(row.values()) for row in self.rows(sql)]
+                if unfinished == uncleaned == 0:
+                    return
+                if time.monotonic() > deadline:
+                    console.print(f"[red]still {unfinished} unfinished jobs and {uncleaned} uncleaned attempts[/red]")
+                    return
+            time.sleep(0.5)
+
+    # ---------------------------------------------------------------------------------------------------- check
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        connection = psycopg2.connect(self.postgres.url, cursor_factory=psycopg2.extras.RealDictCursor)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(sql.replace("%", "%%"))
+                return [dict(row) for row in cursor.fetchall()]
+        finally:
+            connection.close()
+
+    def check(self) -> list[str]:
+        """Every violation, as a sentence."""
+        self.stop_drivers()
+        self.drivers = [None] * DRIVERS
+        return [*self._check_jobs(), *self._check_creates(), *self._check_artifacts(), *self._check_secrets()]
+
+    def _check_jobs(self) -> Iterator[str]:
+        jobs = {UUID(row["job_id"]): row for row in self.rows("SELECT *, job_id::text FROM rythmiq.jobs")}
+        for job_id, (state, exit_code) in self.expected.items():
+            row = jobs[job_id]
+            if job_id in self.cancelled and row["state"] == "CANCELLED":
+                continue
+            if (row["state"], row["exit_code"]) != (state, exit_code):
+                why = f"{row['error_code']}: {row['error_message']}"
+                yield f"job {job_id} ended {row['state']} {row['exit_code']} ({why}) instead of {state} {exit_code}"
+        self.done["attempts"] = self.rows("SELECT count(*) FROM rythmiq.attempts")[0]["count"]
+        self.done["jobs"] = len(self.expected)
+        for row in self.rows(
+            "SELECT job_id::text, attempt, state FROM rythmiq.attempts WHERE state = 'RUNNING' OR cleaned_at IS NULL"
+        ):
+            yield f"attempt {row['job_id']}/{row['attempt']} is {row['state']} or was not cleaned"
+
+    def _check_creates(self) -> Iterator[str]:
+        events = [json.loads(line) for line in (self.camber.root / "journal.jsonl").read_text().splitlines()]
+        creates = [event for event in events if event["event"] == "create"]
+        for path, count in Counter(event["mount_dir"] for event in creates).items():
+            if count > 1:
+                yield f"{path} was created {count} times"
+        self.done["creates"] = len(creates)
+        self.done["creates whose answer was lost"] = sum(bool(event.get("withheld")) for event in creates)
+        left = [path for path in (self.camber.root / "stash").rglob("*") if path.is_file()]
+        if left:
+            yield f"{len(left)} files are left in the stash, such as {left[0]}"
+
+    def _check_artifacts(self) -> Iterator[str]:
+        client = self.s3.client()
+        checked = 0
+        for row in self.rows("SELECT * FROM rythmiq.artifacts"):
+            bucket, _, key = row["uri"].removeprefix("s3://").partition("/")
+            content = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            if (len(content), hashlib.sha256(content).hexdigest()) != (row["bytes"], row["sha256"]):
+                yield f"{row['uri']} is not what its row says"
+            checked += 1
+        for row in self.rows("SELECT artifact_uri, state FROM rythmiq.jobs WHERE state = 'SUCCEEDED'"):
+            bucket, _, key = row["artifact_uri"].removeprefix("s3://").partition("/")
+            manifest = json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+            if manifest["state"] != "SUCCEEDED":
+                yield f"{row['artifact_uri']} says {manifest['state']}"
+        if client.list_multipart_uploads(Bucket="artifacts").get("Uploads"):
+            yield "multipart uploads are left dangling"
+        self.done["artifacts checked"] = checked
+
+    def _check_secrets(self) -> Iterator[str]:
+        canaries = [value.encode() for value in (API_KEY, SECRET_VALUE, S3_SECRET)]
+        dump = json.dumps([self.rows(f"SELECT * FROM rythmiq.{table}") for table in ("jobs", "attempts")], default=str)
+        texts: dict[str, bytes] = {"the tables": dump.encode()}
+        for path in [
+            *self.root.glob("driver-*.log"),
+            self.camber.root / "journal.jsonl",
+            *self.root.glob("ray/**/logs/*"),
+        ]:
+            if path.is_file():
+                texts[str(path)] = path.read_bytes()
+        for place, text in texts.items():
+            if any(canary in text for canary in canaries):
+                yield f"a secret is in {place}"
+        self.done["texts searched for secrets"] = len(texts)
+
+    def report(self, problems: list[str]) -> None:
+        table = Table("what was done", "how often", box=None)
+        for name, count in sorted(self.done.items()):
+            table.add_row(name, str(count))
+        console.print(table)
+        for problem in problems[:40]:
+            console.print(f"[red]{problem}[/red]")
+
+
+@contextmanager
+def ray_head(root: Path, environment: dict[str, str]) -> Iterator[str]:
+    """A Ray of its own that drivers join, so that a restarted driver is at work within a second or two."""
+    (port,) = free_ports(1)
+    folder = Path(tempfile.mkdtemp(prefix="rq-"))  # Ray's socket paths must stay below 107 bytes
+    environ = {
+        **os.environ,
+        **environment,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_grpc_client_keepalive_time_ms": "10000",
+        "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    }
+    with (root / "ray.log").open("wb") as sink:
+        head = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=4"),
+                *(f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false", "--disable-usage-stats"),
+                "--node-ip-address=127.0.0.1",
+            ],
+            env=environ,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    (root / "ray").symlink_to(folder)
+    deadline = time.monotonic() + 60
+    while "Ray runtime started" not in (root / "ray.log").read_text():
+        if head.poll() is not None or time.monotonic() > deadline:
+            raise Violation(f"Ray did not start; see {root / 'ray.log'}")
+        time.sleep(0.1)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        family = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            head.wait(20)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        logs = root / "ray-logs"
+        with suppress(OSError):
+            shutil.copytree(folder / "session_latest" / "logs", logs)
+        (root / "ray").unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(root: Path) -> list[str]:
+    """Processes that still have to do with this run."""
+    out = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(root) in line and process.pid != os.getpid():
+            out.append(f"process {process.pid} is left: {line[:100]}")
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())
