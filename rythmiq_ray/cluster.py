@@ -37,6 +37,8 @@ from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import Order, Step, StepResult, TaskLost
 
 _CAPACITY_INTERVAL_S: Final = 5.0
+_DRAIN_INTERVAL_S: Final = 1.0
+"""A node has 30 s from the first sign that it drains."""
 _TASKS_PER_CPU: Final = 2
 """One that runs and one that is ready to follow; what waits beyond that is demand the autoscaler sees."""
 _SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
@@ -115,6 +117,7 @@ class Cluster:
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
         self._slots_read_at = -_CAPACITY_INTERVAL_S
+        self._drain_read_at = -_DRAIN_INTERVAL_S
         self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
 
     def start(self) -> None:
@@ -216,6 +219,10 @@ class Cluster:
 
     def draining(self) -> bool:
         """Whether the driver's own node is about to be taken away. A SIGTERM to the node reaches no driver."""
+        now = self._clock()
+        if now < self._drain_read_at + _DRAIN_INTERVAL_S:
+            return False
+        self._drain_read_at = now
         with suppress(Exception):
             # A private call: Ray Serve and Train use it, and there is no public one.
             nodes = ray._private.state.state.get_draining_nodes()

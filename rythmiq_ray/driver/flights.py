@@ -84,7 +84,7 @@ class Flight:
     missing_since: float | None = None
     stop_code: ErrorCode | None = None
     """Why its end was asked for: cancelled, queue_timeout or job_timeout."""
-    stop_sent: bool = False
+    stop_sent_at: float | None = None
 
     @property
     def uncertain(self) -> bool:
@@ -206,7 +206,7 @@ class Flights:
                 uploaded=flight.uploaded,
                 alone=flight.alone,
             )
-        if flight.phase is Phase.WAITING and flight.stop_code is not None and not flight.stop_sent:
+        if flight.phase is Phase.WAITING and flight.stop_code is not None and flight.stop_sent_at is None:
             return Order(step=Step.CANCEL, job=job)
         if flight.phase is Phase.COLLECTING and flight.ended_at is not None:
             patience_s = self._config.camber.sync_timeout_s
@@ -246,7 +246,7 @@ class Flights:
                 flight.alone_bytes = result.alone_bytes
                 flight.listing = result.listing
             case Cancelling():
-                flight.stop_sent = True
+                flight.stop_sent_at = now
             case Faulted(error=error):
                 return self._faulted(flight, error, now)
             case TaskLost(reason=reason, dead=dead):
@@ -321,6 +321,19 @@ class Flights:
             return ErrorCode.QUEUE_TIMEOUT if late and flight.remote.status is not RemoteStatus.UNKNOWN else None
         timeout_s = flight.job.spec.timeout_s or execution.timeout_ms / 1000
         return ErrorCode.JOB_TIMEOUT if now - flight.running_at > timeout_s + TIMEOUT_MARGIN_S else None
+
+    def unstoppable(self, flight: Flight, now: float) -> Ending | None:
+        """The end of an attempt whose remote job goes on although its end was asked for in every way there is."""
+        if flight.phase is not Phase.WAITING or flight.stop_code is None or flight.stop_sent_at is None or flight.busy:
+            return None
+        if now - flight.stop_sent_at < self._config.camber.sync_timeout_s + TIMEOUT_MARGIN_S:
+            return None
+        status = flight.remote.status if flight.remote else RemoteStatus.UNKNOWN
+        message = (
+            f"{flight.stop_code}: Camber did not confirm the end of job {flight.job.remote_id}, which was {status}"
+            " when last seen and may still run"
+        )
+        return self._failed(flight, ErrorInfo(code=flight.stop_code, message=message))
 
     def give_up(self, flight: Flight, error: ErrorInfo) -> Ending:
         """Ends an attempt for a reason found by the driver itself."""

@@ -158,13 +158,14 @@ class Loop:
         now = self._clock()
         give_up_at = now + self._config.shutdown.grace_s
         self._withdraw()
-        self._with_database(self._release, now)
+        self._with_database(self._release, now, force=True)
         while self._cluster.busy and self._clock() < give_up_at:
             self._wakeup.wait(min(LONGEST_WAIT_S, give_up_at - self._clock()))
             now = self._clock()
             for order, result in self._cluster.completed():
                 self._settle(order, result, now)
             self._with_database(self._write_outcomes, now)
+            self._cluster.dispatch()  # What was written can be cleaned up.
         self._with_database(self._write_outcomes, self._clock(), force=True)
         self._with_database(lambda _now: self._queue.resign(), self._clock(), force=True)
 
@@ -175,6 +176,9 @@ class Loop:
         if self._database_error is not None and now < self._database_retry_at and not force:
             return
         try:
+            if self._database_error is not None:
+                # The lost call may have been a claim or a take-over that Postgres carried out.
+                self._queue.disown(flight.job.job_id for flight in self.flights)
             work(now)
         except DatabaseUnavailable as error:
             self._database_retry_at = self._clock() + self._config.driver.poll_interval_s
@@ -402,6 +406,10 @@ class Loop:
             return
         self._limits_at = now + self._config.driver.poll_interval_s
         for flight in list(self.flights):
+            unstoppable = self.flights.unstoppable(flight, now)
+            if unstoppable is not None:
+                self._end(unstoppable)
+                continue
             code = self.flights.overdue(flight, now)
             if code is not None:
                 log.warning("Time limit passed, the remote job is stopped", jobId=flight.job.job_id, limit=code)

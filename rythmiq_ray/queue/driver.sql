@@ -145,9 +145,12 @@ SELECT job_id FROM finished
 SELECT job_id FROM rythmiq.jobs
 WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND cancel_requested_at IS NOT NULL
 
--- name: held
--- Which attempts this driver holds, for checking memory against the table.
-SELECT job_id, attempt FROM rythmiq.jobs WHERE driver_id = %(driver_id)s AND state = 'RUNNING'
+-- name: disown
+-- Gives back what the table says is this driver's and the driver does not know of: the answer to a claim that was lost.
+UPDATE rythmiq.jobs
+SET driver_id = NULL, updated_at = coalesce(%(now)s, now())
+WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND NOT job_id = ANY(%(known)s::uuid[])
+RETURNING job_id
 
 -- name: unfinished
 -- Whether anything is claimable, scheduled or running.

@@ -146,9 +146,12 @@ class Queue:
         """Which of this driver's jobs somebody wants ended."""
         return {row["job_id"] for row in self._run("cancel_requests")}
 
-    def held(self) -> set[tuple[UUID, int]]:
-        """The attempts that this driver holds according to the table."""
-        return {(row["job_id"], row["attempt"]) for row in self._run("held")}
+    def disown(self, known: Iterable[UUID]) -> set[UUID]:
+        """Gives back the running jobs that are this driver's by the table but not among ``known``.
+
+        For after a lost connection: a claim whose answer was lost has taken jobs that nobody would run.
+        """
+        return {row["job_id"] for row in self._run("disown", known=list(known))}
 
     def unfinished(self) -> bool:
         """Whether anything of the served queues is claimable, scheduled or running, with whichever driver."""

@@ -289,6 +289,17 @@ def test_released_jobs_are_taken_over_at_once_and_only_those_that_wait(
     other.close()
 
 
+def test_a_claim_whose_answer_was_lost_is_given_back(connection: Connection, database_url: str, driver: Queue) -> None:
+    known, lost = put(connection, "1", "2")
+    pass_time(driver, 20)
+    driver.claim(2)
+    assert driver.disown([known]) == {lost}
+    other = make_driver(database_url)
+    other.now = driver.now
+    assert [adopted.job.job_id for adopted in other.adopt(10)] == [lost]
+    other.close()
+
+
 # ---------------------------------------------------------------------------------------------------- endings
 
 

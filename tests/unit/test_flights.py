@@ -10,6 +10,7 @@ from samples import NOW, config, job, remote
 from rythmiq_ray.driver.flights import MAX_CRASHES, MAX_CREATES, MAX_FAULTS, Flight, Flights
 from rythmiq_ray.errors import ErrorCode
 from rythmiq_ray.model import (
+    Cancelling,
     Collected,
     ErrorInfo,
     Faulted,
@@ -265,8 +266,7 @@ def test_cancel_of_a_waiting_job_is_sent_once_and_the_end_is_waited_for() -> Non
     order = pilot.order()
     assert order is not None
     assert order.step is Step.CANCEL
-    pilot.flight.busy = False
-    pilot.flight.stop_sent = True
+    assert pilot.flights.settle(pilot.flight, order, Cancelling(accepted=True), pilot.now) is None
     assert pilot.order() is None
     pilot.sweep(sees=RemoteStatus.CANCELLED)
     collect = pilot.order()
@@ -326,3 +326,17 @@ def test_an_unknown_status_is_not_an_end() -> None:
     submitted(pilot)
     pilot.sweep(sees=RemoteStatus("HIBERNATING"))
     assert pilot.flight.phase is Phase.WAITING
+
+
+def test_a_remote_job_that_cannot_be_stopped_is_said_to_run_on() -> None:
+    pilot = Pilot()
+    submitted(pilot, RemoteStatus.RUNNING)
+    pilot.flights.stop(pilot.flight, ErrorCode.CANCELLED)
+    pilot.give(Cancelling(accepted=False))
+    pilot.now += CONFIG.camber.sync_timeout_s
+    assert pilot.flights.unstoppable(pilot.flight, pilot.now) is None
+    ending = pilot.flights.unstoppable(pilot.flight, pilot.now + 61)
+    assert ending is not None
+    assert ending.error is not None
+    assert ending.state is JobState.CANCELLED
+    assert "may still run" in ending.error.message
