@@ -1,0 +1,171 @@
+"""Ray nodes that go: killed in mid-collect, and the head under the driver. Each costs time, and no attempt."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+
+from rythmiq_ray import JobSpec, enqueue
+from rythmiq_ray.local.camber import Emulator
+from rythmiq_ray.local.process import free_ports
+
+Drive = Callable[..., "subprocess.Popen[bytes]"]
+Environment = dict[str, str]
+WAIT_S = 90.0
+
+
+class Node:
+    """``ray start`` as a process, and everything that it started."""
+
+    def __init__(self, folder: Path, environment: Environment, *arguments: str) -> None:
+        self.log = folder / f"ray-{len(list(folder.glob('ray-*.log')))}.log"
+        with self.log.open("wb") as sink:
+            self._process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *arguments],
+                env={**environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        wait_for(lambda: "Ray runtime started" in self.log.read_text(), "a Ray node")
+
+    def kill(self) -> None:
+        """Everything of the node at once, as when its machine is switched off."""
+        with suppress(psutil.NoSuchProcess):
+            node = psutil.Process(self._process.pid)
+            family = [node, *node.children(recursive=True)]
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGSTOP)
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._process.wait(30)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {WAIT_S:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def nodes(environment: Environment, tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Starts nodes of one Ray cluster; the first is a head without CPUs, which the driver joins."""
+    started: list[Node] = []
+    folder = tempfile.mkdtemp(prefix="rq-")
+    (port,) = free_ports(1)
+
+    def start(*arguments: str) -> Node:
+        if started:
+            place = [f"--address=127.0.0.1:{port}"]
+        else:
+            place = ["--head", f"--port={port}", f"--temp-dir={folder}", "--num-cpus=0", "--include-dashboard=false"]
+            environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        started.append(Node(tmp_path, environment, "--node-ip-address=127.0.0.1", *place, *arguments))
+        return started[-1]
+
+    yield start
+    for node in reversed(started):
+        node.kill()
+
+
+def creates(camber: Emulator) -> Counter[str]:
+    events = [json.loads(line) for line in (camber.root / "journal.jsonl").read_text().splitlines()]
+    return Counter(event["mount_dir"] for event in events if event["event"] == "create")
+
+
+@pytest.mark.timeout(300)
+def test_a_node_killed_while_it_collects_costs_no_attempt(
+    database_url: str,
+    environment: Environment,
+    nodes: Callable[..., Node],
+    drive: Drive,
+    camber: Emulator,
+    tmp_path: Path,
+) -> None:
+    connection = psycopg2.connect(database_url)
+    connection.autocommit = True
+    nodes()
+    doomed = nodes("--num-cpus=1")
+    size = 300_000_000
+    enqueue(connection, JobSpec(command=f"head -c {size} /dev/zero > big.bin", outputs=("big.bin",)))
+    for _ in range(5):
+        enqueue(connection, JobSpec(command="echo small"))
+    driver = drive("--drain")
+
+    def collecting() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM rythmiq.jobs WHERE phase = 'collecting' AND spec->>'command' LIKE 'head%'"
+            )
+            return bool(cursor.fetchone()[0])  # type: ignore[index]
+
+    wait_for(collecting, "the large file is collected")
+    doomed.kill()
+    nodes("--num-cpus=1")
+    assert driver.wait(WAIT_S * 2) == 0, (tmp_path / "driver-0.log").read_text()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT DISTINCT state, attempt FROM rythmiq.jobs")
+        assert cursor.fetchall() == [("SUCCEEDED", 1)]
+        cursor.execute("SELECT bytes FROM rythmiq.artifacts WHERE name = 'big.bin'")
+        assert cursor.fetchall() == [(size,)]
+    connection.close()
+    assert set(creates(camber).values()) == {1}
+
+
+@pytest.mark.timeout(300)
+def test_a_driver_whose_head_is_killed_ends_and_the_next_one_takes_over(
+    database_url: str,
+    environment: Environment,
+    nodes: Callable[..., Node],
+    drive: Drive,
+    camber: Emulator,
+    tmp_path: Path,
+) -> None:
+    connection = psycopg2.connect(database_url)
+    connection.autocommit = True
+    # The default is 60 s, in which the driver cannot know that its head will not come back.
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"
+    head = nodes()
+    nodes("--num-cpus=1")
+    for _ in range(4):
+        enqueue(connection, JobSpec(command="while [ ! -e go ]; do sleep 0.1; done"))
+    driver = drive("--drain")
+
+    def waiting() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM rythmiq.jobs WHERE phase = 'waiting'")
+            return cursor.fetchone() == (4,)
+
+    wait_for(waiting, "all wait")
+    head.kill()
+    assert driver.wait(WAIT_S) != 0
+    del environment["RAY_ADDRESS"]
+    second = drive("--drain")
+
+    def ended() -> bool:
+        for path in camber.root.glob("work/*/workdir"):
+            (path / "go").touch()
+        return second.poll() is not None
+
+    wait_for(ended, "the second driver is done")
+    assert second.wait() == 0, (tmp_path / "driver-1.log").read_text()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT DISTINCT state, attempt FROM rythmiq.jobs")
+        assert cursor.fetchall() == [("SUCCEEDED", 1)]
+    connection.close()
+    assert set(creates(camber).values()) == {1}
