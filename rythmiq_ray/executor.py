@@ -116,6 +116,8 @@ class Executor:
         total_bytes = sum(file.size_bytes for file in files) + (log.size_bytes if log else 0)
         if total_bytes > ALONE_BYTES and not order.alone:
             return NotYet(reason="large", alone=True, alone_bytes=total_bytes)
+        if order.again:
+            self.store.discard_partial(job.job_id, job.attempt)
         try:
             artifacts = self._stream(job, log, files)
         except (ArtifactCorrupt, NotFound) as error:

@@ -286,6 +286,8 @@ class Order:
     """COLLECT: waiting for a late sync is over; keep what is there."""
     alone: bool = False
     """This order has a Ray task of its own."""
+    again: bool = False
+    """COLLECT: another task or driver may have begun this and died; what it left half done is discarded first."""
     listing: tuple[RemoteFile, ...] | None = None
     """COLLECT: what the path held at the last look, where no result file names its files."""
 

@@ -65,6 +65,10 @@ class ArtifactStore(Protocol):
         """Deletes a file of this store; fine if it is gone."""
         ...
 
+    def discard_partial(self, job_id: UUID, attempt: int) -> None:
+        """Removes what a killed writer left of an attempt: unfinished files, dangling multipart uploads."""
+        ...
+
     def list_files(self, job_id: UUID) -> Iterator[str]:
         """The URIs of all that the store holds of a job, in order of name."""
         ...

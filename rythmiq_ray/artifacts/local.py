@@ -92,6 +92,12 @@ class LocalArtifactStore:
         with self._translated():
             path.unlink(missing_ok=True)
 
+    def discard_partial(self, job_id: UUID, attempt: int) -> None:
+        with self._translated():
+            for path in (self._root / key_of(self._prefix, job_id, attempt, "")).rglob(".*.part"):
+                if _PARTIAL.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
     def list_files(self, job_id: UUID) -> Iterator[str]:
         with self._translated():
             found = sorted(

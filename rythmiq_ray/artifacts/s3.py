@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache
 from typing import Any, BinaryIO, Final, cast
 from uuid import UUID, uuid4
@@ -134,6 +134,15 @@ class S3ArtifactStore:
         bucket, key = _place(uri)
         with self._translated(bucket):
             self._client().delete_object(Bucket=bucket, Key=key)
+
+    def discard_partial(self, job_id: UUID, attempt: int) -> None:
+        prefix = key_of(self._prefix, job_id, attempt, "")
+        with self._translated():
+            client = self._client()
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
+            for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+                with suppress(client.exceptions.NoSuchUpload):
+                    client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def list_files(self, job_id: UUID) -> Iterator[str]:
         prefix = "/".join(filter(None, (self._prefix, f"{job_id}/")))

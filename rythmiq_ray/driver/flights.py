@@ -71,6 +71,8 @@ class Flight:
     alone: bool = False
     alone_bytes: int = 0
     crashes: int = 0
+    begun_before: bool = False
+    """A lost task or another driver may have left something half done."""
     faults: int = 0
     create_until: float = 0.0
     """Up to this a task that was sent may still create."""
@@ -156,7 +158,8 @@ class Flights:
         One that was submitting may have been created up to the end of that driver's lease, by a call that took its
         time, in a list that lags: until all that has passed the list is searched, and nothing is created.
         """
-        flight = Flight(job=job, phase=job.phase or Phase.SUBMITTING, submitted_at=now)
+        phase = job.phase or Phase.SUBMITTING
+        flight = Flight(job=job, phase=phase, submitted_at=now, begun_before=True)
         self._flights[job.job_id] = flight
         if job.cancel_requested_at is not None:
             flight.stop_code = ErrorCode.CANCELLED
@@ -219,6 +222,7 @@ class Flights:
                 stop_code=flight.stop_code,
                 final=now - flight.ended_at >= patience_s,
                 alone=flight.alone,
+                again=flight.begun_before,
                 listing=flight.listing,
             )
         return None
@@ -364,7 +368,7 @@ class Flights:
             flight.phase = Phase.COLLECTING
             flight.ended_at = now
             flight.alone = False
-            self.wake(flight)
+        self.wake(flight)
 
     def _doubt(self, flight: Flight, until: float) -> None:
         flight.uncertain_until = until
@@ -417,6 +421,7 @@ class Flights:
 
     def _lost(self, flight: Flight, order: Order, reason: str, dead: bool, now: float) -> Ending | None:
         flight.crashes += 1
+        flight.begun_before = True
         flight.alone = True  # If it is this job that kills its task, it takes no others along.
         flight.due_at = now + RETRY_STEP_S
         if order.step is Step.SUBMIT:

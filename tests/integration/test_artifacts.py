@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
 import boto3
@@ -697,3 +697,26 @@ def test_a_presigned_query_is_not_repeated(web: str) -> None:
     with pytest.raises(InputMissing) as caught:
         opened(f"http://user:{SECRET}@{web.removeprefix('http://')}/404")
     assert SECRET not in str(caught.value)
+
+
+def test_what_a_killed_writer_left_is_discarded_and_no_others(s3: Any, fresh_client: None) -> None:
+    place, mine, other = s3_place(s3), uuid4(), uuid4()
+    for job_id in (mine, other):
+        key = place.store.uri(job_id, 1, "half.bin").removeprefix("s3://artifacts/")
+        s3.create_multipart_upload(Bucket="artifacts", Key=key)
+    assert place.dangling() == 2
+    place.store.discard_partial(mine, 1)
+    assert place.dangling() == 1
+    place.store.discard_partial(other, 1)
+    assert place.dangling() == 0
+
+
+def test_unfinished_files_of_a_folder_are_discarded(tmp_path: Path) -> None:
+    place, job_id = local_place(tmp_path), uuid4()
+    whole = place.store.write(job_id, 1, "a/whole.part", [b"x"])
+    left = Path(unquote(urlsplit(whole.uri).path)).with_name(f".{uuid4().hex}.part")
+    left.touch()
+    place.store.discard_partial(job_id, 1)
+    assert not left.exists()
+    with place.store.open(whole.uri) as file:
+        assert file.read() == b"x"

@@ -274,6 +274,13 @@ def test_cancel_of_a_waiting_job_is_sent_once_and_the_end_is_waited_for() -> Non
     assert (collect.step, collect.stop_code) == (Step.COLLECT, ErrorCode.CANCELLED)
 
 
+def test_a_cancelled_job_that_is_taken_over_is_on_the_agenda() -> None:
+    flights = Flights(CONFIG)
+    row = job(phase=Phase.WAITING, remote_id=9, remote_status=RemoteStatus.RUNNING, cancel_requested_at=NOW)
+    flight = flights.take_over(row, orphaned_s=0.0, now=10.0)
+    assert list(flights.due(10.0)) == [flight]
+
+
 def test_cancel_during_an_uncertain_create_waits_for_the_proof() -> None:
     pilot = Pilot()
     pilot.give(uncertain())

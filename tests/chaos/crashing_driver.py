@@ -1,0 +1,67 @@
+"""A driver with threads for Ray that dies at a point: ``crashing_driver.py RECORD [POINT] [--stop-when-waiting]``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from inline_cluster import InlineCluster
+from side_effects import Tripwire
+
+from rythmiq_ray.artifacts import open_store
+from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.driver.loop import BACKEND, STORE, Loop
+from rythmiq_ray.driver.wakeup import Wakeup
+from rythmiq_ray.driver.watcher import Watcher
+from rythmiq_ray.executor import Executor
+from rythmiq_ray.layers import load
+from rythmiq_ray.model import Phase
+from rythmiq_ray.queue import Queue
+from rythmiq_ray.telemetry.logs import setup
+
+OVERRIDES = (
+    "driver.lease_s=1",
+    "driver.poll_interval_s=0.1",
+    "camber.settle_s=0.3",
+    "camber.create_timeout_s=1",
+    "camber.sync_timeout_s=8",
+    "retry.base_delay_s=0.1",
+    "shutdown.grace_s=5",
+)
+
+
+def main() -> int:
+    stop_when_waiting = "--stop-when-waiting" in sys.argv
+    record, *point = [word for word in sys.argv[1:] if not word.startswith("--")]
+    config = load(OVERRIDES).config
+    setup(config.logging)
+    Tripwire(Path(record), point[0] if point else None).install()
+    executor = Executor(
+        backend=CamberExecutionBackend(config.camber),
+        store=open_store(config.artifacts),
+        timeout_s=60.0,
+        concurrency=4,
+    )
+    wakeup = Wakeup()
+    queue = Queue(config.database.url, lease_s=config.driver.lease_s)
+    probes = {BACKEND: executor.backend.check, STORE: executor.store.check}
+    watcher = Watcher(executor.backend, probes, wake=wakeup.set)
+    loop = Loop(config, queue, InlineCluster(executor, wake=wakeup.set), watcher, wakeup)
+    executor.backend.check()
+    loop.register()
+    watcher.start()
+    if stop_when_waiting:
+        while not loop.flights.count(Phase.WAITING) or loop.flights.count(Phase.SUBMITTING):
+            loop.tick()
+            loop.wait()
+    else:
+        loop.run(drain=True)
+    loop.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
