@@ -59,9 +59,7 @@ class Postgres:
         programs = self._programs()
         self._make_socket_folder()
         data = self._data_folder()
-        durability = (
-            () if self._fsync else ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
-        )
+        durability = () if self._fsync else ("-c", "fsync=off", "-c", "full_page_writes=off")
         if not (data / "PG_VERSION").exists() or not (self._root / "data").exists():
             self._initialize(programs, data)
         self.handle = start(

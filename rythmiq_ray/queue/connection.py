@@ -70,6 +70,11 @@ def translated() -> Iterator[None]:
         raise DatabaseUnavailable(f"The schema rythmiq is missing ({explain(error)}): run `rythmiq migrate`") from None
     except psycopg2.errors.InsufficientPrivilege as error:
         raise DatabaseUnavailable(f"The database role may not do this: {explain(error)}") from None
+    except psycopg2.DatabaseError as error:
+        # A server that crashed in the middle of a call gives the bare class; faults of SQL have classes of their own.
+        if type(error) is not psycopg2.DatabaseError:
+            raise
+        raise DatabaseUnavailable(f"Postgres does not answer: {explain(error)}") from None
 
 
 Row = dict[str, Any]

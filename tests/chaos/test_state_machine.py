@@ -1,352 +1,283 @@
-"""Random histories of drivers, a lying remote service and time itself, over the real queue and the real flights.
-
-Requests that were sent may arrive late, up to the limits that the design assumes: a create within
-``create_timeout_s`` of its sending, the list within ``settle_s`` of a create. After every step no path has two remote
-jobs and no attempt ended twice; at the end, whatever happened, every job can still be brought to its end.
-"""
+"""Random lives of jobs and drivers, in a world whose time and misfortunes are scripted; see scripted_world.py."""
 
 from __future__ import annotations
 
-from collections import Counter
-from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
-from uuid import UUID
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Final
 
-import psycopg2
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from samples import config
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from scripted_world import CREATE_TIMEOUT_S, LEASE_S, SETTLE_S, Answer, Driver, Fate, Remote, World
 
+import rythmiq_ray.driver.loop
+import rythmiq_ray.executor
 from rythmiq_ray import JobSpec, enqueue
-from rythmiq_ray.driver.flights import Flight, Flights
-from rythmiq_ray.errors import ErrorCode
-from rythmiq_ray.model import (
-    Cancelling,
-    Collected,
-    ErrorInfo,
-    JobState,
-    Order,
-    Phase,
-    RemoteJob,
-    RemoteStatus,
-    Step,
-    StepResult,
-    Submitted,
-    SubmitUncertain,
-    TaskLost,
+from rythmiq_ray.model import RemoteStatus
+from rythmiq_ray.queue import inspect
+
+MAX_JOBS: Final = 6
+MAX_DRIVERS: Final = 3
+FINISHED: Final = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+CALM_S: Final = 300
+"""In which everything must come to its end once nothing goes wrong any more."""
+
+EXAMPLES: Final = int(os.environ.get("CHAOS_EXAMPLES", "30"))
+"""More of them, and random ones, for a long look: ``CHAOS_EXAMPLES=500``."""
+
+picks = st.integers(0, 20)
+fates = st.builds(
+    Fate,
+    answer=st.sampled_from([Answer.GIVEN, *Answer]),
+    takes_s=st.sampled_from([0.0, 1.0, CREATE_TIMEOUT_S]),
+    lag_s=st.sampled_from([0.0, SETTLE_S]),
+    stops=st.booleans(),
 )
-from rythmiq_ray.queue import Progress, Queue, inspect
-from rythmiq_ray.secret import Secret
-
-LEASE_S, CREATE_S, SETTLE_S = 30.0, 5.0, 5.0
-CONFIG = config(
-    f"driver.lease_s={LEASE_S:g}",
-    f"camber.create_timeout_s={CREATE_S:g}",
-    f"camber.settle_s={SETTLE_S:g}",
-    "retry.base_delay_s=1",
-    "retry.max_delay_s=1",
-)
-DRIVERS = st.integers(0, 1)
-CHOICE = st.integers(0, 7)
+pauses = st.sampled_from([1.0, 2.0, SETTLE_S, CREATE_TIMEOUT_S, LEASE_S - 0.5, LEASE_S + 2.0, 3 * LEASE_S])
 
 
-class Driver:
-    """One driver's memory, over its own connection."""
-
-    def __init__(self, url: str, now: datetime) -> None:
-        self.queue = Queue(Secret(url), lease_s=LEASE_S)
-        self.flights = Flights(CONFIG)
-        self.lease_until = now
-        self.register(now)
-
-    def register(self, now: datetime) -> None:
-        self.queue.now = now
-        self.queue.register()
-        self.flights.clear()
-        self.lease_until = now + timedelta(seconds=LEASE_S)
-
-
-class History(RuleBasedStateMachine):
-    """The rules are what can happen."""
-
+class Chaos(RuleBasedStateMachine):
     url: ClassVar[str]
 
-    @initialize()
-    def begin(self) -> None:
-        self.connection = psycopg2.connect(self.url)
-        self.connection.autocommit = True
-        self.connection.cursor().execute("TRUNCATE rythmiq.jobs, rythmiq.drivers CASCADE")
-        self.start = self.now = datetime.now(UTC) + timedelta(days=1)
-        self.remotes: dict[str, list[RemoteJob]] = {}
-        self.visible_at: dict[int, datetime] = {}
-        self.late: list[tuple[str, datetime]] = []
-        """Creates that were sent and may still arrive, each with the last moment at which it can."""
-        self.ended: Counter[tuple[UUID, int]] = Counter()
-        self.drivers = [Driver(self.url, self.now) for _ in range(2)]
-        self.sweeps = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory(prefix="rythmiq-chaos-")
+        self.world = World(self.url, Path(self._folder.name))
+        self.world.connection.cursor().execute("TRUNCATE rythmiq.jobs, rythmiq.drivers CASCADE")
+        self._patch = pytest.MonkeyPatch()
+        for module in (rythmiq_ray.driver.loop, rythmiq_ray.executor):
+            self._patch.setattr(module, "datetime", self.world)  # It is asked for now() alone.
+        self._ended: dict[tuple[Any, int], dict[str, Any]] = {}
 
     def teardown(self) -> None:
-        if not hasattr(self, "drivers"):
-            return
         try:
-            self.bring_to_an_end()
+            self._come_to_an_end()
         finally:
-            for driver in self.drivers:
-                driver.queue.close()
-            self.connection.close()
+            self._patch.undo()
+            self.world.close()
+            self._folder.cleanup()
 
     # ---------------------------------------------------------------------------------------------- what happens
 
+    @initialize()
+    def begin(self) -> None:
+        self.world.start_driver()
+        self.put(max_attempts=2)
+
+    @precondition(lambda self: self._jobs() < MAX_JOBS)
+    @rule(max_attempts=st.integers(1, 3))
+    def put(self, max_attempts: int) -> None:
+        enqueue(self.world.connection, JobSpec(command="true"), max_attempts=max_attempts)
+
+    @precondition(lambda self: len(self.world.drivers) < MAX_DRIVERS)
     @rule()
-    def somebody_enqueues(self) -> None:
-        enqueue(self.connection, JobSpec(command="true"), max_attempts=3)
+    def driver_starts(self) -> None:
+        self.world.start_driver()
 
-    @rule(seconds=st.sampled_from([0.5, 4.9, 5.2, 10.3, 31.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
+    @precondition(lambda self: self.world.drivers)
+    @rule(pick=picks)
+    def driver_ticks(self, pick: int) -> None:
+        self._driver(pick).tick()
 
-    @rule(at=DRIVERS)
-    def a_driver_claims(self, at: int) -> None:
-        driver = self.awake(at)
-        if self.leased(driver):
-            for job in driver.queue.claim(2):
-                driver.flights.begin(job)
+    @precondition(lambda self: self.world.drivers)
+    @rule(pick=picks, statement=st.integers(0, 6), seconds=pauses)
+    def driver_is_frozen_in_a_tick(self, pick: int, statement: int, seconds: float) -> None:
+        driver = self._driver(pick)
+        driver.tick(freeze=(statement, lambda: self.world.work(seconds, but=driver)))
 
-    @rule(at=DRIVERS)
-    def a_driver_takes_over(self, at: int) -> None:
-        driver = self.awake(at)
-        if self.leased(driver):
-            for adopted in driver.queue.adopt(5):
-                driver.flights.take_over(adopted.job, adopted.orphaned_s, self.clock())
+    @precondition(lambda self: self.world.drivers)
+    @rule(pick=picks, statement=st.integers(0, 6), carried_out=st.booleans())
+    def postgres_loses_an_answer(self, pick: int, statement: int, carried_out: bool) -> None:
+        self._driver(pick).tick(lose=(statement, carried_out))
 
-    @rule(at=DRIVERS)
-    def a_driver_renews(self, at: int) -> None:
-        driver = self.awake(at)
-        if driver.queue.renew():
-            driver.lease_until = self.now + timedelta(seconds=LEASE_S)
-        else:
-            driver.register(self.now)
+    @precondition(lambda self: self._drivers_with_tasks())
+    @rule(pick=picks, which=picks, fate=fates)
+    def task_runs(self, pick: int, which: int, fate: Fate) -> None:
+        drivers = self._drivers_with_tasks()
+        driver = drivers[pick % len(drivers)]
+        driver.run(which % len(driver.cluster.sent), fate)
 
-    @rule(at=DRIVERS)
-    def a_driver_crashes(self, at: int) -> None:
-        """Its tasks end with it, but a request on its way may still arrive."""
-        driver = self.awake(at)
-        for flight in driver.flights:
-            order = self.order(driver, flight)
-            if order is not None and order.step is Step.SUBMIT:
-                self.late.append((order.job.remote_path or "", self.now + timedelta(seconds=CREATE_S)))
-        self.drivers[at].queue.close()
-        self.drivers[at] = Driver(self.url, self.now)
+    @precondition(lambda self: self._drivers_with_tasks())
+    @rule(pick=picks, which=picks, dead=st.booleans(), acted=st.booleans())
+    def task_is_lost(self, pick: int, which: int, dead: bool, acted: bool) -> None:
+        drivers = self._drivers_with_tasks()
+        driver = drivers[pick % len(drivers)]
+        driver.lose(which % len(driver.cluster.sent), dead=dead, acted=acted)
 
-    @rule(at=DRIVERS, which=CHOICE, how=st.sampled_from(["ok", "lost answer", "nothing", "ghost node", "dead worker"]))
-    def a_driver_submits(self, at: int, which: int, how: str) -> None:
-        driver = self.awake(at)
-        found = self.pick(driver, Step.SUBMIT, which)
-        if found is None:
-            return
-        flight, order = found
-        path = order.job.remote_path or ""
-        uncertain = SubmitUncertain(error=ErrorInfo(code=ErrorCode.BACKEND_UNAVAILABLE, message=how))
-        result: StepResult = uncertain
-        if how == "ok":
-            result = Submitted(remote=self.create(path))
-        elif how == "lost answer":
-            self.create(path)
-        elif how == "ghost node":
-            self.late.append((path, driver.lease_until + timedelta(seconds=CREATE_S)))
-            result = TaskLost(reason="NodeDiedError", dead=False)
-        elif how == "dead worker":
-            self.create(path)
-            result = TaskLost(reason="WorkerCrashedError", dead=True)
-        self.settle(driver, flight, order, result)
+    @precondition(lambda self: self.world.zombies)
+    @rule(which=picks, fate=fates)
+    def lost_task_goes_on(self, which: int, fate: Fate) -> None:
+        self.world.run_zombie(which % len(self.world.zombies), fate)
 
-    @rule(which=CHOICE)
-    def a_late_create_arrives(self, which: int) -> None:
-        self.late = [entry for entry in self.late if entry[1] >= self.now]
-        if self.late:
-            self.create(self.late.pop(which % len(self.late))[0])
+    @precondition(lambda self: self.world.drivers)
+    @rule(pick=picks)
+    def driver_looks_at_the_list(self, pick: int) -> None:
+        self._driver(pick).watcher.look()
 
-    @rule(which=CHOICE, status=st.sampled_from([RemoteStatus.RUNNING, RemoteStatus.COMPLETED, RemoteStatus.FAILED]))
-    def a_remote_job_goes_on(self, which: int, status: RemoteStatus) -> None:
-        going = [(path, jobs) for path, jobs in sorted(self.remotes.items()) if not jobs[0].status.terminal]
-        if going:
-            path, jobs = going[which % len(going)]
-            jobs[0] = self.remote(jobs[0].remote_id, path, status)
+    @precondition(lambda self: self.world.camber.remotes)
+    @rule(which=picks, status=st.sampled_from([RemoteStatus.COMPLETED, RemoteStatus.FAILED, RemoteStatus.CANCELLED]))
+    def remote_job_ends(self, which: int, status: RemoteStatus) -> None:
+        remotes = list(self.world.camber.remotes.values())
+        remote = remotes[which % len(remotes)]
+        by_platform = status is RemoteStatus.CANCELLED
+        if not by_platform:
+            self.world.camber.begin(remote)
+        self.world.camber.end(remote, status, 0 if status is RemoteStatus.COMPLETED else 3, by_platform=by_platform)
 
-    @rule(at=DRIVERS)
-    def a_driver_sweeps(self, at: int) -> None:
-        self.sweep(self.awake(at))
-
-    @rule(at=DRIVERS, which=CHOICE, succeeds=st.booleans())
-    def a_driver_collects(self, at: int, which: int, succeeds: bool) -> None:
-        driver = self.awake(at)
-        found = self.pick(driver, Step.COLLECT, which)
-        if found is not None:
-            self.settle(driver, *found, collected(succeeds))
-
-    @rule(which=CHOICE)
+    @rule(which=picks)
     def somebody_cancels(self, which: int) -> None:
-        jobs = inspect.jobs(self.connection)
-        if jobs:
-            inspect.cancel(self.connection, [jobs[which % len(jobs)].job_id])
+        jobs = self.world.rows("SELECT job_id FROM rythmiq.jobs ORDER BY job_id")
+        inspect.cancel(self.world.connection, [jobs[which % len(jobs)]["job_id"]])
 
-    @rule(at=DRIVERS, which=CHOICE)
-    def a_driver_writes_without_looking_at_its_lease(self, at: int, which: int) -> None:
-        """As one does that was stopped in the middle of a call and woken long after."""
-        driver = self.awake(at)
-        flights = list(driver.flights)
-        if flights:
-            flight = flights[which % len(flights)]
-            ending = driver.flights.give_up(flight, ErrorInfo(code=ErrorCode.REMOTE_KILLED, message="stale"))
-            self.write(driver, flight, ending)
+    @rule(down=st.booleans())
+    def camber_goes_down_or_up(self, down: bool) -> None:
+        self.world.camber.down = down
 
-    # -------------------------------------------------------------------------------------------- what never does
+    @precondition(lambda self: self.world.drivers)
+    @rule(pick=picks)
+    def driver_crashes(self, pick: int) -> None:
+        self._driver(pick).crash()
+
+    @precondition(lambda self: self.world.drivers)
+    @rule(pick=picks)
+    def driver_is_stopped(self, pick: int) -> None:
+        self._driver(pick).stop()
+
+    @rule(seconds=pauses)
+    def all_are_frozen(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule(seconds=st.sampled_from([1.0, 4.0, 12.0]))
+    def all_is_well_for_a_while(self, seconds: float) -> None:
+        self.world.work(seconds)
+
+    # ------------------------------------------------------------------------------------------ what always holds
 
     @invariant()
-    def no_path_has_two_remote_jobs(self) -> None:
-        if hasattr(self, "remotes"):
-            assert all(len(jobs) == 1 for jobs in self.remotes.values())
+    def no_promise_is_broken(self) -> None:
+        assert self.world.faults == []
 
     @invariant()
-    def no_attempt_ended_twice(self) -> None:
-        if hasattr(self, "ended"):
-            assert all(count == 1 for count in self.ended.values())
+    def an_attempt_has_one_remote_job_at_most(self) -> None:
+        assert [path for path, creates in self.world.camber.creates.items() if creates > 1] == []
 
-    def bring_to_an_end(self) -> None:
-        """Every driver dies; one new driver and an honest service finish everything."""
-        self.now += timedelta(seconds=LEASE_S + 1)
-        driver = Driver(self.url, self.now)
-        self.drivers.append(driver)
-        for _ in range(60):
-            if not driver.queue.unfinished():
+    @invariant()
+    def rows_agree(self) -> None:
+        attempts: dict[Any, list[dict[str, Any]]] = {}
+        for row in self.world.rows("SELECT * FROM rythmiq.attempts ORDER BY job_id, attempt"):
+            attempts.setdefault(row["job_id"], []).append(row)
+        for job in self.world.rows("SELECT * FROM rythmiq.jobs"):
+            own = attempts.get(job["job_id"], [])
+            assert [row["attempt"] for row in own] == list(range(1, job["attempt"] + 1))
+            assert job["attempt"] <= job["max_attempts"]
+            running = [row["attempt"] for row in own if row["state"] == "RUNNING"]
+            assert running == ([job["attempt"]] if job["state"] == "RUNNING" else [])
+            assert (job["state"] in FINISHED) == (job["finished_at"] is not None)
+            if job["state"] in FINISHED and own and job["cancel_requested_at"] is None:
+                assert job["state"] == own[-1]["state"]
+            if job["phase"] in ("waiting", "collecting"):
+                assert job["remote_id"] is not None
+            for row in own:
+                assert (row["state"] == "RUNNING") == (row["finished_at"] is None)
+
+    @invariant()
+    def an_attempt_ends_once(self) -> None:
+        for row in self.world.rows("SELECT * FROM rythmiq.attempts WHERE finished_at IS NOT NULL"):
+            del row["cleaned_at"]
+            assert self._ended.setdefault((row["job_id"], row["attempt"]), row) == row
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        """A running job is in the memory of the driver that has it, or its driver's lease runs out."""
+        held = {driver.queue.driver_id: driver.loop for driver in self.world.drivers}
+        for job in self.world.rows("SELECT * FROM rythmiq.jobs WHERE state = 'RUNNING'"):
+            loop = held.get(job["driver_id"])
+            if loop is not None and loop._database_error is None:
+                assert loop.flights.get(job["job_id"], job["attempt"]) is not None
+
+    # ------------------------------------------------------------------------------------------------ how it ends
+
+    def _come_to_an_end(self) -> None:
+        """With nothing going wrong any more all comes to its end, and what is written is what happened."""
+        world = self.world
+        world.camber.down = False
+        world.start_driver()
+        for _ in range(CALM_S):
+            world.work(1.0)
+            for remote in world.camber.remotes.values():
+                world.camber.begin(remote)
+                world.camber.end(remote, RemoteStatus.COMPLETED, 0)
+            if not world.rows(
+                "SELECT FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING') LIMIT 1"
+            ) and not world.rows("SELECT FROM rythmiq.attempts WHERE cleaned_at IS NULL LIMIT 1"):
                 break
-            self.now += timedelta(seconds=3)
-            driver.queue.now = self.now
-            assert driver.queue.renew()
-            driver.lease_until = self.now + timedelta(seconds=LEASE_S)
-            for adopted in driver.queue.adopt(50):
-                driver.flights.take_over(adopted.job, adopted.orphaned_s, self.clock())
-            for job in driver.queue.claim(50):
-                driver.flights.begin(job)
-            for path, jobs in self.remotes.items():
-                jobs[0] = self.remote(jobs[0].remote_id, path, RemoteStatus.COMPLETED)
-            self.sweep(driver)
-            for flight in list(driver.flights):
-                order = self.order(driver, flight)
-                if order is None:
-                    continue
-                result: StepResult = collected(True)
-                if order.step is Step.SUBMIT:
-                    result = Submitted(remote=self.create(order.job.remote_path or ""))
-                elif order.step is Step.CANCEL:
-                    result = Cancelling(accepted=False)
-                self.settle(driver, flight, order, result)
-            self.no_path_has_two_remote_jobs()
-        left = [
-            (job.state, job.phase, job.driver_id) for job in inspect.jobs(self.connection) if not job.state.finished
-        ]
-        assert left == [], "a job was lost"
-        self.no_attempt_ended_twice()
+        while world.zombies:
+            world.run_zombie(0, Fate())
+        left = world.rows("SELECT state, phase, error_code FROM rythmiq.jobs WHERE finished_at IS NULL")
+        assert left == [], "a job never ended"
+        assert world.rows("SELECT remote_path FROM rythmiq.attempts WHERE cleaned_at IS NULL") == []
+        self.no_promise_is_broken()
+        self.an_attempt_has_one_remote_job_at_most()
+        self.rows_agree()
+        self.an_attempt_ends_once()
+        by_path = {remote.path: remote for remote in world.camber.remotes.values()}
+        for row in world.rows("SELECT * FROM rythmiq.attempts"):
+            self._tells_the_truth(row, by_path.get(row["remote_path"]))
 
-    # ------------------------------------------------------------------------------------------------------ means
+    def _tells_the_truth(self, attempt: dict[str, Any], remote: Remote | None) -> None:
+        if remote is None:
+            assert attempt["remote_id"] is None
+            assert attempt["state"] != "SUCCEEDED"
+            return
+        assert attempt["remote_id"] == remote.remote_id, "a remote job that no row knows of"
+        if attempt["state"] == "SUCCEEDED":
+            assert (remote.status, remote.exit_code) == (RemoteStatus.COMPLETED, 0)
+            assert attempt["artifact_uri"] is not None
 
-    def clock(self) -> float:
-        return (self.now - self.start).total_seconds()
+    # ----------------------------------------------------------------------------------------------------- choices
 
-    def awake(self, at: int) -> Driver:
-        driver = self.drivers[at]
-        driver.queue.now = self.now
-        return driver
+    def _jobs(self) -> int:
+        count: int = self.world.rows("SELECT count(*) AS n FROM rythmiq.jobs")[0]["n"]
+        return count
 
-    def leased(self, driver: Driver) -> bool:
-        return self.now < driver.lease_until
+    def _driver(self, pick: int) -> Driver:
+        return self.world.drivers[pick % len(self.world.drivers)]
 
-    def order(self, driver: Driver, flight: Flight) -> Order | None:
-        if not self.leased(driver):
-            return None
-        left_s = (driver.lease_until - self.now).total_seconds()
-        return driver.flights.order(
-            flight, self.clock(), secrets={}, lease_left_s=left_s, create_before=driver.lease_until
-        )
-
-    def pick(self, driver: Driver, step: Step, which: int) -> tuple[Flight, Order] | None:
-        orders = [(flight, self.order(driver, flight)) for flight in driver.flights]
-        fitting = [(flight, order) for flight, order in orders if order is not None and order.step is step]
-        return fitting[which % len(fitting)] if fitting else None
-
-    def create(self, path: str) -> RemoteJob:
-        remote = self.remote(1 + len(self.visible_at), path, RemoteStatus.PENDING)
-        self.remotes.setdefault(path, []).append(remote)
-        self.visible_at[remote.remote_id] = self.now + timedelta(seconds=SETTLE_S - 0.1)
-        return remote
-
-    def remote(self, remote_id: int, path: str, status: RemoteStatus) -> RemoteJob:
-        return RemoteJob(remote_id=remote_id, path=path, status=status, created_at=self.now, started_at=self.now)
-
-    def sweep(self, driver: Driver) -> None:
-        self.sweeps += 1
-        flights = driver.flights
-        waiting, paths = frozenset(flights.waiting_ids()), frozenset(flights.uncertain_paths())
-        for jobs in self.remotes.values():
-            for remote in jobs:
-                if self.visible_at[remote.remote_id] <= self.now:
-                    flight = flights.seen(self.sweeps, remote, self.clock())
-                    if flight is not None:
-                        self.advance(driver, flight)
-        for ending in flights.swept(self.sweeps, paths, waiting, self.clock()):
-            flight = flights.get(ending.job_id, ending.attempt)
-            assert flight is not None
-            self.write(driver, flight, ending)
-
-    def settle(self, driver: Driver, flight: Flight, order: Order, result: StepResult) -> None:
-        ending = driver.flights.settle(flight, order, result, self.clock())
-        if ending is not None:
-            self.write(driver, flight, ending)
-        elif flight.phase is not Phase.SUBMITTING:
-            self.advance(driver, flight)
-
-    def advance(self, driver: Driver, flight: Flight) -> None:
-        job = flight.job
-        driver.queue.advance(
-            [Progress(job_id=job.job_id, attempt=job.attempt, phase=flight.phase, remote_id=job.remote_id)]
-        )
-
-    def write(self, driver: Driver, flight: Flight, ending: Any) -> None:
-        if driver.queue.finish([ending]):
-            self.ended[ending.job_id, ending.attempt] += 1
-        driver.flights.remove(flight)
-
-
-def collected(succeeds: bool) -> Collected:
-    error = None if succeeds else ErrorInfo(code=ErrorCode.COMMAND_FAILED, message="exit code 1")
-    return Collected(
-        state=JobState.SUCCEEDED if succeeds else JobState.FAILED,
-        exit_code=0 if succeeds else 1,
-        error=error,
-        manifest_uri=None,
-        artifacts=(),
-        cost_credits=None,
-    )
+    def _drivers_with_tasks(self) -> list[Driver]:
+        return [driver for driver in self.world.drivers if driver.cluster.sent]
 
 
 @pytest.fixture
-def history(database_url: str) -> type[History]:
-    History.url = database_url
-    return History
+def machine(database_url: str) -> type[Chaos]:
+    class Here(Chaos):
+        url = database_url
+
+    return Here
 
 
-@pytest.mark.timeout(300)
-def test_no_history_breaks_an_invariant(history: type[History]) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        history,
+def test_whatever_happens_each_job_ends_once_and_each_attempt_has_one_remote_job(
+    machine: Callable[[], Chaos],
+) -> None:
+    run_state_machine_as_test(
+        machine,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=50,
-            deadline=None,
-            derandomize=True,
+            max_examples=EXAMPLES,
+            stateful_step_count=40,
+            derandomize="CHAOS_EXAMPLES" not in os.environ,
             database=None,
+            deadline=None,
+            print_blob=False,
             suppress_health_check=list(HealthCheck),
         ),
     )
