@@ -54,8 +54,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for picture, summary and log")
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
-    # Ctrl-C and a plain kill take the same way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C and a plain kill take the same way out, also where a script started this with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     started_at = time.monotonic()
     try:
         console.print("Starting Postgres, S3 and the Camber emulator …")

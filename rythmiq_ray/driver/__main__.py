@@ -127,7 +127,7 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
     try:
         with ThreadPoolExecutor(3) as pool:
             # While Ray starts on this thread, as it must, the others are asked whether they are there.
-            checks = [pool.submit(check) for check in (loop.register, executor.backend.check, executor.store.check)]
+            checks = [pool.submit(check) for check in (queue.unfinished, executor.backend.check, executor.store.check)]
             cluster.start()
             for check in checks:
                 check.result()
@@ -135,6 +135,8 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         log.info("Job executor ready")
         _handle_signals(loop, wakeup)
         watcher.start()
+        # Not before: a Ray that is slow to start would outlast the lease.
+        loop.register()
         log.info(
             "Worker ready", uptime=f"{(time.monotonic() - started_at) * 1000:.0f}ms", backend=config.execution.backend
         )
