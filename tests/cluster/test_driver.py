@@ -20,7 +20,7 @@ import pytest
 from samples import API_KEY
 
 from rythmiq_ray import Input, JobSpec, enqueue
-from rythmiq_ray.local.camber import Emulator
+from rythmiq_ray.local.camber import Emulator, Faults
 from rythmiq_ray.local.s3 import S3
 
 Drive = Callable[..., subprocess.Popen[bytes]]
@@ -191,6 +191,28 @@ def test_a_stopped_drivers_jobs_are_taken_over_without_a_second_create(
     assert {row["attempt"] for row in rows(connection, "SELECT attempt FROM rythmiq.jobs")} == {1}
     assert set(creates_by_path(tmp_path).values()) == {1}
     assert stash_files(camber) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_second_signal_ends_at_once_and_that_is_safe(
+    connection: psycopg2.extensions.connection, drive: Drive, camber: Emulator, tmp_path: Path
+) -> None:
+    first = drive()
+    log = tmp_path / "driver-0.log"
+    wait_for(lambda: "Worker ready" in log.read_text(), "the driver is ready")
+    camber.faults = Faults(latency_s=15.0)  # Its tasks are in a call for longer than anybody waits here.
+    for _ in range(3):
+        enqueue(connection, JobSpec(command="echo done"))
+    wait_for(lambda: phases(connection).get("submitting") == 3, "all three are being submitted")
+    first.send_signal(signal.SIGINT)
+    wait_for(lambda: "Worker stopping" in log.read_text(), "the first signal is taken")
+    first.send_signal(signal.SIGINT)
+    assert first.wait(10) == 128 + signal.SIGINT
+    camber.faults = Faults()
+    assert drive("--drain").wait(WAIT_S) == 0, (tmp_path / "driver-1.log").read_text()
+    found = rows(connection, "SELECT DISTINCT state, attempt FROM rythmiq.jobs")
+    assert found == [{"state": "SUCCEEDED", "attempt": 1}]
+    assert set(creates_by_path(tmp_path).values()) == {1}
 
 
 @pytest.mark.timeout(120)
