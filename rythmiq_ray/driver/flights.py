@@ -62,6 +62,8 @@ class Flight:
     remote: RemoteJob | None = None
     busy: bool = False
     """An order for it is with the cluster."""
+    sent: Order | None = None
+    """The order sent last; the result of any other says nothing about what is under way."""
     due_at: float = 0.0
     """Not before this its next order is sent."""
     uncertain_until: float | None = None

@@ -140,7 +140,7 @@ class Loop:
         self._with_database(self._database_work, now)
         self._probe(now)
         self._enforce_limits(now)
-        self._send_orders(now)
+        self._send_orders()
         self._cluster.dispatch()
         self._watch(now)
 
@@ -167,7 +167,9 @@ class Loop:
             self._with_database(self._write_outcomes, now)
             self._cluster.dispatch()  # What was written can be cleaned up.
         self._with_database(self._write_outcomes, self._clock(), force=True)
-        self._with_database(lambda _now: self._queue.resign(), self._clock(), force=True)
+        if not any(flight.busy and flight.phase is Phase.SUBMITTING for flight in self.flights):
+            # A submit that goes on may create up to the end of the lease, so nobody may take over before that.
+            self._with_database(lambda _now: self._queue.resign(), self._clock(), force=True)
 
     # ------------------------------------------------------------- postgres
 
@@ -313,8 +315,8 @@ class Loop:
             self._settle_clean(order, result)
             return
         flight = self.flights.get(order.job.job_id, order.job.attempt)
-        if flight is None:
-            return
+        if flight is None or flight.sent is not order:
+            return  # It was sent under a lease that was lost; what is sent now must not be taken for ended by it.
         if isinstance(result, Faulted):
             self._note_fault(result.error, now, job=flight.job)
         elif isinstance(result, TaskLost):
@@ -379,11 +381,15 @@ class Loop:
 
     # ---------------------------------------------------------------- orders
 
-    def _send_orders(self, now: float) -> None:
+    def _send_orders(self) -> None:
+        # A driver may be frozen at any line. Asked in this order, the two clocks can only give too early an end, where
+        # the tick's own time, which may be long past, would let a task create after others took the job over.
+        wall = datetime.now(UTC)
+        now = self._clock()
         if not self._leased(now) or self.stop_requested or self._paused:
             return
         lease_left_s = self._lease_until - now
-        create_before = datetime.now(UTC) + timedelta(seconds=lease_left_s)
+        create_before = wall + timedelta(seconds=lease_left_s)
         for flight in self.flights.due(now):
             if flight.busy:
                 continue
@@ -397,7 +403,7 @@ class Loop:
                 flight, now, secrets=secrets, lease_left_s=lease_left_s, create_before=create_before
             )
             if order is not None:
-                flight.busy = True
+                flight.busy, flight.sent = True, order
                 self._cluster.enqueue(order, stream_bytes=flight.alone_bytes)
 
     def _enforce_limits(self, now: float) -> None:
