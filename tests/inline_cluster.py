@@ -7,13 +7,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.model import Order, Step, StepResult
+from rythmiq_ray.model import Order, Step, StepResult, TaskLost
 
 
 class InlineCluster:
     """What :class:`rythmiq_ray.driver.loop.Fanout` asks for; everything behind it is real."""
 
-    def __init__(self, executor: Executor, *, wake: Callable[[], None], threads: int = 8) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        wake: Callable[[], None],
+        threads: int = 8,
+        loses: Callable[[Order], bool] = lambda _order: False,
+    ) -> None:
+        """``loses`` says of an order that was carried out whether its task died before it could tell."""
+        self._loses = loses
         self._executor = executor
         self._wake = wake
         self._threads = ThreadPoolExecutor(threads)
@@ -58,5 +67,6 @@ class InlineCluster:
         return bool(self._pending or self._running)
 
     def _done(self, order: Order, future: Future[StepResult]) -> None:
-        self._ended.put((order, future.result()))
+        lost = self._loses(order)
+        self._ended.put((order, TaskLost(reason="WorkerCrashedError", dead=True) if lost else future.result()))
         self._wake()

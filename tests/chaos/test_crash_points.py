@@ -81,7 +81,9 @@ class Case:
                 enqueue(connection, JobSpec(command=command, outputs=("*.txt",), env=env), max_attempts=2)
             doomed = enqueue(connection, JobSpec(command="while [ ! -e never ]; do sleep 0.1; done", timeout_s=30))
             self._die(connection, doomed)
+            self._check_manifests("when it died")
             self._drive()
+            self._drive()  # Its janitor takes what the first one left.
             self._check(connection, camber)
             connection.close()
 
@@ -156,8 +158,19 @@ class Case:
                 stored = {row["name"] for row in artifacts if row["job_id"] == job["job_id"]} if names else set()
                 if manifest["state"] != "SUCCEEDED" or not names <= stored:
                     self.faults.append(f"the manifest of {job['command']!r} is not whole")
+        self._check_manifests("at the end")
+        stash = [path for path in (camber.root / "stash").rglob("*") if path.is_file()]
+        self.faults.extend(f"{path} is left in the stash" for path in stash)
         half = (self.folder / "store").rglob("*.part")
         self.faults.extend(f"{path} is left" for path in half)
+
+    def _check_manifests(self, when: str) -> None:
+        """A manifest that is there names files that are there, whole: it comes last."""
+        for path in (self.folder / "store").rglob("manifest.json"):
+            for entry in json.loads(path.read_bytes())["artifacts"]:
+                file = Path(unquote(urlsplit(entry["uri"]).path))
+                if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+                    self.faults.append(f"{when} the manifest named {entry['name']}, which was not there whole")
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults, Settings
+from rythmiq_ray.model import Order, Step
 from rythmiq_ray.queue import Queue
 
 PROGRAM = Path(__file__).with_name("crashing_driver.py")
@@ -105,7 +106,7 @@ class Site:
 
 
 @contextmanager
-def driver(config: Config) -> Iterator[Loop]:
+def driver(config: Config, loses: Callable[[Order], bool]) -> Iterator[Loop]:
     """A driver of this process; a caller runs it."""
     executor = Executor(
         backend=CamberExecutionBackend(config.camber),
@@ -116,7 +117,7 @@ def driver(config: Config) -> Iterator[Loop]:
     wakeup = Wakeup()
     queue = Queue(config.database.url, lease_s=config.driver.lease_s)
     watcher = Watcher(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
-    loop = Loop(config, queue, InlineCluster(executor, wake=wakeup.set, threads=4), watcher, wakeup)
+    loop = Loop(config, queue, InlineCluster(executor, wake=wakeup.set, threads=4, loses=loses), watcher, wakeup)
     loop.register()
     watcher.start()
     try:
@@ -127,13 +128,13 @@ def driver(config: Config) -> Iterator[Loop]:
         queue.close()
 
 
-def run_drivers(site: Site, count: int) -> None:
+def run_drivers(site: Site, count: int, loses: Callable[[Order], bool] = lambda _order: False) -> None:
     """Runs that many drivers until nothing is left."""
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            with driver(site.config()) as loop:
+            with driver(site.config(), loses) as loop:
                 loop.run(drain=True)
         except BaseException as error:  # noqa: BLE001 - it is raised in the test's own thread
             errors.append(error)
@@ -175,6 +176,27 @@ def test_drivers_share_a_queue_and_each_job_is_done_once(site_of: Callable[..., 
     assert len(site.events("create")) == 200
     workers = site.rows("SELECT count(DISTINCT driver_id) AS n FROM rythmiq.attempts")
     assert workers == [{"n": count}], "one of them had nothing to do"
+    site.check()
+
+
+def test_tasks_that_die_after_their_work_cost_no_attempt_and_no_second_remote_job(
+    site_of: Callable[..., Site],
+) -> None:
+    site = site_of(settings=Settings.instant(0.05), faults=Faults(list_lag_s=0.4))
+    site.put(*["true"] * 20)
+    lost: set[tuple[UUID, Step]] = set()
+
+    def loses(order: Order) -> bool:
+        """The first task of each step of a job."""
+        first = (order.job.job_id, order.step) not in lost
+        lost.add((order.job.job_id, order.step))
+        return first
+
+    run_drivers(site, 2, loses)
+    assert {step for _, step in lost} >= {Step.SUBMIT, Step.COLLECT, Step.CLEAN}
+    assert site.rows("SELECT state, attempt, count(*) AS n FROM rythmiq.jobs GROUP BY 1, 2") == [
+        {"state": "SUCCEEDED", "attempt": 1, "n": 20}
+    ]
     site.check()
 
 
