@@ -11,7 +11,7 @@ from scripted_world import CREATE_TIMEOUT_S, LEASE_S, SETTLE_S, Fate, World
 import rythmiq_ray.driver.loop
 import rythmiq_ray.executor
 from rythmiq_ray import JobSpec, enqueue
-from rythmiq_ray.model import NotYet, Step
+from rythmiq_ray.model import NotYet, RemoteStatus, Step
 
 
 @pytest.fixture
@@ -69,4 +69,28 @@ def test_nobody_takes_over_from_a_stopped_driver_while_its_submit_may_go_on(worl
     world.run_zombie(0, Fate(takes_s=CREATE_TIMEOUT_S, lag_s=SETTLE_S))
     assert world.camber.calls == 1, "its lease is not over, so it may"
     world.work(3 * LEASE_S)
+    one_remote_job(world)
+
+
+def test_the_outcome_of_a_driver_that_wakes_too_late_changes_nothing(world: World) -> None:
+    late = world.start_driver()
+    world.work(2)
+    (remote,) = world.camber.remotes.values()
+    world.camber.begin(remote)
+    world.camber.end(remote, RemoteStatus.COMPLETED, 0)
+    while not any(order.step is Step.COLLECT for order in late.cluster.sent):
+        late.tick()
+        late.watcher.look()
+        world.advance(0.5)
+    late.slow_down(0)
+    world.advance(LEASE_S + 2)
+    other = world.start_driver()
+    other.tick()
+    held = world.rows("SELECT * FROM rythmiq.jobs")
+    assert held[0]["driver_id"] == other.queue.driver_id
+    late.run_slow(0, Fate())
+    late.tick()
+    assert world.rows("SELECT * FROM rythmiq.jobs") == held
+    world.work(2 * LEASE_S)
+    assert [row["state"] for row in world.rows("SELECT state FROM rythmiq.jobs")] == ["SUCCEEDED"]
     one_remote_job(world)
