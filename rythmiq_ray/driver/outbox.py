@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 from uuid import UUID
@@ -45,18 +45,17 @@ class Outbox:
     def cleaned(self, job: Job) -> None:
         self._cleaned[job.job_id, job.attempt] = None
 
-    def flush(self, queue: Queue) -> list[tuple[Ending, bool]]:
-        """Writes everything, in batches; returns the endings written, each with whether the job was still ours.
+    def flush(self, queue: Queue) -> Iterator[tuple[Ending, bool]]:
+        """Writes everything, in batches; gives each ending once it is written, with whether the job was still ours.
 
         Raises DatabaseUnavailable with what was not written kept.
         """
-        done: list[tuple[Ending, bool]] = []
         while self._endings:
             batch = list(islice(self._endings.values(), self._batch_size))
             ours = self._finish(queue, batch)
             for ending in batch:
                 del self._endings[ending.job_id, ending.attempt]
-                done.append((ending, ending.job_id in ours))
+                yield ending, ending.job_id in ours
         while self._steps:
             steps = list(islice(self._steps.values(), self._batch_size))
             queue.advance(steps)
@@ -67,7 +66,6 @@ class Outbox:
             queue.cleaned(cleaned)
             for key in cleaned:
                 del self._cleaned[key]
-        return done
 
     def _finish(self, queue: Queue, batch: Iterable[Ending]) -> set[UUID]:
         batch = list(batch)

@@ -100,7 +100,8 @@ RETURNING j.job_id
 
 -- name: finish
 -- Ends attempts: the job's row, the attempt's row and its artifacts in one statement. A job that is to be retried
--- and was cancelled meanwhile is CANCELLED. Returns the ids that were still ours.
+-- and was cancelled meanwhile is CANCELLED. Returns the ids that were still ours, those among them that an earlier call
+-- ended whose answer was lost.
 WITH v AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(
         job_id uuid, attempt integer, state text, retry_delay_s double precision, exit_code integer,
@@ -139,6 +140,10 @@ WITH v AS MATERIALIZED (
     ON CONFLICT DO NOTHING
 )
 SELECT job_id FROM finished
+UNION ALL
+SELECT j.job_id FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
+WHERE j.driver_id = %(driver_id)s AND j.state <> 'RUNNING'
+  AND (SELECT count(*) FROM finished) < (SELECT count(*) FROM v)
 
 -- name: cancel_requests
 -- Which of this driver's jobs somebody wants ended.

@@ -256,8 +256,23 @@ def test_a_driver_that_was_taken_for_dead_changes_nothing(
 
     assert other.advance([step]) == {job_id}
     assert other.finish([done(job)]) == {job_id}
-    assert other.finish([done(job)]) == set(), "an attempt ends once"
     other.close()
+
+
+def test_an_ending_whose_answer_was_lost_is_ours_when_written_again_and_changes_nothing(
+    connection: Connection, driver: Queue
+) -> None:
+    ids = put(connection, "1", "2")
+    pass_time(driver, 20)
+    first, second = driver.claim(2)
+    driver.finish([failed(first, None)])
+    pass_time(driver, 1)
+    assert driver.finish([done(first, cost_credits=5.0), done(second)]) == set(ids)
+    found = inspect.job(connection, first.job_id)
+    assert (found.state, found.cost_credits) == (JobState.FAILED, None), "an attempt ends once"
+    assert found.finished_at is not None
+    assert driver.now is not None
+    assert found.finished_at < driver.now
 
 
 def test_the_write_of_an_earlier_attempt_changes_nothing(connection: Connection, driver: Queue) -> None:
