@@ -82,6 +82,10 @@ Row = dict[str, Any]
 
 def fetch(connection: psycopg2.extensions.connection, sql: str, parameters: dict[str, Any]) -> list[Row]:
     """Runs one statement and returns its rows as dicts; none where it returns nothing."""
-    with translated(), connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
+    # The plain class, whatever the connection's own: a RealDictCursor takes twice as long over a batch.
+    with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
         cursor.execute(sql, parameters)
-        return [] if cursor.description is None else [dict(row) for row in cursor.fetchall()]
+        if cursor.description is None:
+            return []
+        names = [column.name for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

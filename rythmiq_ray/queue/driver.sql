@@ -1,5 +1,14 @@
 -- What a driver does to the queue. %(now)s is NULL but in tests of time, where it stands for the clock.
--- Every write about an attempt is fenced: job_id AND attempt AND driver_id, else it changes nothing.
+-- Every write about an attempt is fenced: job_id AND attempt AND driver_id, else it changes nothing. Where rows are given
+-- by their ids, the fence is written so that no index serves it (IS NOT DISTINCT FROM; phase, which only running jobs have):
+-- by stale statistics the planner would else find the few rows by reading all that the driver has.
+
+-- name: session
+-- A driver's statements are all made for ordered indexes. By stale statistics, say after the first large enqueue, the
+-- planner would read and sort the whole queue for each claim.
+SET enable_seqscan = off;
+SET enable_bitmapscan = off;
+LISTEN rythmiq
 
 -- name: register
 INSERT INTO rythmiq.drivers (driver_id, hostname, pid, version, started_at, heartbeat_at, lease_expires_at)
@@ -95,7 +104,8 @@ SET phase = v.phase, remote_id = coalesce(v.remote_id, j.remote_id),
     remote_status = coalesce(v.remote_status, j.remote_status), updated_at = coalesce(%(now)s, now())
 FROM jsonb_to_recordset(%(rows)s::jsonb)
     AS v(job_id uuid, attempt integer, phase text, remote_id bigint, remote_status text)
-WHERE j.job_id = v.job_id AND j.attempt = v.attempt AND j.driver_id = %(driver_id)s AND j.state = 'RUNNING'
+WHERE j.job_id = v.job_id AND j.attempt = v.attempt
+  AND j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
 RETURNING j.job_id
 
 -- name: finish
@@ -122,20 +132,21 @@ WITH v AS MATERIALIZED (
                             ELSE coalesce(j.cost_credits, 0) + v.cost_credits END,
         remote_id = coalesce(v.remote_id, j.remote_id), remote_status = coalesce(v.remote_status, j.remote_status)
     FROM v
-    WHERE j.job_id = v.job_id AND j.attempt = v.attempt AND j.driver_id = %(driver_id)s AND j.state = 'RUNNING'
-    RETURNING j.job_id, j.attempt, j.remote_id, j.remote_status
+    WHERE j.job_id = v.job_id AND j.attempt = v.attempt
+      AND j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
+    RETURNING j.remote_id AS its_remote_id, j.remote_status AS its_remote_status, v.*
 ), closed AS (
     UPDATE rythmiq.attempts AS a
-    SET state = v.state, exit_code = v.exit_code, error_code = v.error_code, error_message = v.error_message,
-        retryable = v.retryable, artifact_uri = v.artifact_uri, cost_credits = v.cost_credits,
-        remote_id = f.remote_id, remote_status = f.remote_status, finished_at = coalesce(%(now)s, now())
-    FROM v JOIN finished AS f ON f.job_id = v.job_id AND f.attempt = v.attempt
-    WHERE a.job_id = v.job_id AND a.attempt = v.attempt
+    SET state = f.state, exit_code = f.exit_code, error_code = f.error_code, error_message = f.error_message,
+        retryable = f.retryable, artifact_uri = f.artifact_uri, cost_credits = f.cost_credits,
+        remote_id = f.its_remote_id, remote_status = f.its_remote_status, finished_at = coalesce(%(now)s, now())
+    FROM finished AS f
+    WHERE a.job_id = f.job_id AND a.attempt = f.attempt
 ), stored AS (
     INSERT INTO rythmiq.artifacts (job_id, attempt, name, uri, bytes, sha256, content_type)
-    SELECT v.job_id, v.attempt, x.name, x.uri, x.bytes, x.sha256, x.content_type
-    FROM v JOIN finished AS f ON f.job_id = v.job_id AND f.attempt = v.attempt
-    CROSS JOIN jsonb_to_recordset(v.artifacts)
+    SELECT f.job_id, f.attempt, x.name, x.uri, x.bytes, x.sha256, x.content_type
+    FROM finished AS f
+    CROSS JOIN jsonb_to_recordset(f.artifacts)
         AS x(name text, uri text, bytes bigint, sha256 text, content_type text)
     ON CONFLICT DO NOTHING
 )

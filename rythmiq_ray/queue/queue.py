@@ -23,7 +23,6 @@ from rythmiq_ray.queue.rows import job_from_row
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
-CHANNEL: Final = "rythmiq"
 _SQL: Final = queries("driver")
 
 
@@ -216,7 +215,7 @@ class Queue:
         )
         # Each statement is its own transaction: one round trip instead of three, and no lock is held between.
         connection.autocommit = True
-        fetch(connection, f"LISTEN {CHANNEL}", {})
+        fetch(connection, _SQL["session"], {})
         return connection
 
 
