@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final
@@ -35,6 +35,7 @@ from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
 from rythmiq_ray.errors import RayUnavailable
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import Order, Step, StepResult, TaskLost
+from rythmiq_ray.secret import Secret
 
 _CAPACITY_INTERVAL_S: Final = 5.0
 _DRAIN_INTERVAL_S: Final = 1.0
@@ -61,10 +62,10 @@ _executor_lock: Final = threading.Lock()
 _executor: tuple[TaskSettings, Executor, ThreadPoolExecutor] | None = None
 
 
-def build_executor(settings: TaskSettings) -> Executor:
-    """An executor with clients of its own."""
+def build_executor(settings: TaskSettings, api_key: Callable[[], Secret] | None = None) -> Executor:
+    """An executor with clients of its own; ``api_key`` is asked for the key of each call, where it may change."""
     return Executor(
-        backend=CamberExecutionBackend(settings.camber),
+        backend=CamberExecutionBackend(settings.camber, key=api_key),
         store=open_store(settings.artifacts),
         timeout_s=settings.timeout_s,
         concurrency=settings.artifacts.concurrency,
@@ -72,10 +73,15 @@ def build_executor(settings: TaskSettings) -> Executor:
 
 
 def _process_executor(settings: TaskSettings) -> tuple[Executor, ThreadPoolExecutor]:
-    """Clients and threads are made once for a worker process: connections stay warm between tasks."""
+    """Clients and threads are made once for a worker process: connections stay warm between tasks.
+
+    They are made anew for other settings, as after a change of the key; no task of this process uses the former then.
+    """
     global _executor
     with _executor_lock:
         if _executor is None or _executor[0] != settings:
+            if _executor is not None:
+                _executor[2].shutdown(wait=False)
             _executor = (settings, build_executor(settings), ThreadPoolExecutor(settings.threads))
         return _executor[1], _executor[2]
 
@@ -104,10 +110,13 @@ class Cluster:
         settings: TaskSettings,
         *,
         wake: Callable[[], None],
+        api_key: Callable[[], Secret] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``api_key`` is asked for the key that each task is sent; without it, that is the settings' own."""
         self._config = config
         self._settings = settings
+        self._api_key = api_key or (lambda: settings.camber.api_key)
         self._wake = wake
         self._clock = clock
         self._pending: dict[Step, deque[Order]] = {step: deque() for step in Step}
@@ -234,6 +243,9 @@ class Cluster:
         self._next_task += 1
         if any(order.step is Step.SUBMIT and order.job.spec.inputs for order in orders):
             extra_s += _INPUT_ALLOWANCE_S
+        key = self._api_key()
+        if key != self._settings.camber.api_key:
+            self._settings = replace(self._settings, camber=replace(self._settings.camber, api_key=key))
         ref = self._remote[orders[0].step].remote(self._settings, list(orders))
         self._running[number] = _Task(
             ref=ref, orders=list(orders), deadline=self._clock() + self._config.task_timeout_s + extra_s

@@ -78,6 +78,9 @@ class CamberCatalog:
 @dataclass(frozen=True, kw_only=True)
 class CamberConfig:
     api_key: Secret
+    """As it was at the start, wherever it came from."""
+    api_key_file: str | None
+    """Where the driver reads the key before each use, so that it can be changed without a restart."""
     endpoint: str
     region: str | None
     max_in_flight: int

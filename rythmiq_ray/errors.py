@@ -151,7 +151,9 @@ RULES: Final = MappingProxyType(
             remedy="check camber.endpoint and the network; work resumes by itself",
         ),
         ErrorCode.BACKEND_REFUSED_KEY: Rule(
-            verdict=Verdict.PAUSE, meaning="Camber refuses the API key", remedy="check CAMBER_API_KEY"
+            verdict=Verdict.PAUSE,
+            meaning="Camber refuses the API key",
+            remedy="check CAMBER_API_KEY, or the file that CAMBER_API_KEY_FILE names",
         ),
         ErrorCode.BACKEND_BUSY: Rule(
             verdict=Verdict.PAUSE,

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rythmiq_ray.config import CamberCatalog, Config
 from rythmiq_ray.errors import ConfigurationError
-from rythmiq_ray.secret import Secret
+from rythmiq_ray.secret import Secret, read_secret
 
 Environment = Literal["local", "dev", "staging", "prod"]
 
@@ -36,6 +36,7 @@ VARIABLES: Final = MappingProxyType(
         "ARTIFACT_STORE_PATH": "artifacts.path",
         "EXECUTION_BACKEND": "execution.backend",
         "CAMBER_API_KEY": "camber.api_key",
+        "CAMBER_API_KEY_FILE": "camber.api_key_file",
         "CAMBER_API_ENDPOINT": "camber.endpoint",
         "CAMBER_EXECUTION_REGION": "camber.region",
         "CAMBER_EXECUTION_TIMEOUT_MS": "execution.timeout_ms",
@@ -176,6 +177,7 @@ def load(
     ConfigurationError, whose message has one line for each fault: key, fault, layer, remedy.
     """
     values, faults = _merge(overrides, os.environ if environ is None else environ, defaults or {})
+    faults.extend(_take_key_file(values))
     tree = _nest({key: item.value for key, item in values.items()})
     config = _build(Config, tree, "", faults, lambda key: values[key].layer if key in values else "no layer")
     if isinstance(config, Config):
@@ -388,8 +390,9 @@ def _required(values: Mapping[str, Value]) -> list[str]:
         "database.url": "the Postgres that holds the jobs, postgresql://user:password@host/database",
         "artifacts.type": "s3 or local",
         "execution.backend": "camber",
-        "camber.api_key": "Camber's API key",
     }
+    if not values["camber.api_key_file"].value:
+        needed["camber.api_key"] = "Camber's API key, or CAMBER_API_KEY_FILE to a file that holds it"
     if values["artifacts.type"].value == "s3":
         needed["artifacts.bucket"] = "the bucket for artifacts"
     if values["artifacts.type"].value == "local":
@@ -399,6 +402,21 @@ def _required(values: Mapping[str, Value]) -> list[str]:
         for key, what in needed.items()
         if not values[key].value
     ]
+
+
+def _take_key_file(values: dict[str, Value]) -> list[str]:
+    """Takes ``camber.api_key`` from the file that ``camber.api_key_file`` names, and says what is wrong with it."""
+    file, key = values["camber.api_key_file"], values["camber.api_key"]
+    if not file.value:
+        return []
+    if key.value:
+        return [f"camber.api_key_file: set ({file.layer}), and camber.api_key too ({key.layer}): keep one of them"]
+    try:
+        values["camber.api_key"] = Value(read_secret(Path(str(file.value))).reveal(), f"file {file.value}")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return [f"camber.api_key_file: {file.value} cannot be used ({file.layer}): {reason}"]
+    return []
 
 
 def _cross_checks(values: Mapping[str, Value]) -> list[str]:

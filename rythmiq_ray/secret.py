@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 MASK: Final = "***"
+_MAX_BYTES: Final = 64 * 1024
 
 
 class Secret:
@@ -39,3 +41,16 @@ class Secret:
 
     def __bool__(self) -> bool:
         return bool(self._value)
+
+
+def read_secret(path: Path) -> Secret:
+    """What a file holds, less the white space around it; a file is how Docker and Kubernetes hand secrets over.
+
+    Raises OSError, and ValueError where it is empty, too long for a secret or no text.
+    """
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    text = content.decode("utf-8", "replace").strip()
+    if not text or "\ufffd" in text or len(content) > _MAX_BYTES:
+        raise ValueError("it holds no secret" if not text else "it holds something else than a secret")
+    return Secret(text)

@@ -21,7 +21,7 @@ from rythmiq_ray.errors import RULES, ConfigurationError, RythmiqError
 from rythmiq_ray.layers import Loaded, load
 from rythmiq_ray.queue import Queue
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.telemetry.logs import get_logger, setup
+from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
 
 log = get_logger("driver")
 
@@ -104,6 +104,7 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         artifactStoreType=config.artifacts.type,
     )
     # Ray takes half a second to import and seconds to start; what is wrong in the configuration is said before.
+    from rythmiq_ray.backends.camber.key import ApiKey
     from rythmiq_ray.cluster import Cluster, TaskSettings, build_executor
 
     settings = TaskSettings(
@@ -112,7 +113,8 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         timeout_s=config.execution.timeout_ms / 1000,
         threads=config.ray.threads_per_task,
     )
-    executor = build_executor(settings)
+    api_key = ApiKey(config.camber, on_change=_key_changed)
+    executor = build_executor(settings, api_key)
     wakeup = Wakeup()
     queue = Queue(
         config.database.url,
@@ -122,7 +124,7 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         statement_timeout_s=config.database.statement_timeout_s,
     )
     watcher = Watcher(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
-    cluster = Cluster(config.ray, settings, wake=wakeup.set)
+    cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key)
     loop = Loop(config, queue, cluster, watcher, wakeup)
     try:
         with ThreadPoolExecutor(3) as pool:
@@ -162,6 +164,11 @@ def _handle_signals(loop: Loop, wakeup: Wakeup) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+
+
+def _key_changed(key: Secret) -> None:
+    mask_also(key)
+    log.info("Camber's API key was read anew")
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> list[Secret]:

@@ -216,7 +216,7 @@ def parts_needed(environ: Mapping[str, str]) -> set[str]:
         needed.discard(POSTGRES)
     if environ.get("ARTIFACT_STORE_BUCKET") or environ.get("ARTIFACT_STORE_TYPE") == "local":
         needed.discard(STORE)
-    if environ.get("CAMBER_API_ENDPOINT") or environ.get("CAMBER_API_KEY"):
+    if any(environ.get(name) for name in ("CAMBER_API_ENDPOINT", "CAMBER_API_KEY", "CAMBER_API_KEY_FILE")):
         needed.discard(CAMBER)
     return needed
 

@@ -69,6 +69,13 @@ def setup(config: LoggingConfig, *, secrets: Iterable[Secret] = (), stream: Text
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def mask_also(secret: Secret) -> None:
+    """Masks one more secret in this process's log from now on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Masking):
+            handler.formatter.add(secret)
+
+
 def spellings(secrets: Iterable[Secret]) -> list[str]:
     """Every form in which a secret could turn up, longest first: itself, as JSON, in a URL, a URL's password."""
     found: set[str] = set()
@@ -93,8 +100,16 @@ class _Masking(logging.Formatter):
     def __init__(self, form: logging.Formatter, secrets: Iterable[Secret]) -> None:
         super().__init__()
         self._form = form
-        words = spellings(secrets)
-        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+        self._secrets = list(secrets)
+        self._pattern = self._pattern_of_all()
+
+    def add(self, secret: Secret) -> None:
+        self._secrets.append(secret)
+        self._pattern = self._pattern_of_all()
+
+    def _pattern_of_all(self) -> re.Pattern[str] | None:
+        words = spellings(self._secrets)
+        return re.compile("|".join(map(re.escape, words))) if words else None
 
     def format(self, record: logging.LogRecord) -> str:
         text = self._form.format(record)

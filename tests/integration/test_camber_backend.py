@@ -52,6 +52,7 @@ GPU = NodeSize(cpus=8, memory_gb=32, gpus=1, credits_per_hour=1.5)
 def make_config(endpoint: str, **changes: Any) -> CamberConfig:
     config = CamberConfig(
         api_key=Secret(KEY),
+        api_key_file=None,
         endpoint=endpoint,
         region="eu-1",
         max_in_flight=10,

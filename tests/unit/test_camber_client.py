@@ -57,6 +57,7 @@ def make_config(endpoint: str, **changes: Any) -> CamberConfig:
     size = NodeSize(cpus=8, memory_gb=32, gpus=0, credits_per_hour=0.32)
     config = CamberConfig(
         api_key=Secret(KEY),
+        api_key_file=None,
         endpoint=endpoint,
         region=None,
         max_in_flight=10,

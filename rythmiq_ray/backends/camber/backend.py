@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -41,13 +41,22 @@ class CamberExecutionBackend:
     A normal job costs five calls: the bundle, the create, the result, the log, the removal.
     """
 
-    def __init__(self, config: CamberConfig, *, threads: int = 32, on_call: OnCall | None = None) -> None:
+    def __init__(
+        self,
+        config: CamberConfig,
+        *,
+        key: Callable[[], Secret] | None = None,
+        threads: int = 32,
+        on_call: OnCall | None = None,
+    ) -> None:
         """``threads``: how many call at once; ``on_call`` is told of every call, for metrics.
+
+        ``key`` is asked for the key of each call; without it, that is the configuration's.
 
         Raises ConfigurationError for a key that cannot go into a header. Makes no call.
         """
         self._config = config
-        self.client: Final = CamberClient(config, threads=threads, on_call=on_call)
+        self.client: Final = CamberClient(config, key=key, threads=threads, on_call=on_call)
         self._owner: str | None = None
 
     @property

@@ -36,6 +36,7 @@ from rythmiq_ray.backends.camber.answers import (
 )
 from rythmiq_ray.backends.camber.bundle import Upload
 from rythmiq_ray.backends.camber.download import Download
+from rythmiq_ray.backends.camber.key import usable
 from rythmiq_ray.config import CamberConfig
 from rythmiq_ray.errors import (
     BackendBusy,
@@ -78,15 +79,24 @@ class CamberClient:
     """
 
     def __init__(
-        self, config: CamberConfig, *, threads: int = 32, on_call: OnCall | None = None, backoff_s: float = 0.2
+        self,
+        config: CamberConfig,
+        *,
+        key: Callable[[], Secret] | None = None,
+        threads: int = 32,
+        on_call: OnCall | None = None,
+        backoff_s: float = 0.2,
     ) -> None:
         """``threads``: how many may call at once on a pooled connection; ``backoff_s``: before the first retry.
+
+        ``key`` is asked for the key of each call; without it, that is the configuration's.
 
         Raises ConfigurationError for a key that cannot go into a header.
         """
         self._config = config
         self._endpoint = config.endpoint.rstrip("/")
-        self._session = _session(self._endpoint, config.api_key, threads)
+        self._key = key or (lambda: config.api_key)
+        self._session = _session(self._endpoint, self._key, threads)
         self._on_call = on_call
         self._count = threading.Lock()
         self.calls: Counter[str] = Counter()
@@ -306,23 +316,23 @@ class CamberClient:
 
     def _masked(self, error: RythmiqError) -> RythmiqError:
         """The same error without the key, should the server have echoed it."""
-        key = self._config.api_key.reveal()
-        if key and key in error.message:
-            return type(error)(error.message.replace(key, MASK), error.retry_after_s)
-        return error
+        message = error.message
+        # Where the key was changed meanwhile, it may be either.
+        for key in (self._config.api_key, self._key()):
+            message = message.replace(key.reveal(), MASK)
+        return error if message == error.message else type(error)(message, error.retry_after_s)
 
 
 class _Bearer(AuthBase):
     """Puts the key into the header. As an ``auth``, so that requests does not look for another in a .netrc."""
 
-    def __init__(self, key: Secret) -> None:
-        text = key.reveal()
-        if not text or not text.isascii() or not text.isprintable() or " " in text:
+    def __init__(self, key: Callable[[], Secret]) -> None:
+        if not usable(key()):
             raise ConfigurationError("camber.api_key is empty or holds characters that no key has")
         self._key = key
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._key.reveal()}"
+        request.headers["Authorization"] = f"Bearer {self._key().reveal()}"
         return request
 
 
@@ -333,7 +343,7 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **pool_arguments, blocksize=_BLOCK_BYTES)
 
 
-def _session(endpoint: str, key: Secret, threads: int) -> requests.Session:
+def _session(endpoint: str, key: Callable[[], Secret], threads: int) -> requests.Session:
     session = requests.Session()
     session.auth = _Bearer(key)
     session.cookies = RequestsCookieJar(policy=DefaultCookiePolicy(allowed_domains=()))

@@ -50,7 +50,7 @@ class Api:
     def __init__(
         self,
         *,
-        api_key: str,
+        api_key: Callable[[], str],
         settings: Settings,
         ledger: Ledger,
         stash: Stash,
@@ -59,7 +59,7 @@ class Api:
         mischief: Mischief,
         set_faults: Callable[[Faults], Awaitable[None]],
     ) -> None:
-        self._authorization = f"Bearer {api_key}".encode()
+        self._api_key = api_key
         self._settings = settings
         self._ledger = ledger
         self._stash = stash
@@ -138,7 +138,7 @@ class Api:
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if self._mischief.faults.refuse_key:
             raise unauthorized("unauthorized - invalid token")
-        if not hmac.compare_digest(given, self._authorization):
+        if not hmac.compare_digest(given, f"Bearer {self._api_key()}".encode()):
             word, _, key = given.decode(errors="replace").partition(" ")
             known_form = word == "Bearer" and _KEY.fullmatch(key)
             raise unauthorized("user not found" if known_form else "unauthorized - invalid token")

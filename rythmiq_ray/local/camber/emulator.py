@@ -48,7 +48,8 @@ class Emulator:
         """``port`` 0: any free one at the first start, the same one after that."""
         self.root = root
         self.settings = settings or Settings()
-        self._api_key = api_key
+        self.api_key = api_key
+        """May be set while it runs; the former key is then refused."""
         self._port = port
         self._mischief = Mischief(faults or Faults())
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -170,7 +171,7 @@ class Emulator:
         scheduler.recover()
         try:
             yield Api(
-                api_key=self._api_key,
+                api_key=lambda: self.api_key,
                 settings=self.settings,
                 ledger=ledger,
                 stash=stash,
