@@ -1,0 +1,57 @@
+-- The roles of rythmiq-ray: each may do its work and nothing else. Plain SQL for psql or any client, in one transaction:
+--
+--     psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f deploy/sql/roles.sql
+--
+-- Run it as the role that ran `rythmiq migrate` (it needs CREATEROLE the first time), after each migration. To run it
+-- again is fine: rights that a role was given by hand in the schema are taken back. Nobody logs in as one of these roles;
+-- logins are made members:
+--
+--     CREATE ROLE driver_1 LOGIN PASSWORD '…' IN ROLE rythmiq_worker;
+
+BEGIN;
+
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['rythmiq_worker', 'rythmiq_enqueue', 'rythmiq_reader', 'rythmiq_operator'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+        END IF;
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON SCHEMA rythmiq FROM PUBLIC, rythmiq_worker, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
+REVOKE ALL ON ALL TABLES IN SCHEMA rythmiq
+    FROM PUBLIC, rythmiq_worker, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
+GRANT USAGE ON SCHEMA rythmiq TO rythmiq_worker, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
+
+-- A driver. It changes how a job stands, never what it is: not its spec, its user, its queue or its priority.
+GRANT SELECT ON rythmiq.jobs, rythmiq.attempts, rythmiq.drivers TO rythmiq_worker;
+GRANT UPDATE (state, phase, attempt, next_visible_at, driver_id, remote_id, remote_status, remote_path, exit_code,
+              error_code, error_message, retryable, artifact_uri, cost_credits, updated_at, started_at, finished_at)
+    ON rythmiq.jobs TO rythmiq_worker;
+GRANT INSERT ON rythmiq.attempts, rythmiq.artifacts, rythmiq.drivers TO rythmiq_worker;
+GRANT UPDATE (driver_id, remote_id, remote_status, state, exit_code, error_code, error_message, retryable, artifact_uri,
+              cost_credits, finished_at, cleaned_at)
+    ON rythmiq.attempts TO rythmiq_worker;
+GRANT UPDATE (heartbeat_at, lease_expires_at, stopped_at) ON rythmiq.drivers TO rythmiq_worker;
+
+-- Whoever puts jobs in: an API gateway, a cron. It sees of others' jobs their ids, states and unique keys, which tell
+-- it who holds a key, and no spec, no user and no result.
+GRANT INSERT (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key)
+    ON rythmiq.jobs TO rythmiq_enqueue;
+GRANT SELECT (job_id, state, unique_key) ON rythmiq.jobs TO rythmiq_enqueue;
+
+-- Dashboards, support: `rythmiq jobs`, `show`, `logs`, `artifacts`, `top`, `report`.
+GRANT SELECT ON ALL TABLES IN SCHEMA rythmiq TO rythmiq_reader;
+
+-- On call: reads all, and `rythmiq cancel`, `retry` and `prune`.
+GRANT rythmiq_reader TO rythmiq_operator;
+GRANT UPDATE (state, max_attempts, next_visible_at, cancel_requested_at, error_code, error_message, retryable,
+              updated_at, finished_at)
+    ON rythmiq.jobs TO rythmiq_operator;
+GRANT DELETE ON rythmiq.jobs, rythmiq.drivers TO rythmiq_operator;
+
+COMMIT;

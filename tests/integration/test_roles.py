@@ -1,0 +1,252 @@
+"""deploy/sql/roles.sql on a real Postgres: each role does its whole work and is refused what it must not do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+from psycopg2.errors import InsufficientPrivilege
+
+from rythmiq_ray import JobSpec, cli, enqueue
+from rythmiq_ray.model import Artifact, ErrorInfo, JobState, NewJob, Phase
+from rythmiq_ray.queue import Ending, Progress, Queue, enqueue_many, inspect
+from rythmiq_ray.queue.sql import queries
+from rythmiq_ray.secret import Secret
+
+ROLES_SQL = Path(__file__).parents[2] / "deploy/sql/roles.sql"
+ROLES = ("worker", "enqueue", "reader", "operator")
+TABLES = ("jobs", "attempts", "artifacts", "drivers", "migrations")
+Connection = psycopg2.extensions.connection
+Login = Callable[[str], str]
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    yield connection
+    connection.close()
+
+
+def run(url: str, *statements: str) -> None:
+    with connected(url) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+@pytest.fixture
+def login(database_url: str) -> Iterator[Login]:
+    """The URL by which a member of a role logs in."""
+    run(database_url, ROLES_SQL.read_text(encoding="utf-8"))
+    run(database_url, *(f"CREATE ROLE a_{role} LOGIN IN ROLE rythmiq_{role}" for role in ROLES))
+    yield lambda role: database_url.replace("postgres@", f"a_{role}@", 1)
+    run(database_url, *(f"DROP ROLE a_{role}" for role in ROLES))
+
+
+class RecordingQueue(Queue):
+    """Notes which statements it ran."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(Secret(url), lease_s=30.0)
+        self.ran = {"session"}
+
+    def _run(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        self.ran.add(name)
+        return super()._run(name, **parameters)
+
+
+def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: Login) -> None:
+    with connected(database_url) as owner:
+        enqueue_many(owner, [NewJob(spec=JobSpec(command="true")) for _ in range(3)])
+    first, second = RecordingQueue(login("worker")), RecordingQueue(login("worker"))
+    for queue in (first, second):
+        queue.register()
+    assert second.renew()
+    one, two, three = first.claim(10)
+    assert first.unfinished()
+    steps = [Progress(job_id=job.job_id, attempt=1, phase=Phase.WAITING, remote_id=7) for job in (one, two)]
+    assert first.advance(steps) == {one.job_id, two.job_id}
+    assert first.release() == {one.job_id, two.job_id}
+    assert first.disown([]) == {three.job_id}
+    first.resign()
+    assert {adopted.job.job_id for adopted in second.adopt(10)} == {one.job_id, two.job_id, three.job_id}
+    with connected(login("operator")) as operator:
+        inspect.cancel(operator, [three.job_id])
+        assert "cancel" in notified(second)
+    assert second.cancel_requests() == {three.job_id}
+    artifact = Artifact(name="log.txt", uri="s3://b/log.txt", bytes=1, sha256="0", content_type="text/plain")
+    endings = [
+        Ending(job_id=one.job_id, attempt=1, state=JobState.SUCCEEDED, artifacts=(artifact,), artifact_uri="s3://b/m"),
+        Ending(job_id=two.job_id, attempt=1, state=JobState.FAILED, retry_delay_s=0.0, cost_credits=1.0),
+        Ending(job_id=three.job_id, attempt=1, state=JobState.CANCELLED, error=ErrorInfo(code="cancelled", message="")),
+    ]
+    for _ in range(2):  # the second time is that of a call whose answer was lost
+        assert second.finish(endings) == {one.job_id, two.job_id, three.job_id}
+    assert second.claim(1)[0].attempt == 2
+    second.now = one.created_at + timedelta(days=1)
+    assert {job.job_id for job in second.uncleaned(10, older_than_s=60.0)} == {one.job_id, two.job_id, three.job_id}
+    second.cleaned([(one.job_id, 1)])
+    with connected(login("enqueue")) as producer:
+        enqueue(producer, JobSpec(command="true"))
+        assert "enqueued" in notified(second)
+    assert first.ran | second.ran == set(queries("driver")), "a statement of a driver's that was not run here"
+    first.close()
+    second.close()
+
+
+def notified(queue: Queue) -> set[str]:
+    """What was notified; a notification arrives with the answer to the next statement at the latest."""
+    queue.unfinished()
+    return queue.notifications()
+
+
+def test_the_enqueue_role_puts_jobs_in_and_sees_no_spec(database_url: str, login: Login) -> None:
+    with connected(login("enqueue")) as connection:
+        plain = enqueue(connection, JobSpec(command="plain"), user_id="u", delay_s=1.0)
+        keyed = enqueue(connection, JobSpec(command="keyed"), unique_key="k", queue="q", priority=1, max_attempts=2)
+        assert enqueue(connection, JobSpec(command="again"), unique_key="k") == keyed
+    with connected(database_url) as owner:
+        assert inspect.job(owner, plain).spec.command == "plain"
+        assert inspect.job(owner, keyed).spec.command == "keyed"
+
+
+def test_the_reader_role_shows_everything(
+    database_url: str, login: Login, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with connected(database_url) as owner:
+        job_id = enqueue(owner, JobSpec(command="true"))
+    monkeypatch.setenv("DATABASE_URL", login("reader"))
+    seen = {name: shown(capsys, name, *rest) for name, *rest in (["jobs"], ["show", str(job_id)])}
+    assert [job["job_id"] for job in seen["jobs"]] == [str(job_id)]
+    assert seen["show"]["job_id"] == str(job_id)
+    with connected(login("reader")) as reader:
+        assert inspect.job(reader, job_id).spec.command == "true"
+        assert inspect.attempts(reader, job_id) == []
+        assert inspect.artifacts(reader, job_id) == []
+        assert [count.jobs for count in inspect.counts(reader)] == [1]
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """What ``rythmiq <arguments> --json`` prints."""
+    code = cli.run([*arguments, "--json"])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return json.loads(printed.out)
+
+
+def test_the_operator_role_cancels_retries_and_prunes(database_url: str, login: Login) -> None:
+    with connected(database_url) as owner:
+        job_id = enqueue(owner, JobSpec(command="true"), unique_key="k")
+        queue = Queue(Secret(database_url), lease_s=0.0)
+        queue.register()
+        queue.close()
+    with connected(login("operator")) as operator:
+        assert inspect.cancel(operator, [job_id]) == {job_id: JobState.CANCELLED}
+        assert inspect.retry(operator, [job_id]) == {job_id}
+        assert inspect.cancel(operator, queue="default") == {job_id: JobState.CANCELLED}
+        assert [job.job_id for job in inspect.prunable(operator, older_than_s=0.0, limit=10)] == [job_id]
+        assert inspect.prune(operator, [job_id]) == 1
+        inspect.prune_drivers(operator, older_than_s=0.0)
+        assert inspect.jobs(operator) == []
+
+
+EVERYBODY = [
+    "CREATE TABLE rythmiq.mine ()",
+    "CREATE FUNCTION rythmiq.mine() RETURNS void LANGUAGE sql AS ''",
+    "ALTER TABLE rythmiq.jobs ADD COLUMN mine text",
+    "DROP TABLE rythmiq.artifacts",
+    "CREATE INDEX ON rythmiq.jobs (user_id)",
+    "ALTER TABLE rythmiq.jobs DISABLE TRIGGER jobs_enqueued",
+    "CREATE ROLE mine",
+    "CREATE SCHEMA mine",
+    *(f"TRUNCATE rythmiq.{table} CASCADE" for table in TABLES),
+    *(f"DELETE FROM rythmiq.{table}" for table in ("attempts", "artifacts", "migrations")),
+    *(f"UPDATE rythmiq.jobs SET {column} = {column}" for column in ("job_id", "spec", "user_id", "queue", "priority")),
+    "UPDATE rythmiq.artifacts SET sha256 = ''",
+    "UPDATE rythmiq.migrations SET version_num = ''",
+]
+REFUSED = {
+    "worker": [
+        """INSERT INTO rythmiq.jobs (spec) VALUES ('{"command": "mine"}')""",
+        "UPDATE rythmiq.jobs SET cancel_requested_at = now()",
+        "UPDATE rythmiq.jobs SET max_attempts = 100",
+        "UPDATE rythmiq.jobs SET unique_key = NULL",
+        "UPDATE rythmiq.attempts SET remote_path = 'rythmiq/another/1'",
+        "UPDATE rythmiq.drivers SET hostname = 'another'",
+        "DELETE FROM rythmiq.jobs",
+        "DELETE FROM rythmiq.drivers",
+        "SELECT FROM rythmiq.migrations",
+        "SELECT uri FROM rythmiq.artifacts",
+    ],
+    "enqueue": [
+        "SELECT spec FROM rythmiq.jobs",
+        "SELECT user_id FROM rythmiq.jobs",
+        "SELECT error_message FROM rythmiq.jobs",
+        "SELECT * FROM rythmiq.jobs",
+        """INSERT INTO rythmiq.jobs (spec) VALUES ('{"command": "mine"}') RETURNING spec""",
+        """INSERT INTO rythmiq.jobs (spec, state) VALUES ('{"command": "mine"}', 'SUCCEEDED')""",
+        """INSERT INTO rythmiq.jobs (spec, remote_path) VALUES ('{"command": "mine"}', 'rythmiq/another/1')""",
+        "UPDATE rythmiq.jobs SET state = 'CANCELLED'",
+        "UPDATE rythmiq.jobs SET next_visible_at = now()",
+        "DELETE FROM rythmiq.jobs",
+        *(f"SELECT FROM rythmiq.{table}" for table in TABLES if table != "jobs"),
+    ],
+    "reader": [
+        """INSERT INTO rythmiq.jobs (spec) VALUES ('{"command": "mine"}')""",
+        "UPDATE rythmiq.jobs SET cancel_requested_at = now()",
+        "UPDATE rythmiq.jobs SET state = 'CANCELLED'",
+        "SELECT FROM rythmiq.jobs FOR UPDATE",
+        "DELETE FROM rythmiq.jobs",
+        "DELETE FROM rythmiq.drivers",
+    ],
+    "operator": [
+        """INSERT INTO rythmiq.jobs (spec) VALUES ('{"command": "mine"}')""",
+        "UPDATE rythmiq.jobs SET driver_id = NULL",
+        "UPDATE rythmiq.drivers SET lease_expires_at = now()",
+    ],
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_role_is_refused_the_rest(login: Login, role: str) -> None:
+    allowed = []
+    with connected(login(role)) as connection, connection.cursor() as cursor:
+        for statement in EVERYBODY + REFUSED[role]:
+            try:
+                cursor.execute(statement)
+            except InsufficientPrivilege:
+                continue
+            allowed.append(statement)
+    assert allowed == []
+
+
+def test_again_gives_the_same_rights_and_takes_back_others(database_url: str, login: Login) -> None:
+    def rights() -> list[tuple[Any, ...]]:
+        with connected(database_url) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT grantee, table_name, column_name, privilege_type FROM information_schema.column_privileges "
+                "WHERE table_schema = 'rythmiq' AND grantee LIKE 'rythmiq_%' ORDER BY 1, 2, 3, 4"
+            )
+            return cursor.fetchall()
+
+    before = rights()
+    run(
+        database_url,
+        "GRANT ALL ON rythmiq.jobs TO rythmiq_enqueue",
+        "GRANT SELECT (spec) ON rythmiq.jobs TO PUBLIC",
+        "GRANT CREATE ON SCHEMA rythmiq TO rythmiq_worker",
+    )
+    assert rights() != before
+    run(database_url, ROLES_SQL.read_text(encoding="utf-8"))
+    assert rights() == before
+    with pytest.raises(InsufficientPrivilege):
+        run(login("worker"), "CREATE TABLE rythmiq.mine ()")
+    with pytest.raises(InsufficientPrivilege):
+        run(login("enqueue"), "SELECT spec FROM rythmiq.jobs")
