@@ -27,15 +27,18 @@ os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", "5000")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
+import ray.util.metrics
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.backends.camber.client import OnCall
 from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
 from rythmiq_ray.errors import RayUnavailable
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import Order, Step, StepResult, TaskLost
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
 
 _CAPACITY_INTERVAL_S: Final = 5.0
 _DRAIN_INTERVAL_S: Final = 1.0
@@ -56,16 +59,26 @@ class TaskSettings:
     artifacts: ArtifactsConfig
     timeout_s: float
     threads: int
+    report_calls: bool = False
+    """Whether a task sends back what it knows of its calls to the backend, for metrics."""
+
+
+ApiCall = tuple[str, str, float]
+"""A call to the backend, as :data:`rythmiq_ray.backends.camber.client.OnCall` is told of it."""
 
 
 _executor_lock: Final = threading.Lock()
 _executor: tuple[TaskSettings, Executor, ThreadPoolExecutor] | None = None
+_calls: Final[deque[ApiCall]] = deque(maxlen=10_000)
+"""Of this process, since its last task ended."""
 
 
-def build_executor(settings: TaskSettings, api_key: Callable[[], Secret] | None = None) -> Executor:
+def build_executor(
+    settings: TaskSettings, api_key: Callable[[], Secret] | None = None, *, on_call: OnCall | None = None
+) -> Executor:
     """An executor with clients of its own; ``api_key`` is asked for the key of each call, where it may change."""
     return Executor(
-        backend=CamberExecutionBackend(settings.camber, key=api_key),
+        backend=CamberExecutionBackend(settings.camber, key=api_key, on_call=on_call),
         store=open_store(settings.artifacts),
         timeout_s=settings.timeout_s,
         concurrency=settings.artifacts.concurrency,
@@ -82,16 +95,25 @@ def _process_executor(settings: TaskSettings) -> tuple[Executor, ThreadPoolExecu
         if _executor is None or _executor[0] != settings:
             if _executor is not None:
                 _executor[2].shutdown(wait=False)
-            _executor = (settings, build_executor(settings), ThreadPoolExecutor(settings.threads))
+            on_call = _note_call if settings.report_calls else None
+            _executor = (settings, build_executor(settings, on_call=on_call), ThreadPoolExecutor(settings.threads))
         return _executor[1], _executor[2]
 
 
+def _note_call(route: str, outcome: str, seconds: float) -> None:
+    _calls.append((route, outcome, seconds))
+
+
+def _take_calls() -> list[ApiCall]:
+    return [_calls.popleft() for _ in range(len(_calls))]
+
+
 @ray.remote(max_retries=0, num_cpus=1)
-def _run(settings: TaskSettings, orders: list[Order]) -> list[StepResult]:
+def _run(settings: TaskSettings, orders: list[Order]) -> tuple[list[StepResult], list[ApiCall]]:
     executor, threads = _process_executor(settings)
     if len(orders) == 1:
-        return [executor.run(orders[0])]
-    return list(threads.map(executor.run, orders))
+        return [executor.run(orders[0])], _take_calls()
+    return list(threads.map(executor.run, orders)), _take_calls()
 
 
 @dataclass(slots=True)
@@ -111,21 +133,28 @@ class Cluster:
         *,
         wake: Callable[[], None],
         api_key: Callable[[], Secret] | None = None,
+        on_call: OnCall | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``api_key`` is asked for the key that each task is sent; without it, that is the settings' own."""
+        """``api_key`` is asked for the key that each task is sent; without it, that is the settings' own.
+
+        ``on_call`` is told of the calls of each task that ended, where the settings have them reported.
+        """
         self._config = config
         self._settings = settings
         self._api_key = api_key or (lambda: settings.camber.api_key)
         self._wake = wake
+        self._on_call = on_call
         self._clock = clock
         self._pending: dict[Step, deque[Order]] = {step: deque() for step in Step}
         self._alone: deque[tuple[Order, int]] = deque()
         self._running: dict[int, _Task] = {}
-        self._ended: SimpleQueue[tuple[int, list[StepResult] | TaskLost]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[int, tuple[list[StepResult], list[ApiCall]] | TaskLost]] = SimpleQueue()
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
         self._slots_read_at = -_CAPACITY_INTERVAL_S
+        self.reachable = True
+        """Whether Ray answered when it was last asked, a few seconds ago."""
         self._drain_read_at = -_DRAIN_INTERVAL_S
         self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
 
@@ -208,14 +237,18 @@ class Cluster:
         """The orders that came to an end since the last call, those of hung tasks among them."""
         out: list[tuple[Order, StepResult]] = []
         while not self._ended.empty():
-            number, results = self._ended.get()
+            number, ended = self._ended.get()
             task = self._running.pop(number, None)
             if task is None:  # given up before
                 continue
-            if isinstance(results, TaskLost):
-                out.extend((order, results) for order in task.orders)
-            else:
-                out.extend(zip(task.orders, results, strict=True))
+            if isinstance(ended, TaskLost):
+                out.extend((order, ended) for order in task.orders)
+                continue
+            results, calls = ended
+            out.extend(zip(task.orders, results, strict=True))
+            if self._on_call is not None:
+                for call in calls:
+                    self._on_call(*call)
         now = self._clock()
         for number, task in list(self._running.items()):
             if now >= task.deadline:
@@ -252,7 +285,7 @@ class Cluster:
         )
         ref.future().add_done_callback(lambda future: self._on_done(number, future))
 
-    def _on_done(self, number: int, future: Future[list[StepResult]]) -> None:
+    def _on_done(self, number: int, future: Future[tuple[list[StepResult], list[ApiCall]]]) -> None:
         error = future.exception()
         if error is None:
             self._ended.put((number, future.result()))
@@ -266,7 +299,43 @@ class Cluster:
         now = self._clock()
         if now - self._slots_read_at >= _CAPACITY_INTERVAL_S:
             self._slots_read_at = now
-            with suppress(Exception):
+            try:
                 cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+            except Exception:  # noqa: BLE001 - Ray raises many kinds; a task that cannot run tells of itself
+                self.reachable = False
+            else:
+                self.reachable = True
                 self._slots = max(_TASKS_PER_CPU, cpus * _TASKS_PER_CPU)
         return self._slots
+
+
+class RayMetrics:
+    """A sink that shows a driver's metrics in Ray's dashboard, as ``ray_<name>``; to be made once Ray has started.
+
+    Each call costs some 3 microseconds, and stays harmless after Ray has gone.
+    """
+
+    def __init__(self) -> None:
+        kinds = {Kind.COUNTER: ray.util.metrics.Counter, Kind.GAUGE: ray.util.metrics.Gauge}
+        self._metrics: dict[Metric, Any] = {}
+        for metric in CATALOG:
+            if metric.kind is Kind.HISTOGRAM:
+                self._metrics[metric] = ray.util.metrics.Histogram(
+                    metric.name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels
+                )
+            else:
+                self._metrics[metric] = kinds[metric.kind](metric.name, metric.help, tag_keys=metric.labels)
+
+    def add(self, metric: Metric, labels: Labels, amount: float) -> None:
+        if amount > 0:  # Ray refuses 0.
+            self._metrics[metric].inc(amount, _tags(metric, labels))
+
+    def set(self, metric: Metric, labels: Labels, value: float) -> None:
+        self._metrics[metric].set(value, _tags(metric, labels))
+
+    def observe(self, metric: Metric, labels: Labels, value: float) -> None:
+        self._metrics[metric].observe(value, _tags(metric, labels))
+
+
+def _tags(metric: Metric, labels: Labels) -> dict[str, str]:
+    return dict(zip(metric.labels, map(str, labels), strict=True))

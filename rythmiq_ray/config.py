@@ -149,6 +149,10 @@ class LoggingConfig:
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
     port: int | None
+    """Where /livez, /readyz and /metrics are served; None = nowhere."""
+    host: str
+    """The address listened on. Probes and scrapes come from outside of a container, so the default is every address;
+    what is shown there names no job and no secret."""
 
 
 @dataclass(frozen=True, kw_only=True)

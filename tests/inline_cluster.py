@@ -59,6 +59,10 @@ class InlineCluster:
         return False
 
     @property
+    def reachable(self) -> bool:
+        return True
+
+    @property
     def room(self) -> int:
         return self._size
 

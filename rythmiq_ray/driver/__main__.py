@@ -21,7 +21,9 @@ from rythmiq_ray.errors import RULES, ConfigurationError, RythmiqError
 from rythmiq_ray.layers import Loaded, load
 from rythmiq_ray.queue import Queue
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.telemetry.health import HealthServer
 from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
+from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
 
 log = get_logger("driver")
 
@@ -105,16 +107,20 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
     )
     # Ray takes half a second to import and seconds to start; what is wrong in the configuration is said before.
     from rythmiq_ray.backends.camber.key import ApiKey
-    from rythmiq_ray.cluster import Cluster, TaskSettings, build_executor
+    from rythmiq_ray.cluster import Cluster, RayMetrics, TaskSettings, build_executor
 
     settings = TaskSettings(
         camber=config.camber,
         artifacts=config.artifacts,
         timeout_s=config.execution.timeout_ms / 1000,
         threads=config.ray.threads_per_task,
+        report_calls=config.health.port is not None,
     )
+    scraped = PrometheusSink()
+    metrics = Metrics([scraped] if config.health.port is not None else [])
+    on_call = metrics.api_call if metrics.on else None
     api_key = ApiKey(config.camber, on_change=_key_changed)
-    executor = build_executor(settings, api_key)
+    executor = build_executor(settings, api_key, on_call=on_call)
     wakeup = Wakeup()
     queue = Queue(
         config.database.url,
@@ -124,9 +130,17 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         statement_timeout_s=config.database.statement_timeout_s,
     )
     watcher = Watcher(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
-    cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key)
-    loop = Loop(config, queue, cluster, watcher, wakeup)
+    cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key, on_call=on_call)
+    loop = Loop(config, queue, cluster, watcher, wakeup, metrics=metrics)
+
+    def scrape(accept: str) -> tuple[bytes, str]:
+        metrics.status(loop.status())  # The loop's own word would be old where it is stuck.
+        return scraped.page(accept)
+
+    health = HealthServer(loop.status, scrape)
     try:
+        if config.health.port is not None:
+            health.start(config.health.host, config.health.port)
         with ThreadPoolExecutor(3) as pool:
             # While Ray starts on this thread, as it must, the others are asked whether they are there.
             checks = [pool.submit(check) for check in (queue.unfinished, executor.backend.check, executor.store.check)]
@@ -135,6 +149,8 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
                 check.result()
         log.info("Execution backend initialized", backendType=executor.backend.backend_type)
         log.info("Job executor ready")
+        if metrics.on:
+            metrics.attach(RayMetrics())
         _handle_signals(loop, wakeup)
         watcher.start()
         # Not before: a Ray that is slow to start would outlast the lease.
@@ -146,6 +162,7 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         log.info("Worker stopping")
         loop.stop()
     finally:
+        health.stop()
         watcher.stop()
         queue.close()
         cluster.shutdown()

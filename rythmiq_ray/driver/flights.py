@@ -6,7 +6,7 @@ are safe. Times are monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from heapq import heappop, heappush
@@ -79,6 +79,8 @@ class Flight:
     create_until: float = 0.0
     """Up to this a task that was sent may still create."""
     listing: tuple[RemoteFile, ...] | None = None
+    entered_at: float | None = None
+    """When it came into its phase; None where another driver had it then."""
     submitted_at: float = 0.0
     running_at: float | None = None
     """When it was first seen to run."""
@@ -98,8 +100,10 @@ class Flight:
 class Flights:
     """All running attempts of a driver, by job, by remote id, and by path where a create is uncertain."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, on_phase_ended: Callable[[Phase, float], None] | None = None) -> None:
+        """``on_phase_ended`` is told of each phase that a flight completed here, and of its seconds."""
         self._config = config
+        self._on_phase_ended = on_phase_ended
         self._flights: dict[UUID, Flight] = {}
         self._by_remote_id: dict[int, UUID] = {}
         self._by_path: dict[str, UUID] = {}
@@ -147,9 +151,9 @@ class Flights:
         """Puts a flight on the agenda for its ``due_at``; one entry too many does no harm."""
         heappush(self._agenda, (flight.due_at, next(self._entries), flight))
 
-    def begin(self, job: Job) -> Flight:
+    def begin(self, job: Job, now: float) -> Flight:
         """An attempt that was claimed just now."""
-        flight = Flight(job=job, phase=Phase.SUBMITTING)
+        flight = Flight(job=job, phase=Phase.SUBMITTING, entered_at=now)
         self._flights[job.job_id] = flight
         self.wake(flight)
         return flight
@@ -244,6 +248,7 @@ class Flights:
                 flight.creates += 1
                 self._doubt(flight, now + self._config.camber.settle_s)
             case Collected():
+                self._leave_phase(flight, now)
                 return self._collected(flight, result)
             case NotYet():
                 flight.due_at = now + result.delay_s
@@ -362,15 +367,25 @@ class Flights:
             self._by_remote_id[remote.remote_id] = job.job_id
         flight.remote = remote
         flight.job = replace(job, remote_id=remote.remote_id, remote_status=remote.status)
-        flight.phase = Phase.WAITING
+        self._enter(flight, Phase.WAITING, now)
         flight.due_at = 0.0
         if remote.status.started and flight.running_at is None:
             flight.running_at = now
         if remote.status.terminal:
-            flight.phase = Phase.COLLECTING
+            self._enter(flight, Phase.COLLECTING, now)
             flight.ended_at = now
             flight.alone = False
         self.wake(flight)
+
+    def _enter(self, flight: Flight, phase: Phase, now: float) -> None:
+        if flight.phase is not phase:
+            self._leave_phase(flight, now)
+            flight.phase = phase
+            flight.entered_at = now
+
+    def _leave_phase(self, flight: Flight, now: float) -> None:
+        if self._on_phase_ended is not None and flight.entered_at is not None:
+            self._on_phase_ended(flight.phase, now - flight.entered_at)
 
     def _doubt(self, flight: Flight, until: float) -> None:
         flight.uncertain_until = until

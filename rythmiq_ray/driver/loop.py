@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
@@ -30,6 +31,7 @@ from rythmiq_ray.model import (
     NewJob,
     Order,
     Phase,
+    RemoteStatus,
     Step,
     StepResult,
     TaskLost,
@@ -37,7 +39,9 @@ from rythmiq_ray.model import (
 from rythmiq_ray.queue import Ending, Progress, Queue
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.spec import check
+from rythmiq_ray.telemetry.health import Check, Stage, Status
 from rythmiq_ray.telemetry.logs import get_logger
+from rythmiq_ray.telemetry.metrics import Metrics
 
 log = get_logger("driver")
 
@@ -51,6 +55,9 @@ CLEAN_TRIES: Final = 3
 CLEAN_GRACE_S: Final = 15.0
 """How long a drain waits for the last paths to be removed; the janitor of another run takes the rest."""
 FAULT_LOG_INTERVAL_S: Final = 30.0
+PUBLISH_INTERVAL_S: Final = 5.0
+"""How often states, the queue's depth among them, are measured for metrics."""
+SHORTEST_STUCK_S: Final = 60.0
 BACKEND, STORE = "backend", "store"
 
 
@@ -63,6 +70,8 @@ class Fanout(Protocol):
     def withdraw(self) -> list[Order]: ...
     def backlog(self, step: Step) -> int: ...
     def draining(self) -> bool: ...
+    @property
+    def reachable(self) -> bool: ...
     @property
     def room(self) -> int: ...
     @property
@@ -80,6 +89,7 @@ class Loop:
         watcher: Watcher,
         wakeup: Wakeup,
         *,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
@@ -90,7 +100,8 @@ class Loop:
         self._wakeup = wakeup
         self._clock = clock
         self._environ = environ
-        self.flights = Flights(config)
+        self._metrics = metrics or Metrics()
+        self.flights = Flights(config, on_phase_ended=self._metrics.phase_ended)
         self._outbox = Outbox(config.driver.batch_size)
         self._breakers = {BACKEND: Breaker(config.outage), STORE: Breaker(config.outage)}
         self._cleaning: dict[tuple[object, int], int] = {}
@@ -102,6 +113,9 @@ class Loop:
         self._sweep_at = 0.0
         self._limits_at = 0.0
         self._janitor_at = 0.0
+        self._publish_at = 0.0
+        self._ticked_at: float | None = None
+        self._stage = Stage.STARTING
         self._sweep: Sweep | None = None
         self._sweeps = 0
         self._database_error: str | None = None
@@ -123,6 +137,7 @@ class Loop:
     def run(self, *, drain: bool) -> None:
         """Works until a stop is requested or, with ``drain``, until nothing is left to do."""
         idle_since: float | None = None
+        self._stage = Stage.RUNNING
         while not self.stop_requested and not self._node_leaves():
             self.tick()
             if drain:
@@ -133,7 +148,7 @@ class Loop:
 
     def tick(self) -> None:
         """Everything that is due now, once."""
-        now = self._clock()
+        now = self._ticked_at = self._clock()
         for order, result in self._cluster.completed():
             self._settle(order, result, now)
         self._take_reports(now)
@@ -143,6 +158,9 @@ class Loop:
         self._send_orders()
         self._cluster.dispatch()
         self._watch(now)
+        if self._metrics.on:
+            self._metrics.ticked(self._clock() - now)
+            self._publish(now)
 
     def wait(self) -> None:
         """Sleeps until something happens or the next thing is due."""
@@ -155,13 +173,14 @@ class Loop:
         The release comes first, because a SIGKILL may follow within seconds; whatever is not written is taken over
         by another driver.
         """
+        self._stage = Stage.STOPPING
         now = self._clock()
         give_up_at = now + self._config.shutdown.grace_s
         self._withdraw()
         self._with_database(self._release, now, force=True)
         while self._cluster.busy and self._clock() < give_up_at:
             self._wakeup.wait(min(LONGEST_WAIT_S, give_up_at - self._clock()))
-            now = self._clock()
+            now = self._ticked_at = self._clock()
             for order, result in self._cluster.completed():
                 self._settle(order, result, now)
             self._with_database(self._write_outcomes, now)
@@ -170,6 +189,57 @@ class Loop:
         if not any(flight.busy and flight.phase is Phase.SUBMITTING for flight in self.flights):
             # A submit that goes on may create up to the end of the lease, so nobody may take over before that.
             self._with_database(lambda _now: self._queue.resign(), self._clock(), force=True)
+
+    # --------------------------------------------------------------- health
+
+    def status(self) -> Status:
+        """How the driver is. May be asked from any thread: it reads single values that the loop's own thread sets."""
+        now, driver, database = self._clock(), self._config.driver, self._config.database
+        leased_at = self._lease_until - driver.lease_s
+        checks: dict[str, Check] = {}
+        if self._stage is not Stage.STARTING:
+            errors = {name: breaker.error for name, breaker in self._breakers.items()}
+            checks = {
+                "postgres": Check(
+                    ok=self._database_error is None,
+                    reason=None if self._database_error is None else ErrorCode.DATABASE_UNAVAILABLE,
+                ),
+                "ray": Check(ok=self._cluster.reachable),
+                f"{self._config.execution.backend}_breaker": _breaker_check(errors[BACKEND]),
+                "store_breaker": _breaker_check(errors[STORE]),
+                "lease": Check(ok=self._leased(now)),
+            }
+        return Status(
+            stage=Stage.STOPPING if self.stop_requested else self._stage,
+            checks=checks,
+            lease_age_s=now - leased_at if self._lease_until else None,
+            tick_age_s=None if self._ticked_at is None else now - self._ticked_at,
+            # A tick may wait for a connection and a statement that both run into their time-outs, and begin again.
+            stuck_after_s=max(
+                SHORTEST_STUCK_S,
+                2 * driver.lease_s,
+                2 * (database.connect_timeout_s + database.statement_timeout_s),
+            ),
+        )
+
+    def _publish(self, now: float) -> None:
+        """Measures what is a state rather than an event."""
+        if now < self._publish_at:
+            return
+        self._publish_at = now + PUBLISH_INTERVAL_S
+        phases: Counter[Phase] = Counter()
+        statuses: Counter[RemoteStatus] = Counter()
+        for flight in self.flights:
+            phases[flight.phase] += 1
+            if flight.remote is not None:
+                statuses[flight.remote.status] += 1
+        self._metrics.in_flight(phases, statuses)
+        self._metrics.status(self.status())
+        self._with_database(self._publish_depth, now)
+
+    def _publish_depth(self, _now: float) -> None:
+        depth = self._queue.depth()
+        self._metrics.queue_depth(depth.jobs, depth.oldest_claimable_s)
 
     # ------------------------------------------------------------- postgres
 
@@ -236,8 +306,9 @@ class Loop:
             return
         limit = min(self._config.driver.batch_size, room)
         jobs = self._queue.claim(limit)
+        self._metrics.claimed(len(jobs))
         for job in jobs:
-            flight = self.flights.begin(job)
+            flight = self.flights.begin(job, now)
             log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
             # Not every row was put in by our own enqueue.
             faults = check(NewJob(spec=job.spec), self._config.camber.catalog)
@@ -261,6 +332,7 @@ class Loop:
         for orphan in adopted:
             self.flights.take_over(orphan.job, orphan.orphaned_s, now)
         if adopted:
+            self._metrics.adopted(len(adopted))
             log.info("Jobs taken over", jobs=len(adopted))
             self._cancels_at = 0.0
         full = len(adopted) >= self._config.driver.batch_size
@@ -275,7 +347,7 @@ class Loop:
         for job_id in self._queue.cancel_requests():
             flight = self.flights.get(job_id)
             if flight is not None and flight.stop_code is None:
-                log.info("Cancel requested", jobId=job_id, phase=flight.phase)
+                log.info("Cancel requested", jobId=job_id, attempt=flight.job.attempt, phase=flight.phase)
                 self._end(self.flights.stop(flight, ErrorCode.CANCELLED))
 
     def _write_outcomes(self, _now: float) -> None:
@@ -284,9 +356,17 @@ class Loop:
             if flight is not None:
                 self.flights.remove(flight)
             if not ours:
+                self._metrics.outcome_dropped()
                 log.warning("Outcome dropped, another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
                 continue
             self._report_ending(ending)
+            self._metrics.attempt_ended(
+                ending.state,
+                ending.error.code if ending.error else None,
+                retried=ending.retry_delay_s is not None,
+                artifact_bytes=sum(artifact.bytes for artifact in ending.artifacts),
+                cost_credits=ending.cost_credits,
+            )
             if flight is not None:
                 self._clean(flight.job)
             if ending.retry_delay_s is None and ending.state is JobState.FAILED:
@@ -311,6 +391,8 @@ class Loop:
     # -------------------------------------------------------------- results
 
     def _settle(self, order: Order, result: StepResult, now: float) -> None:
+        if isinstance(result, TaskLost):
+            self._metrics.step_lost(order.step)
         if order.step is Step.CLEAN:
             self._settle_clean(order, result)
             return
@@ -320,10 +402,14 @@ class Loop:
         if isinstance(result, Faulted):
             self._note_fault(result.error, now, job=flight.job)
         elif isinstance(result, TaskLost):
-            log.warning("Task lost", step=order.step, jobId=order.job.job_id, reason=result.reason)
+            log.warning(
+                "Task lost", step=order.step, jobId=order.job.job_id, attempt=order.job.attempt, reason=result.reason
+            )
         elif isinstance(result, Collected):
             for warning in result.warnings:
-                log.warning("Collected with a warning", jobId=order.job.job_id, warning=warning)
+                log.warning(
+                    "Collected with a warning", jobId=order.job.job_id, attempt=order.job.attempt, warning=warning
+                )
         before = (flight.phase, flight.job.remote_status)
         ending = self.flights.settle(flight, order, result, now)
         if ending is None and before != (flight.phase, flight.job.remote_status):
@@ -418,7 +504,12 @@ class Loop:
                 continue
             code = self.flights.overdue(flight, now)
             if code is not None:
-                log.warning("Time limit passed, the remote job is stopped", jobId=flight.job.job_id, limit=code)
+                log.warning(
+                    "Time limit passed, the remote job is stopped",
+                    jobId=flight.job.job_id,
+                    attempt=flight.job.attempt,
+                    limit=code,
+                )
                 self._end(self.flights.stop(flight, code))
 
     def _may_submit(self, flight: Flight) -> bool:
@@ -476,7 +567,13 @@ class Loop:
         if now >= self._fault_logged_at[name] + FAULT_LOG_INTERVAL_S:
             # One line now and then, also where the probe succeeds: a node may lack what the driver has.
             self._fault_logged_at[name] = now
-            log.warning("A call failed", part=name, error=error.message, jobId=job.job_id if job else None)
+            log.warning(
+                "A call failed",
+                part=name,
+                error=error.message,
+                jobId=job.job_id if job else None,
+                attempt=job.attempt if job else None,
+            )
 
     def _probe(self, now: float) -> None:
         for name, breaker in self._breakers.items():
@@ -569,3 +666,7 @@ class Loop:
                 times.append(due)
         times.extend(breaker.due_at for breaker in self._breakers.values() if breaker.due_at is not None)
         return min(times)
+
+
+def _breaker_check(error: ErrorInfo | None) -> Check:
+    return Check(ok=error is None, reason=None if error is None else error.code)

@@ -192,3 +192,50 @@ WHERE a.cleaned_at IS NULL AND a.finished_at IS NOT NULL
   AND a.finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
 ORDER BY a.finished_at
 LIMIT %(limit)s
+
+-- name: depth
+-- How many jobs wait, by queue and state, for metrics. At most %(limit)s rows are read, whatever the queue's length: up
+-- to there the counts are exact, beyond it they are these rows' shares of the planner's own way to estimate, entries
+-- a page of the index at the last vacuum or analyze times its pages now.
+WITH first AS MATERIALIZED (
+    SELECT queue, state
+    FROM rythmiq.jobs
+    WHERE state IN ('QUEUED', 'RETRYING')
+    ORDER BY priority DESC, next_visible_at, job_id
+    LIMIT %(limit)s
+), seen AS (
+    SELECT count(*) AS jobs FROM first
+), estimated AS (
+    SELECT pg_relation_size(oid) / current_setting('block_size')::bigint
+           -- 120: measured, for an index that was never looked at or was empty then.
+           * CASE WHEN relpages > 0 AND reltuples > 0 THEN reltuples / relpages ELSE 120 END AS jobs
+    FROM pg_class WHERE oid = 'rythmiq.jobs_claimable'::regclass
+)
+SELECT queue, state,
+       round(count(*) * CASE WHEN seen.jobs < %(limit)s THEN 1
+                             ELSE greatest(1, estimated.jobs / seen.jobs) END)::bigint AS jobs
+FROM first, seen, estimated
+GROUP BY queue, state, seen.jobs, estimated.jobs
+
+-- name: oldest_claimable
+-- For how long the oldest claimable job has been so, in seconds: for each priority there is, at most 100 of them, the
+-- first entry of the claim's index, which is that priority's oldest.
+WITH RECURSIVE heads AS (
+    (SELECT priority, next_visible_at
+     FROM rythmiq.jobs
+     WHERE state IN ('QUEUED', 'RETRYING')
+     ORDER BY priority DESC, next_visible_at
+     LIMIT 1)
+    UNION ALL
+    SELECT next.priority, next.next_visible_at
+    FROM heads CROSS JOIN LATERAL (
+        SELECT priority, next_visible_at
+        FROM rythmiq.jobs
+        WHERE state IN ('QUEUED', 'RETRYING') AND priority < heads.priority
+        ORDER BY priority DESC, next_visible_at
+        LIMIT 1
+    ) AS next
+)
+SELECT coalesce(greatest(0, extract(epoch FROM coalesce(%(now)s, now()) - min(next_visible_at))), 0)::double precision
+    AS seconds
+FROM (SELECT next_visible_at FROM heads LIMIT 100) AS oldest

@@ -380,6 +380,10 @@ class ScriptedCluster:
         return False
 
     @property
+    def reachable(self) -> bool:
+        return True
+
+    @property
     def room(self) -> int:
         return 8
 

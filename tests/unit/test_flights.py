@@ -39,7 +39,7 @@ class Pilot:
     def __init__(self, flight_job: Job | None = None) -> None:
         self.now = 1000.0
         self.flights = Flights(CONFIG)
-        self.flight: Flight = self.flights.begin(flight_job or job())
+        self.flight: Flight = self.flights.begin(flight_job or job(), 0.0)
 
     def order(self, *, lease_left_s: float = 20.0) -> Order | None:
         order = self.flights.order(

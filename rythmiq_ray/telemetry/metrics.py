@@ -1,0 +1,343 @@
+"""Metrics of a driver: what each one is, and how the driver's events become them.
+
+Names and units follow Prometheus' conventions. Labels are few and their values fixed, never an id: a job costs no
+series. Everything is counted in the driver, so a driver is one target, however many Ray workers come and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+import prometheus_client
+from prometheus_client.exposition import choose_encoder
+
+from rythmiq_ray import __version__
+from rythmiq_ray.errors import ErrorCode
+from rythmiq_ray.model import JobState, Phase, RemoteStatus, Step
+from rythmiq_ray.telemetry.health import Status
+
+Labels = tuple[str, ...]
+"""Values of a metric's labels, in the order in which the metric names them."""
+
+NO_ERROR: Final = "none"
+OTHER_QUEUES: Final = "other"
+MAX_QUEUES: Final = 50
+"""Queues are named by users; the first of them get a series each, any further ones share :data:`OTHER_QUEUES`."""
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Metric:
+    """What is measured; docs/metrics.md shows these as its table."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_CALL_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TICK_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+_PHASE_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+
+BUILD_INFO: Final = Metric(
+    name="rythmiq_build_info", kind=Kind.GAUGE, labels=("version",), help="Always 1; the label tells the version."
+)
+CHECK_OK: Final = Metric(
+    name="rythmiq_check_ok",
+    kind=Kind.GAUGE,
+    labels=("check",),
+    help="1 while a check of /readyz holds, else 0. A breaker that is open does not hold.",
+)
+LEASE_AGE: Final = Metric(
+    name="rythmiq_lease_age_seconds",
+    kind=Kind.GAUGE,
+    help="Since this driver's last heartbeat; at driver.lease_s others take its jobs over.",
+)
+TICK_AGE: Final = Metric(
+    name="rythmiq_tick_age_seconds", kind=Kind.GAUGE, help="Since the loop's last tick began; about a second at most."
+)
+TICK_DURATION: Final = Metric(
+    name="rythmiq_tick_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    buckets=_TICK_BUCKETS,
+    help="How long a tick of the driver's loop took.",
+)
+QUEUE_JOBS: Final = Metric(
+    name="rythmiq_queue_jobs",
+    kind=Kind.GAUGE,
+    labels=("queue", "state"),
+    help="Jobs that wait for a driver, of all queues, as every driver sees them. Exact up to 10,000, then an estimate.",
+)
+QUEUE_OLDEST: Final = Metric(
+    name="rythmiq_queue_oldest_claimable_age_seconds",
+    kind=Kind.GAUGE,
+    help="How long the oldest claimable job has been claimable, over all queues; 0 where there is none.",
+)
+JOBS_IN_FLIGHT: Final = Metric(
+    name="rythmiq_jobs_in_flight", kind=Kind.GAUGE, labels=("phase",), help="Running attempts that this driver has."
+)
+REMOTE_JOBS: Final = Metric(
+    name="rythmiq_remote_jobs",
+    kind=Kind.GAUGE,
+    labels=("status",),
+    help="Remote jobs of this driver's running attempts, by Camber's status as last seen.",
+)
+JOBS_CLAIMED: Final = Metric(
+    name="rythmiq_jobs_claimed_total", kind=Kind.COUNTER, help="Jobs claimed, each claim an attempt."
+)
+JOBS_ADOPTED: Final = Metric(
+    name="rythmiq_jobs_adopted_total", kind=Kind.COUNTER, help="Running jobs taken over from other drivers."
+)
+JOBS_ENDED: Final = Metric(
+    name="rythmiq_jobs_ended_total", kind=Kind.COUNTER, labels=("state",), help="Jobs that came to their end."
+)
+JOB_RETRIES: Final = Metric(
+    name="rythmiq_job_retries_total",
+    kind=Kind.COUNTER,
+    labels=("error_code",),
+    help="Attempts after which the job gets another one.",
+)
+ATTEMPTS_ENDED: Final = Metric(
+    name="rythmiq_attempts_ended_total",
+    kind=Kind.COUNTER,
+    labels=("state", "error_code"),
+    help="Attempts that came to their end.",
+)
+OUTCOMES_DROPPED: Final = Metric(
+    name="rythmiq_outcomes_dropped_total",
+    kind=Kind.COUNTER,
+    help="Outcomes that were not written because another driver had the job by then.",
+)
+PHASE_DURATION: Final = Metric(
+    name="rythmiq_phase_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=("phase",),
+    buckets=_PHASE_BUCKETS,
+    help="How long attempts were in a phase that they left for the next, or finished. Without phases taken over.",
+)
+STEPS_LOST: Final = Metric(
+    name="rythmiq_steps_lost_total",
+    kind=Kind.COUNTER,
+    labels=("step",),
+    help="Steps of attempts that were under way in a Ray task that died or hung.",
+)
+API_CALL_DURATION: Final = Metric(
+    name="rythmiq_api_call_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=("route", "outcome"),
+    buckets=_CALL_BUCKETS,
+    help="Camber's time to answer, up to the head of the answer; outcome is 2xx to 5xx, or error for none. Each try"
+    " counts. Calls of a Ray task come with its results, so those of a lost one are not in it.",
+)
+ARTIFACT_BYTES: Final = Metric(
+    name="rythmiq_artifact_bytes_total",
+    kind=Kind.COUNTER,
+    help="Bytes streamed into the artifact store, of attempts whose outcome was written.",
+)
+COST_CREDITS: Final = Metric(
+    name="rythmiq_cost_credits_total", kind=Kind.COUNTER, help="Estimated cost of ended attempts, in Camber's credits."
+)
+
+CATALOG: Final = (
+    BUILD_INFO,
+    CHECK_OK,
+    LEASE_AGE,
+    TICK_AGE,
+    TICK_DURATION,
+    QUEUE_JOBS,
+    QUEUE_OLDEST,
+    JOBS_IN_FLIGHT,
+    REMOTE_JOBS,
+    JOBS_CLAIMED,
+    JOBS_ADOPTED,
+    JOBS_ENDED,
+    JOB_RETRIES,
+    ATTEMPTS_ENDED,
+    OUTCOMES_DROPPED,
+    PHASE_DURATION,
+    STEPS_LOST,
+    API_CALL_DURATION,
+    ARTIFACT_BYTES,
+    COST_CREDITS,
+)
+
+_ENDS: Final = tuple(state for state in JobState if state.finished)
+
+
+class Sink(Protocol):
+    """A place that keeps metrics. Called from several threads; must not raise and must not wait."""
+
+    def add(self, metric: Metric, labels: Labels, amount: float) -> None:
+        """Raises a counter by ``amount``, which may be 0: then its series is there from the start."""
+        ...
+
+    def set(self, metric: Metric, labels: Labels, value: float) -> None:
+        """Sets a gauge."""
+        ...
+
+    def observe(self, metric: Metric, labels: Labels, value: float) -> None:
+        """Notes one value in a histogram."""
+        ...
+
+
+class Metrics:
+    """What the driver tells of: a method for each event or state. Without a sink, each is a call that does nothing."""
+
+    def __init__(self, sinks: Iterable[Sink] = ()) -> None:
+        self._sinks: list[Sink] = []
+        self._queues: set[str] = set()
+        self._depths: set[tuple[str, str]] = set()
+        for sink in sinks:
+            self.attach(sink)
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody listens; where not, what costs something to measure need not be measured."""
+        return bool(self._sinks)
+
+    def attach(self, sink: Sink) -> None:
+        """From now on ``sink`` is told too."""
+        sink.set(BUILD_INFO, (__version__,), 1)
+        # A rate is only right from the first event on where the series was there before it.
+        for metric in (JOBS_CLAIMED, JOBS_ADOPTED, OUTCOMES_DROPPED, ARTIFACT_BYTES, COST_CREDITS):
+            sink.add(metric, (), 0)
+        for state in _ENDS:
+            sink.add(JOBS_ENDED, (state,), 0)
+        for step in Step:
+            sink.add(STEPS_LOST, (step,), 0)
+        self._sinks.append(sink)
+
+    def claimed(self, jobs: int) -> None:
+        self._add(JOBS_CLAIMED, (), jobs)
+
+    def adopted(self, jobs: int) -> None:
+        self._add(JOBS_ADOPTED, (), jobs)
+
+    def phase_ended(self, phase: Phase, seconds: float) -> None:
+        self._observe(PHASE_DURATION, (phase,), seconds)
+
+    def attempt_ended(
+        self,
+        state: JobState,
+        error_code: ErrorCode | None,
+        *,
+        retried: bool,
+        artifact_bytes: int,
+        cost_credits: float | None,
+    ) -> None:
+        """An attempt's outcome is written; ``retried``: its job gets another attempt."""
+        if not self._sinks:
+            return
+        code = error_code or NO_ERROR
+        self._add(ATTEMPTS_ENDED, (state, code), 1)
+        if retried:
+            self._add(JOB_RETRIES, (code,), 1)
+        else:
+            self._add(JOBS_ENDED, (state,), 1)
+        if artifact_bytes:
+            self._add(ARTIFACT_BYTES, (), artifact_bytes)
+        if cost_credits:
+            self._add(COST_CREDITS, (), cost_credits)
+
+    def outcome_dropped(self) -> None:
+        self._add(OUTCOMES_DROPPED, (), 1)
+
+    def step_lost(self, step: Step) -> None:
+        self._add(STEPS_LOST, (step,), 1)
+
+    def api_call(self, route: str, outcome: str, seconds: float) -> None:
+        """One call of Camber's API; thread-safe."""
+        self._observe(API_CALL_DURATION, (route, outcome), seconds)
+
+    def ticked(self, seconds: float) -> None:
+        self._observe(TICK_DURATION, (), seconds)
+
+    def in_flight(self, phases: Mapping[Phase, int], statuses: Mapping[RemoteStatus, int]) -> None:
+        """How many running attempts there are in each phase, and remote jobs of each status."""
+        for phase in Phase:
+            self._set(JOBS_IN_FLIGHT, (phase,), phases.get(phase, 0))
+        for status in RemoteStatus:
+            self._set(REMOTE_JOBS, (status,), statuses.get(status, 0))
+
+    def queue_depth(self, jobs: Mapping[tuple[str, str], int], oldest_claimable_s: float) -> None:
+        """Waiting jobs by queue and state."""
+        depths: dict[tuple[str, str], int] = dict.fromkeys(self._depths, 0)
+        for (queue, state), count in jobs.items():
+            if queue not in self._queues and len(self._queues) < MAX_QUEUES:
+                self._queues.add(queue)
+            labels = (queue if queue in self._queues else OTHER_QUEUES, state)
+            depths[labels] = depths.get(labels, 0) + count
+        self._depths.update(depths)
+        for labels, count in depths.items():
+            self._set(QUEUE_JOBS, labels, count)
+        self._set(QUEUE_OLDEST, (), oldest_claimable_s)
+
+    def status(self, status: Status) -> None:
+        """How the driver is, as /readyz and /livez tell it."""
+        for name, check in status.checks.items():
+            self._set(CHECK_OK, (name,), check.ok)
+        if status.lease_age_s is not None:
+            self._set(LEASE_AGE, (), status.lease_age_s)
+        if status.tick_age_s is not None:
+            self._set(TICK_AGE, (), status.tick_age_s)
+
+    def _add(self, metric: Metric, labels: Labels, amount: float) -> None:
+        for sink in self._sinks:
+            sink.add(metric, labels, amount)
+
+    def _set(self, metric: Metric, labels: Labels, value: float) -> None:
+        for sink in self._sinks:
+            sink.set(metric, labels, value)
+
+    def _observe(self, metric: Metric, labels: Labels, value: float) -> None:
+        for sink in self._sinks:
+            sink.observe(metric, labels, value)
+
+
+class PrometheusSink:
+    """Keeps metrics, and those of the process itself, for :meth:`page` to show."""
+
+    def __init__(self) -> None:
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self._registry)
+        self._counters: dict[Metric, prometheus_client.Counter] = {}
+        self._gauges: dict[Metric, prometheus_client.Gauge] = {}
+        self._histograms: dict[Metric, prometheus_client.Histogram] = {}
+        for metric in CATALOG:
+            common = (metric.name, metric.help, metric.labels)
+            if metric.kind is Kind.COUNTER:
+                self._counters[metric] = prometheus_client.Counter(*common, registry=self._registry)
+            elif metric.kind is Kind.GAUGE:
+                self._gauges[metric] = prometheus_client.Gauge(*common, registry=self._registry)
+            else:
+                self._histograms[metric] = prometheus_client.Histogram(
+                    *common, buckets=metric.buckets, registry=self._registry
+                )
+
+    def add(self, metric: Metric, labels: Labels, amount: float) -> None:
+        counter = self._counters[metric]
+        (counter.labels(*labels) if labels else counter).inc(amount)
+
+    def set(self, metric: Metric, labels: Labels, value: float) -> None:
+        gauge = self._gauges[metric]
+        (gauge.labels(*labels) if labels else gauge).set(value)
+
+    def observe(self, metric: Metric, labels: Labels, value: float) -> None:
+        histogram = self._histograms[metric]
+        (histogram.labels(*labels) if labels else histogram).observe(value)
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """All metrics in the form that a scrape's ``Accept`` header asks for, and that form's content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
