@@ -1,4 +1,4 @@
-"""Camber's API over HTTP: one pooled session, a time-out on every call, errors of ours, bounded retries.
+"""Camber's API over HTTP: pooled connections, a time-out on every call, errors of ours, bounded retries.
 
 A call is repeated only where that changes nothing, so never a create. Which method and path a call has is
 configuration (``camber.routes``), because much of the contract is inferred (camber-api, section 5).
@@ -13,15 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.cookiejar import DefaultCookiePolicy
 from ssl import SSLCertVerificationError
 from typing import Any, BinaryIO, Final, Self
 from urllib.parse import quote
 
 import requests
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
-from requests.cookies import RequestsCookieJar
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import MaxRetryError, NameResolutionError, NewConnectionError
 
@@ -36,13 +32,12 @@ from rythmiq_ray.backends.camber.answers import (
 )
 from rythmiq_ray.backends.camber.bundle import Upload
 from rythmiq_ray.backends.camber.download import Download
-from rythmiq_ray.backends.camber.key import usable
+from rythmiq_ray.backends.camber.transport import Transport
 from rythmiq_ray.config import CamberConfig
 from rythmiq_ray.errors import (
     BackendBusy,
     BackendRefusedKey,
     BackendUnavailable,
-    ConfigurationError,
     CreateUncertain,
     NotFound,
     RythmiqError,
@@ -94,9 +89,8 @@ class CamberClient:
         Raises ConfigurationError for a key that cannot go into a header.
         """
         self._config = config
-        self._endpoint = config.endpoint.rstrip("/")
         self._key = key or (lambda: config.api_key)
-        self._session = _session(self._endpoint, self._key, threads)
+        self._transport = Transport(config.endpoint, self._key, threads)
         self._on_call = on_call
         self._count = threading.Lock()
         self.calls: Counter[str] = Counter()
@@ -111,7 +105,7 @@ class CamberClient:
 
     def close(self) -> None:
         """Closes the pooled connections."""
-        self._session.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -293,15 +287,13 @@ class CamberClient:
         began = time.monotonic()
         outcome = "error"
         try:
-            response = self._session.request(
+            response = self._transport.send(
                 route.method,
-                f"{self._endpoint}{path}{_query(params)}",
-                json=json,
+                f"{path}{_query(params)}",
+                body=json,
                 data=data,
                 headers=headers,
-                timeout=(self._config.connect_timeout_s, read_timeout_s or self._config.read_timeout_s),
-                allow_redirects=False,
-                stream=True,
+                timeout_s=(self._config.connect_timeout_s, read_timeout_s or self._config.read_timeout_s),
             )
             outcome = f"{response.status_code // 100}xx"
             return response
@@ -321,41 +313,6 @@ class CamberClient:
         for key in (self._config.api_key, self._key()):
             message = message.replace(key.reveal(), MASK)
         return error if message == error.message else type(error)(message, error.retry_after_s)
-
-
-class _Bearer(AuthBase):
-    """Puts the key into the header. As an ``auth``, so that requests does not look for another in a .netrc."""
-
-    def __init__(self, key: Callable[[], Secret]) -> None:
-        if not usable(key()):
-            raise ConfigurationError("camber.api_key is empty or holds characters that no key has")
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._key().reveal()}"
-        return request
-
-
-class _Adapter(HTTPAdapter):
-    """Sends bodies in larger blocks than http.client's 16 KiB."""
-
-    def init_poolmanager(self, *args: Any, **pool_arguments: Any) -> None:
-        super().init_poolmanager(*args, **pool_arguments, blocksize=_BLOCK_BYTES)
-
-
-def _session(endpoint: str, key: Callable[[], Secret], threads: int) -> requests.Session:
-    session = requests.Session()
-    session.auth = _Bearer(key)
-    session.cookies = RequestsCookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
-    adapter = _Adapter(pool_connections=1, pool_maxsize=threads)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
-    # Proxies and the bundle of certificates come from the environment, which requests would read for each call.
-    settings = session.merge_environment_settings(endpoint, {}, None, None, None)
-    session.proxies = dict(settings["proxies"])
-    session.verify = settings["verify"]
-    session.trust_env = False
-    return session
 
 
 def _query(params: Mapping[str, str] | None) -> str:
