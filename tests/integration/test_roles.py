@@ -69,6 +69,7 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     for queue in (first, second):
         queue.register()
     assert second.renew()
+    assert second.depth().jobs == {("default", "QUEUED"): 3}
     one, two, three = first.claim(10)
     assert first.unfinished()
     steps = [Progress(job_id=job.job_id, attempt=1, phase=Phase.WAITING, remote_id=7) for job in (one, two)]
