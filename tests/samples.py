@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from rythmiq_ray.config import Config
-from rythmiq_ray.layers import load
+from rythmiq_ray.layers import VARIABLES, load
 from rythmiq_ray.model import Job, JobSpec, JobState, Phase, RemoteJob, RemoteStatus
 
 NOW = datetime(2026, 1, 7, 10, 30, tzinfo=UTC)
@@ -27,6 +27,16 @@ ENVIRONMENT = {
 
 def config(*overrides: str) -> Config:
     return load(overrides, environ=ENVIRONMENT).config
+
+
+def variable_defaults() -> dict[str, str]:
+    """Each environment variable's default, as it would be written; empty where there is none."""
+    values = load(environ=ENVIRONMENT).values
+    defaults = {}
+    for variable, key in VARIABLES.items():
+        item = values[key]
+        defaults[variable] = str(item.value) if item.layer.startswith("conf/") and item.value is not None else ""
+    return defaults
 
 
 def job(job_id: UUID | None = None, *, command: str = "true", attempt: int = 1, **changes: Any) -> Job:
