@@ -19,6 +19,9 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
         END IF;
     END LOOP;
+    IF NOT pg_has_role('rythmiq_operator', 'rythmiq_reader', 'MEMBER') THEN
+        GRANT rythmiq_reader TO rythmiq_operator;
+    END IF;
 END
 $$;
 
@@ -47,8 +50,7 @@ GRANT SELECT (job_id, state, unique_key) ON rythmiq.jobs TO rythmiq_enqueue;
 -- Dashboards, support: `rythmiq jobs`, `show`, `logs`, `artifacts`, `top`, `report`.
 GRANT SELECT ON ALL TABLES IN SCHEMA rythmiq TO rythmiq_reader;
 
--- On call: reads all, and `rythmiq cancel`, `retry` and `prune`.
-GRANT rythmiq_reader TO rythmiq_operator;
+-- On call: a reader, and `rythmiq cancel`, `retry` and `prune`.
 GRANT UPDATE (state, max_attempts, next_visible_at, cancel_requested_at, error_code, error_message, retryable,
               updated_at, finished_at)
     ON rythmiq.jobs TO rythmiq_operator;

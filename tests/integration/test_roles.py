@@ -15,8 +15,10 @@ import pytest
 from psycopg2.errors import InsufficientPrivilege
 
 from rythmiq_ray import JobSpec, cli, enqueue
+from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, JobState, NewJob, Phase
 from rythmiq_ray.queue import Ending, Progress, Queue, enqueue_many, inspect
+from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
@@ -251,3 +253,20 @@ def test_again_gives_the_same_rights_and_takes_back_others(database_url: str, lo
         run(login("worker"), "CREATE TABLE rythmiq.mine ()")
     with pytest.raises(InsufficientPrivilege):
         run(login("enqueue"), "SELECT spec FROM rythmiq.jobs")
+
+
+def test_no_superuser_is_needed(postgres: Postgres) -> None:
+    """An owner that may create roles migrates, gives the rights and makes logins, twice."""
+    owner = postgres.url.replace("postgres@", "an_owner@", 1).replace("/postgres?", "/owned?", 1)
+    run(postgres.url, "CREATE ROLE an_owner LOGIN CREATEROLE", "CREATE DATABASE owned OWNER an_owner")
+    run(postgres.url, *(f"DROP ROLE IF EXISTS rythmiq_{role}" for role in ROLES))
+    try:
+        for _ in range(2):
+            migrate(Secret(owner))
+            run(owner, ROLES_SQL.read_text(encoding="utf-8"))
+        with connected(postgres.url) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'rythmiq\\_%' ORDER BY 1")
+            assert [row[0] for row in cursor.fetchall()] == sorted(f"rythmiq_{role}" for role in ROLES)
+    finally:
+        run(postgres.url, "DROP DATABASE owned WITH (FORCE)", "REASSIGN OWNED BY an_owner TO postgres")
+        run(postgres.url, "DROP OWNED BY an_owner", "DROP ROLE an_owner")
