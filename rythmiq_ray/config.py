@@ -83,8 +83,8 @@ class CamberConfig:
     """Where the driver reads the key before each use, so that it can be changed without a restart."""
     endpoint: str
     region: str | None
-    max_in_flight: int
-    """Remote jobs of one driver that may exist at once; more stay queued in Postgres."""
+    max_in_flight: int | Literal["auto"]
+    """Remote jobs of one driver that may exist at once; more stay queued in Postgres. ``auto`` finds the account's."""
     connect_timeout_s: float
     read_timeout_s: float
     create_timeout_s: float

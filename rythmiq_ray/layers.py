@@ -310,8 +310,16 @@ def _build(kind: Any, value: Any, key: str, faults: list[str], layer: Callable[[
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (inner,) = (item for item in get_args(kind) if item is not type(None))
-        return _build(inner, value, key, faults, layer)
+        words: list[str] = [word for item in get_args(kind) if get_origin(item) is Literal for word in get_args(item)]
+        if value in words:
+            return value
+        (inner,) = (item for item in get_args(kind) if item is not type(None) and get_origin(item) is not Literal)
+        found: list[str] = []
+        built = _build(inner, value, key, found, layer)
+        faults.extend(
+            fault.replace("must be ", f"must be {''.join(f'{word} or ' for word in words)}", 1) for fault in found
+        )
+        return built
 
     def wrong(expected: str) -> None:
         shown = "" if key in _secret_keys() else f", not {value!r}"

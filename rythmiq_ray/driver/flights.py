@@ -43,7 +43,10 @@ from rythmiq_ray.secret import Secret
 MAX_CRASHES: Final = 5
 """Lost tasks in a row before the attempt is ended: by then it is this job that kills them."""
 MAX_FAULTS: Final = 20
-"""Faults of Camber or the store in a row, none of them a confirmed outage, before the attempt is ended."""
+"""Faults of Camber or the store in a row, none of them a confirmed outage, before the attempt is ended.
+
+A Camber that has no room for more (429) is waited for however long it takes.
+"""
 MAX_CREATES: Final = 5
 """Creates of which the list shows nothing before the attempt is ended."""
 RETRY_STEP_S: Final = 1.0
@@ -64,6 +67,7 @@ class Flight:
     """An order for it is with the cluster."""
     sent: Order | None = None
     """The order sent last; the result of any other says nothing about what is under way."""
+    sent_at: float = 0.0
     due_at: float = 0.0
     """Not before this its next order is sent."""
     uncertain_until: float | None = None
@@ -429,7 +433,7 @@ class Flights:
         if error.verdict is not Verdict.PAUSE:
             return self._failed(flight, error)
         flight.faults += 1
-        if flight.faults >= MAX_FAULTS:
+        if flight.faults >= MAX_FAULTS and error.code is not ErrorCode.BACKEND_BUSY:
             message = f"{flight.faults} faults in a row, last: {error.message}"
             return self._failed(flight, ErrorInfo(code=ErrorCode.PHASE_FAILED, message=message))
         backoff_s = min(RETRY_STEP_MAX_S, RETRY_STEP_S * 2.0 ** (flight.faults - 1))

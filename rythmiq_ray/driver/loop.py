@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.breaker import Breaker
 from rythmiq_ray.driver.flights import Flight, Flights
+from rythmiq_ray.driver.limit import InFlightLimit
 from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Probed, Seen, Sweep, Swept, Watcher
@@ -49,6 +50,8 @@ SECRET_PREFIX: Final = "RYTHMIQ_SECRET_"  # noqa: S105 - where secrets are found
 HEARTBEATS_PER_LEASE: Final = 3
 LONGEST_WAIT_S: Final = 1.0
 """Signals come by the wakeup pipe; this is for what gives no sign, such as a node that drains."""
+SLACK_SWEEPS: Final = 3.0
+"""A start is seen up to a sweep late, so waits that differ by a few of them are taken for the same."""
 JANITOR_LEASES: Final = 2.0
 """The janitor comes by, and takes what is left of ended attempts, after this many leases."""
 CLEAN_TRIES: Final = 3
@@ -102,6 +105,7 @@ class Loop:
         self._environ = environ
         self._metrics = metrics or Metrics()
         self.flights = Flights(config, on_phase_ended=self._metrics.phase_ended)
+        self._limit = InFlightLimit(config.camber.max_in_flight, slack_s=SLACK_SWEEPS * config.driver.poll_interval_s)
         self._outbox = Outbox(config.driver.batch_size)
         self._breakers = {BACKEND: Breaker(config.outage), STORE: Breaker(config.outage)}
         self._cleaning: dict[tuple[object, int], int] = {}
@@ -233,7 +237,7 @@ class Loop:
             phases[flight.phase] += 1
             if flight.remote is not None:
                 statuses[flight.remote.status] += 1
-        self._metrics.in_flight(phases, statuses)
+        self._metrics.in_flight(phases, statuses, limit=int(self._limit))
         self._metrics.status(self.status())
         self._with_database(self._publish_depth, now)
 
@@ -322,8 +326,8 @@ class Loop:
         """How many jobs may be claimed: no more than may be in flight, nor than is soon sent."""
         if self._paused:
             return 0
-        in_flight = self._config.camber.max_in_flight - len(self.flights)
-        return min(in_flight, 2 * self._cluster.room - self._cluster.backlog(Step.SUBMIT))
+        more = int(self._limit) - len(self.flights)
+        return min(more, 2 * self._cluster.room - self._cluster.backlog(Step.SUBMIT))
 
     def _adopt(self, now: float) -> None:
         if now < self._adopt_at:
@@ -401,6 +405,8 @@ class Loop:
             return  # It was sent under a lease that was lost; what is sent now must not be taken for ended by it.
         if isinstance(result, Faulted):
             self._note_fault(result.error, now, job=flight.job)
+            if result.error.code is ErrorCode.BACKEND_BUSY and order.step is Step.SUBMIT:
+                self._limit.refused(flight.sent_at, now)
         elif isinstance(result, TaskLost):
             log.warning(
                 "Task lost", step=order.step, jobId=order.job.job_id, attempt=order.job.attempt, reason=result.reason
@@ -424,6 +430,8 @@ class Loop:
                         flight = self.flights.seen(number, remote, now)
                         if flight is not None:
                             self._note_progress(flight)
+                            if flight.running_at == now and not flight.begun_before:
+                                self._limit.started(flight.submitted_at, now, in_flight=len(self.flights))
                 case Swept(sweep=sweep, error=None):
                     self._sweep = None
                     for ending in self.flights.swept(sweep.number, sweep.paths, sweep.waiting, sweep.started_at):
@@ -489,7 +497,7 @@ class Loop:
                 flight, now, secrets=secrets, lease_left_s=lease_left_s, create_before=create_before
             )
             if order is not None:
-                flight.busy, flight.sent = True, order
+                flight.busy, flight.sent, flight.sent_at = True, order, now
                 self._cluster.enqueue(order, stream_bytes=flight.alone_bytes)
 
     def _enforce_limits(self, now: float) -> None:

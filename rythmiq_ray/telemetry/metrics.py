@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from functools import cache
+from typing import Any, Final, Protocol
 
 import prometheus_client
 from prometheus_client.exposition import choose_encoder
@@ -86,6 +87,11 @@ QUEUE_OLDEST: Final = Metric(
 JOBS_IN_FLIGHT: Final = Metric(
     name="rythmiq_jobs_in_flight", kind=Kind.GAUGE, labels=("phase",), help="Running attempts that this driver has."
 )
+IN_FLIGHT_LIMIT: Final = Metric(
+    name="rythmiq_jobs_in_flight_limit",
+    kind=Kind.GAUGE,
+    help="How many running attempts this driver may have: camber.max_in_flight, or what auto has found.",
+)
 REMOTE_JOBS: Final = Metric(
     name="rythmiq_remote_jobs",
     kind=Kind.GAUGE,
@@ -157,6 +163,7 @@ CATALOG: Final = (
     QUEUE_JOBS,
     QUEUE_OLDEST,
     JOBS_IN_FLIGHT,
+    IN_FLIGHT_LIMIT,
     REMOTE_JOBS,
     JOBS_CLAIMED,
     JOBS_ADOPTED,
@@ -262,8 +269,9 @@ class Metrics:
     def ticked(self, seconds: float) -> None:
         self._observe(TICK_DURATION, (), seconds)
 
-    def in_flight(self, phases: Mapping[Phase, int], statuses: Mapping[RemoteStatus, int]) -> None:
-        """How many running attempts there are in each phase, and remote jobs of each status."""
+    def in_flight(self, phases: Mapping[Phase, int], statuses: Mapping[RemoteStatus, int], *, limit: int) -> None:
+        """How many running attempts there are in each phase and may be in all, and remote jobs of each status."""
+        self._set(IN_FLIGHT_LIMIT, (), limit)
         for phase in Phase:
             self._set(JOBS_IN_FLIGHT, (phase,), phases.get(phase, 0))
         for status in RemoteStatus:
@@ -311,33 +319,34 @@ class PrometheusSink:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = prometheus_client.CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self._registry)
-        self._counters: dict[Metric, prometheus_client.Counter] = {}
-        self._gauges: dict[Metric, prometheus_client.Gauge] = {}
-        self._histograms: dict[Metric, prometheus_client.Histogram] = {}
-        for metric in CATALOG:
-            common = (metric.name, metric.help, metric.labels)
-            if metric.kind is Kind.COUNTER:
-                self._counters[metric] = prometheus_client.Counter(*common, registry=self._registry)
-            elif metric.kind is Kind.GAUGE:
-                self._gauges[metric] = prometheus_client.Gauge(*common, registry=self._registry)
-            else:
-                self._histograms[metric] = prometheus_client.Histogram(
-                    *common, buckets=metric.buckets, registry=self._registry
-                )
+        self._metrics = {metric: self._open(metric) for metric in CATALOG}
+        # Half of a call's time would go into finding the series by its labels. There are few of them.
+        self._series = cache(self._find)
 
     def add(self, metric: Metric, labels: Labels, amount: float) -> None:
-        counter = self._counters[metric]
-        (counter.labels(*labels) if labels else counter).inc(amount)
+        self._series(metric, labels).inc(amount)
 
     def set(self, metric: Metric, labels: Labels, value: float) -> None:
-        gauge = self._gauges[metric]
-        (gauge.labels(*labels) if labels else gauge).set(value)
+        self._series(metric, labels).set(value)
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        histogram = self._histograms[metric]
-        (histogram.labels(*labels) if labels else histogram).observe(value)
+        self._series(metric, labels).observe(value)
 
     def page(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the form that a scrape's ``Accept`` header asks for, and that form's content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
+
+    def _open(self, metric: Metric) -> Any:
+        about = (metric.name, metric.help, metric.labels)
+        match metric.kind:
+            case Kind.COUNTER:
+                return prometheus_client.Counter(*about, registry=self._registry)
+            case Kind.GAUGE:
+                return prometheus_client.Gauge(*about, registry=self._registry)
+            case Kind.HISTOGRAM:
+                return prometheus_client.Histogram(*about, buckets=metric.buckets, registry=self._registry)
+
+    def _find(self, metric: Metric, labels: Labels) -> Any:
+        found = self._metrics[metric]
+        return found.labels(*labels) if labels else found

@@ -32,7 +32,14 @@ from rythmiq_ray.backends import InputOpener
 from rythmiq_ray.driver.loop import BACKEND, STORE, Loop
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Sweep, Watcher
-from rythmiq_ray.errors import BackendUnavailable, CreateUncertain, DatabaseUnavailable, ErrorCode, NotFound
+from rythmiq_ray.errors import (
+    BackendBusy,
+    BackendUnavailable,
+    CreateUncertain,
+    DatabaseUnavailable,
+    ErrorCode,
+    NotFound,
+)
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import (
     Faulted,
@@ -117,9 +124,9 @@ class Remote:
 class World:
     """Time, Camber, and whoever is in it."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, *overrides: str) -> None:
         self.url = url
-        self.config = samples.config(*OVERRIDES, f"artifacts.path={folder}")
+        self.config = samples.config(*OVERRIDES, f"artifacts.path={folder}", *overrides)
         self.clock = 1000.0
         # Jobs are enqueued by the real clock, so the world's is ahead of it.
         self._epoch = datetime.now(UTC) + timedelta(hours=1) - timedelta(seconds=self.clock)
@@ -205,6 +212,9 @@ class Camber:
         self.calls = 0
         self.fate = Fate()
         self.down = False
+        self.cap: int | None = None
+        """How many jobs may be there that have not ended; more are refused."""
+        self.refused = 0
 
     @property
     def backend_type(self) -> str:
@@ -224,6 +234,9 @@ class Camber:
         fate = self.fate
         if fate.answer is Answer.NOT_SENT:
             raise BackendUnavailable("no connection")
+        if self.cap is not None and sum(not remote.status.terminal for remote in self.remotes.values()) >= self.cap:
+            self.refused += 1
+            raise BackendBusy("429")
         if fate.answer is Answer.NOT_CREATED:
             raise CreateUncertain("a gateway's 502")
         landed_at = self._world.clock + fate.takes_s

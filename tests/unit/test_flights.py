@@ -232,6 +232,13 @@ def test_a_fault_that_is_nobodys_is_tried_again_and_ends_the_attempt_only_after_
     assert ending.error.code is ErrorCode.PHASE_FAILED
 
 
+def test_an_account_that_is_full_is_waited_for_however_long_it_takes() -> None:
+    pilot = Pilot()
+    for _ in range(3 * MAX_FAULTS):
+        assert pilot.give(Faulted(error=ErrorInfo(code=ErrorCode.BACKEND_BUSY, message="429"))) is None
+        pilot.now += 61
+
+
 def test_a_confirmed_outage_counts_against_no_job() -> None:
     pilot = Pilot()
     fault = Faulted(error=ErrorInfo(code=ErrorCode.BACKEND_UNAVAILABLE, message="503"))

@@ -82,6 +82,8 @@ def test_every_fault_is_reported_at_once() -> None:
         (["driver.poll_interval_s=soon"], {}, ["must be a number", "'soon'"]),
         (["driver.batch_size=1.5"], {}, ["whole number"]),
         (["driver.batch_size=true"], {}, ["whole number"]),
+        (["camber.max_in_flight=many"], {}, ["must be auto or a whole number", "'many'"]),
+        (["camber.max_in_flight=0"], {}, ["must be auto or a whole number from 1"]),
         ([], {"PORT": "http"}, ["whole number", "environment variable PORT", "set PORT"]),
         ([], {"ARTIFACT_STORE_TYPE": "gcs"}, ["one of s3, local", "environment variable ARTIFACT_STORE_TYPE"]),
         ([], {"ARTIFACT_STORE_TYPE": "s3"}, ["artifacts.bucket", "set ARTIFACT_STORE_BUCKET"]),
