@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final
@@ -337,5 +338,6 @@ class RayMetrics:
         self._metrics[metric].observe(value, _tags(metric, labels))
 
 
+@cache
 def _tags(metric: Metric, labels: Labels) -> dict[str, str]:
     return dict(zip(metric.labels, map(str, labels), strict=True))
