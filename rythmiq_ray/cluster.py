@@ -12,9 +12,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -44,6 +44,7 @@ from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
 _CAPACITY_INTERVAL_S: Final = 5.0
 _DRAIN_INTERVAL_S: Final = 1.0
 """A node has 30 s from the first sign that it drains."""
+_SLOW_ANSWER_S: Final = 3.0
 _TASKS_PER_CPU: Final = 2
 """One that runs and one that is ready to follow; what waits beyond that is demand the autoscaler sees."""
 _SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
@@ -154,8 +155,8 @@ class Cluster:
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
         self._slots_read_at = -_CAPACITY_INTERVAL_S
-        self.reachable = True
-        """Whether Ray answered when it was last asked, a few seconds ago."""
+        self._answered = True
+        self._asked_at: float | None = None
         self._drain_read_at = -_DRAIN_INTERVAL_S
         self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
 
@@ -266,11 +267,22 @@ class Cluster:
         if now < self._drain_read_at + _DRAIN_INTERVAL_S:
             return False
         self._drain_read_at = now
-        with suppress(Exception):
+        leaving: Collection[str] = ()
+        here = ""
+        with self._asking():
             # A private call: Ray Serve and Train use it, and there is no public one.
-            nodes = ray._private.state.state.get_draining_nodes()
-            return ray.get_runtime_context().get_node_id() in nodes
-        return False
+            leaving = ray._private.state.state.get_draining_nodes()
+            here = ray.get_runtime_context().get_node_id()
+        return here in leaving
+
+    @property
+    def reachable(self) -> bool:
+        """Whether Ray's head answers; may be read from any thread.
+
+        Without its head, a question to Ray takes until Ray ends the process, so one that takes long says it too.
+        """
+        asked_at = self._asked_at
+        return self._answered if asked_at is None else self._clock() - asked_at < _SLOW_ANSWER_S
 
     def _send(self, orders: Sequence[Order], *, extra_s: float = 0.0) -> None:
         number = self._next_task
@@ -300,14 +312,23 @@ class Cluster:
         now = self._clock()
         if now - self._slots_read_at >= _CAPACITY_INTERVAL_S:
             self._slots_read_at = now
-            try:
+            with self._asking():
                 cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-            except Exception:  # noqa: BLE001 - Ray raises many kinds; a task that cannot run tells of itself
-                self.reachable = False
-            else:
-                self.reachable = True
                 self._slots = max(_TASKS_PER_CPU, cpus * _TASKS_PER_CPU)
         return self._slots
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around a question to Ray's head: notes whether it answers, and does without an answer."""
+        self._asked_at = self._clock()
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - Ray raises many kinds; a task that cannot run tells of itself
+            self._answered = False
+        else:
+            self._answered = True
+        finally:
+            self._asked_at = None
 
 
 class RayMetrics:

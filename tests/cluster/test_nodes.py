@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
+import requests
 
 from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.local.camber import Emulator
@@ -139,7 +140,9 @@ def test_a_driver_whose_head_is_killed_ends_and_the_next_one_takes_over(
     connection = psycopg2.connect(database_url)
     connection.autocommit = True
     # The default is 60 s, in which the driver cannot know that its head will not come back.
-    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"
+    (port,) = free_ports(1)
+    environment["PORT"] = str(port)
     head = nodes()
     nodes("--num-cpus=1")
     for _ in range(4):
@@ -153,6 +156,12 @@ def test_a_driver_whose_head_is_killed_ends_and_the_next_one_takes_over(
 
     wait_for(waiting, "all wait")
     head.kill()
+
+    def ray_is_missed() -> bool:
+        assert driver.poll() is None, "it ended before its health told of Ray"
+        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10).json()["checks"]["ray"] == {"ok": False}
+
+    wait_for(ray_is_missed, "its health tells that Ray is gone")
     assert driver.wait(WAIT_S) != 0
     del environment["RAY_ADDRESS"]
     second = drive("--drain")
