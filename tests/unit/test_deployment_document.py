@@ -62,7 +62,7 @@ def test_every_message_of_the_troubleshooting_table_is_in_the_code() -> None:
 
 
 def test_files_that_the_document_names_exist() -> None:
-    below, top = r"(?:deploy|conf|docs)/[\w./-]*\w", r"\.?[\w.]+\.(?:md|camber)"
+    below, top = r"(?:deploy|conf|docs)/[\w./-]*\w", r"\.?[\w.]+\.(?:md|camber|worker|yaml)"
     named = set(re.findall(rf"(?<![$\w/.~-])({below}|{top})(?!\.?[\w/])", document()))
     assert {name for name in named if not (ROOT / name).exists()} == set()
     assert named >= {"deploy/sql/roles.sql", "docs/metrics.md", ".env.worker.camber", "CHANGELOG.md"}
