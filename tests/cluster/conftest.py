@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ray_nodes import Node
 from samples import API_KEY
 
 from rythmiq_ray.local.camber import Emulator
+from rythmiq_ray.local.process import free_ports
 from rythmiq_ray.local.s3 import S3
 
 CANARY_SECRET = "canary-secret-x-0123"
@@ -69,3 +72,24 @@ def drive(environment: Environment, tmp_path: Path) -> Iterator[Callable[..., su
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+@pytest.fixture
+def nodes(environment: Environment, tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Starts nodes of one Ray cluster; the first is a head without CPUs, which the driver joins."""
+    started: list[Node] = []
+    folder = tempfile.mkdtemp(prefix="rq-")
+    (port,) = free_ports(1)
+    environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+
+    def start(*arguments: str) -> Node:
+        if started:
+            place = [f"--address=127.0.0.1:{port}"]
+        else:
+            place = ["--head", f"--port={port}", f"--temp-dir={folder}", "--num-cpus=0", "--include-dashboard=false"]
+        started.append(Node(tmp_path, environment, "--node-ip-address=127.0.0.1", *place, *arguments))
+        return started[-1]
+
+    yield start
+    for node in reversed(started):
+        node.kill()

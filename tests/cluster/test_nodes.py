@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import subprocess
-import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import psycopg2
 import pytest
 import requests
+from ray_nodes import WAIT_S, Node, creates, wait_for
 
 from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.local.camber import Emulator
@@ -24,69 +17,6 @@ from rythmiq_ray.local.process import free_ports
 
 Drive = Callable[..., "subprocess.Popen[bytes]"]
 Environment = dict[str, str]
-WAIT_S = 90.0
-
-
-class Node:
-    """``ray start`` as a process, and everything that it started."""
-
-    def __init__(self, folder: Path, environment: Environment, *arguments: str) -> None:
-        self.log = folder / f"ray-{len(list(folder.glob('ray-*.log')))}.log"
-        with self.log.open("wb") as sink:
-            self._process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *arguments],
-                env={**environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        wait_for(lambda: "Ray runtime started" in self.log.read_text(), "a Ray node")
-
-    def kill(self) -> None:
-        """Everything of the node at once, as when its machine is switched off."""
-        with suppress(psutil.NoSuchProcess):
-            node = psutil.Process(self._process.pid)
-            family = [node, *node.children(recursive=True)]
-            for process in family:
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGSTOP)
-            for process in family:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        self._process.wait(30)
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WAIT_S:.0f} s: {what}"
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def nodes(environment: Environment, tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    """Starts nodes of one Ray cluster; the first is a head without CPUs, which the driver joins."""
-    started: list[Node] = []
-    folder = tempfile.mkdtemp(prefix="rq-")
-    (port,) = free_ports(1)
-
-    def start(*arguments: str) -> Node:
-        if started:
-            place = [f"--address=127.0.0.1:{port}"]
-        else:
-            place = ["--head", f"--port={port}", f"--temp-dir={folder}", "--num-cpus=0", "--include-dashboard=false"]
-            environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-        started.append(Node(tmp_path, environment, "--node-ip-address=127.0.0.1", *place, *arguments))
-        return started[-1]
-
-    yield start
-    for node in reversed(started):
-        node.kill()
-
-
-def creates(camber: Emulator) -> Counter[str]:
-    events = [json.loads(line) for line in (camber.root / "journal.jsonl").read_text().splitlines()]
-    return Counter(event["mount_dir"] for event in events if event["event"] == "create")
 
 
 @pytest.mark.timeout(300)
