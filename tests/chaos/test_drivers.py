@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class Site:
 
     def __init__(self, url: str, store: Path, camber: Emulator) -> None:
         self.camber = camber
+        self.overrides = list(OVERRIDES)
         self.environ = {
             "DATABASE_URL": url,
             "ARTIFACT_STORE_TYPE": "local",
@@ -71,7 +73,7 @@ class Site:
         self.connection.autocommit = True
 
     def config(self) -> Config:
-        return load(OVERRIDES, environ=self.environ).config
+        return load(self.overrides, environ=self.environ).config
 
     def put(self, *commands: str) -> list[UUID]:
         return enqueue_many(
@@ -128,18 +130,33 @@ def driver(config: Config, loses: Callable[[Order], bool]) -> Iterator[Loop]:
         queue.close()
 
 
-def run_drivers(site: Site, count: int, loses: Callable[[Order], bool] = lambda _order: False) -> None:
-    """Runs that many drivers until nothing is left."""
+class Died(Exception):
+    """A driver's end in the middle of its work: nothing is given back, and its tasks go on."""
+
+
+def run_drivers(
+    site: Site, count: int, loses: Callable[[Order], bool] = lambda _order: False, *, lives: Sequence[int] = ()
+) -> None:
+    """Runs that many drivers until nothing is left; the first of them die after so many ticks each."""
     errors: list[BaseException] = []
 
-    def run() -> None:
+    def run(ticks: int | None) -> None:
         try:
             with driver(site.config(), loses) as loop:
-                loop.run(drain=True)
+                if ticks is None:
+                    loop.run(drain=True)
+                    return
+                for _ in range(ticks):
+                    loop.tick()
+                    loop.wait()
+                raise Died
+        except Died:
+            pass
         except BaseException as error:  # noqa: BLE001 - it is raised in the test's own thread
             errors.append(error)
 
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]
+    ends = [*lives, *[None] * (count - len(lives))]
+    threads = [threading.Thread(target=run, args=(ticks,), daemon=True) for ticks in ends]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -176,6 +193,52 @@ def test_drivers_share_a_queue_and_each_job_is_done_once(site_of: Callable[..., 
     assert len(site.events("create")) == 200
     workers = site.rows("SELECT count(DISTINCT driver_id) AS n FROM rythmiq.attempts")
     assert workers == [{"n": count}], "one of them had nothing to do"
+    site.check()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ten_drivers_of_which_some_die_are_one_queue(site_of: Callable[..., Site], seed: int) -> None:
+    site = site_of(settings=Settings.instant(0.2), faults=Faults(list_lag_s=0.3))
+    site.put(*["true"] * 300)
+    chance = random.Random(seed)
+    run_drivers(site, 10, lives=[chance.randint(1, 12) for _ in range(4)])
+    assert site.rows("SELECT state, attempt, count(*) AS n FROM rythmiq.jobs GROUP BY 1, 2") == [
+        {"state": "SUCCEEDED", "attempt": 1, "n": 300}
+    ]
+    assert len(site.events("create")) == 300
+    ended = site.rows("SELECT driver_id FROM rythmiq.attempts GROUP BY 1")
+    assert len(ended) >= 6, "a driver that lived had nothing to do"
+    site.check()
+
+
+def test_a_job_that_the_platform_cancels_is_retried_on_a_fresh_path(site_of: Callable[..., Site]) -> None:
+    site = site_of(
+        settings=Settings(queue_wait_s=(0.5, 0.5), sync_delay_s=0.05, max_running=8),
+        faults=Faults(self_cancel=1.0, self_cancel_after_s=0.1, at_most=2),
+    )
+    site.put(*["echo x > out.txt"] * 4)
+    run_drivers(site, 1)
+    assert site.rows("SELECT state, attempt, count(*) AS n FROM rythmiq.jobs GROUP BY 1, 2 ORDER BY 2") == [
+        {"state": "SUCCEEDED", "attempt": 1, "n": 2},
+        {"state": "SUCCEEDED", "attempt": 2, "n": 2},
+    ]
+    first = site.rows("SELECT state, error_code, retryable FROM rythmiq.attempts WHERE state <> 'SUCCEEDED'")
+    assert first == [{"state": "FAILED", "error_code": "remote_cancelled", "retryable": True}] * 2
+    site.check()
+
+
+def test_a_job_that_waits_past_its_queue_deadline_is_cancelled_and_retried_on_a_fresh_path(
+    site_of: Callable[..., Site],
+) -> None:
+    site = site_of(settings=Settings(queue_wait_s=(0.0, 0.0), sync_delay_s=0.05, max_running=1))
+    site.overrides.append("execution.queue_timeout_s=1")
+    site.put("sleep 1.6; echo x > out.txt", "echo y > out.txt")
+    run_drivers(site, 1)
+    attempts = site.rows("SELECT state, error_code FROM rythmiq.attempts ORDER BY started_at, state DESC")
+    assert {row["state"] for row in site.rows("SELECT state FROM rythmiq.jobs")} == {"SUCCEEDED"}
+    assert {"state": "FAILED", "error_code": "queue_timeout"} in attempts
+    assert len(attempts) >= 3
+    assert len(site.events("cancel")) >= 1, "the one that waited in vain is not left to run and be paid for"
     site.check()
 
 

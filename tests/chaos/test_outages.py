@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg2
@@ -121,6 +123,31 @@ def test_artifact_store_away(run: Run, tmp_path: Path, said: Message) -> None:
     run.until(lambda: "Dispatch paused" in said(), "dispatch pauses")
     store.unlink()
     aside.rename(store)
+    run.until(run.all_succeeded_at_once, "all succeed in their first attempt")
+    assert said().count("Dispatch paused") == said().count("Dispatch resumed") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB where the artifacts go."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("not allowed to mount a file system (needs root)")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_disk_of_the_local_store_full(small_disk: Path, run: Run, said: Message) -> None:
+    filler = small_disk / "of somebody else"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    run.put(4)
+    run.until(lambda: "Dispatch paused" in said(), "dispatch pauses")
+    assert "Dispatch resumed" not in said()
+    filler.unlink()
     run.until(run.all_succeeded_at_once, "all succeed in their first attempt")
     assert said().count("Dispatch paused") == said().count("Dispatch resumed") == 1
 
