@@ -1,0 +1,1 @@
+"""The benchmarks of ``scripts/bench``: each row runs what it compares side by side, in one run."""

@@ -1,0 +1,21 @@
+"""The command line and the answer that all peers share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+
+def parse(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--jobs", type=int, required=True)
+    parser.add_argument("--warm", type=int, default=20, help="jobs that are run before, and not timed")
+    parser.add_argument("--concurrency", type=int, default=20)
+    parser.add_argument("--empty", action="store_true", help="no remote work: the queue alone")
+    return parser.parse_args()
+
+
+def report(**seconds: float) -> None:
+    """The last line of a peer's output."""
+    sys.stdout.write(json.dumps(seconds) + "\n")

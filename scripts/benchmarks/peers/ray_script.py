@@ -1,0 +1,58 @@
+"""A plain Ray script: pending rows out of Postgres, one blocking task for each, its outcome written as it comes in."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psycopg2
+import psycopg2.extras
+import ray
+
+from benchmarks.peers import arguments
+from benchmarks.peers.work import blocking_client, run_blocking
+
+@ray.remote(num_cpus=1, max_retries=3)
+def run(job: int) -> tuple[int, int]:
+    return job, run_blocking(*blocking_client(), f"ray-script/{job}-{os.getpid()}-{time.time_ns()}")
+
+
+def run_pending(connection: psycopg2.extensions.connection) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT id FROM script_jobs WHERE state = 'QUEUED' ORDER BY id")
+        pending = [run.remote(row[0]) for row in cursor.fetchall()]
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=min(len(pending), 100), timeout=0.1)
+            if ready:
+                psycopg2.extras.execute_values(
+                    cursor,
+                    "UPDATE script_jobs AS j SET state = 'SUCCEEDED', remote_id = v.remote_id FROM (VALUES %s)"
+                    " AS v (id, remote_id) WHERE j.id = v.id",
+                    ray.get(ready),
+                )
+
+
+def put(connection: psycopg2.extensions.connection, count: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO script_jobs (state) SELECT 'QUEUED' FROM generate_series(1, %s)", (count,))
+
+
+def main() -> None:
+    options = arguments.parse(__doc__)
+    ray.init(num_cpus=options.concurrency, include_dashboard=False, log_to_driver=False)
+    connection = psycopg2.connect(os.environ["DATABASE_URL"])
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE IF NOT EXISTS script_jobs (id bigserial PRIMARY KEY, state text NOT NULL, remote_id bigint)"
+        )
+    put(connection, options.warm)
+    run_pending(connection)
+    begun = time.perf_counter()
+    put(connection, options.jobs)
+    run_pending(connection)
+    arguments.report(work=time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Ray alone: what tasks cost that carry 20 orders each and do nothing; three of them for a job, as the runner has."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+
+from benchmarks.peers import arguments
+
+ORDERS = 20
+STEPS = 3
+
+
+@ray.remote(num_cpus=1)
+def carry(orders: list[bytes]) -> list[bytes]:
+    return orders
+
+
+def run(jobs: int) -> float:
+    begun = time.perf_counter()
+    orders = [bytes(1000)] * ORDERS
+    pending = [carry.remote(orders) for _ in range(jobs * STEPS // ORDERS)]
+    while pending:
+        _ready, pending = ray.wait(pending, num_returns=min(len(pending), 50))
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    options = arguments.parse(__doc__)
+    ray.init(num_cpus=options.concurrency, include_dashboard=False, log_to_driver=False)
+    run(options.warm * ORDERS)
+    arguments.report(work=run(options.jobs))
+
+
+if __name__ == "__main__":
+    main()

