@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -37,6 +37,7 @@ from rythmiq_ray.backends.camber.client import OnCall
 from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
 from rythmiq_ray.errors import RayUnavailable
 from rythmiq_ray.executor import Executor
+from rythmiq_ray.fibers import Fibers
 from rythmiq_ray.model import Order, Step, StepResult, TaskLost
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
@@ -70,7 +71,7 @@ ApiCall = tuple[str, str, float]
 
 
 _executor_lock: Final = threading.Lock()
-_executor: tuple[TaskSettings, Executor, ThreadPoolExecutor] | None = None
+_executor: tuple[TaskSettings, Executor, Fibers] | None = None
 _calls: Final[deque[ApiCall]] = deque(maxlen=10_000)
 """Of this process, since its last task ended."""
 
@@ -87,8 +88,8 @@ def build_executor(
     )
 
 
-def _process_executor(settings: TaskSettings) -> tuple[Executor, ThreadPoolExecutor]:
-    """Clients and threads are made once for a worker process: connections stay warm between tasks.
+def _process_executor(settings: TaskSettings) -> tuple[Executor, Fibers]:
+    """Clients and fibers are made once for a worker process: connections stay warm between tasks.
 
     They are made anew for other settings, as after a change of the key; no task of this process uses the former then.
     """
@@ -96,9 +97,10 @@ def _process_executor(settings: TaskSettings) -> tuple[Executor, ThreadPoolExecu
     with _executor_lock:
         if _executor is None or _executor[0] != settings:
             if _executor is not None:
-                _executor[2].shutdown(wait=False)
+                _executor[1].backend.close()
+                _executor[2].close()
             on_call = _note_call if settings.report_calls else None
-            _executor = (settings, build_executor(settings, on_call=on_call), ThreadPoolExecutor(settings.threads))
+            _executor = (settings, build_executor(settings, on_call=on_call), Fibers(settings.threads))
         return _executor[1], _executor[2]
 
 
@@ -112,10 +114,10 @@ def _take_calls() -> list[ApiCall]:
 
 @ray.remote(max_retries=0, num_cpus=1)
 def _run(settings: TaskSettings, orders: list[Order]) -> tuple[list[StepResult], list[ApiCall]]:
-    executor, threads = _process_executor(settings)
+    executor, fibers = _process_executor(settings)
     if len(orders) == 1:
         return [executor.run(orders[0])], _take_calls()
-    return list(threads.map(executor.run, orders)), _take_calls()
+    return fibers.map(executor.run, orders), _take_calls()
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ Each step is idempotent, and every error comes back as data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Final
 from rythmiq_ray.artifacts import ArtifactStore, manifest
 from rythmiq_ray.backends import ExecutionBackend
 from rythmiq_ray.errors import ArtifactCorrupt, CreateUncertain, ErrorCode, NotFound, RythmiqError
+from rythmiq_ray.fibers import offload
 from rythmiq_ray.model import (
     Artifact,
     Cancelling,
@@ -37,6 +38,8 @@ from rythmiq_ray.model import (
 )
 from rythmiq_ray.names import LOG_NAME, check_names
 
+SMALL_BYTES: Final = 256 * 1024
+"""A log of no more is fetched in one call, whole."""
 ALONE_BYTES: Final = 64 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
 SYNC_DELAY_S: Final = 1.0
@@ -45,7 +48,7 @@ SYNC_DELAY_S: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Executor:
-    """Runs orders with a backend and an artifact store. Thread-safe; one serves all threads of a process."""
+    """Runs orders with a backend and an artifact store, in threads or in fibers; one serves all of a process."""
 
     backend: ExecutionBackend
     store: ArtifactStore
@@ -116,32 +119,40 @@ class Executor:
         total_bytes = sum(file.size_bytes for file in files) + (log.size_bytes if log else 0)
         if total_bytes > ALONE_BYTES and not order.alone:
             return NotYet(reason="large", alone=True, alone_bytes=total_bytes)
-        if order.again:
-            self.store.discard_partial(job.job_id, job.attempt)
+
+        def keep(small: bytes | None) -> Collected:
+            if order.again:
+                self.store.discard_partial(job.job_id, job.attempt)
+            artifacts = self._stream(job, log, files, small)
+            return self._collected(order, remote, result, artifacts, unsafe, warnings)
+
         try:
-            artifacts = self._stream(job, log, files)
+            fetch = log is not None and not files and log.size_bytes <= SMALL_BYTES
+            small = self.backend.read_file(job, log.name) if log is not None and fetch else None
+            return offload(lambda: keep(small))
         except (ArtifactCorrupt, NotFound) as error:
             if not order.final:
                 return NotYet(reason=error.message, delay_s=SYNC_DELAY_S, alone=order.alone, alone_bytes=total_bytes)
             raise ArtifactCorrupt(error.message) from None
-        return self._collected(order, remote, result, artifacts, unsafe, warnings)
 
-    def _stream(self, job: Job, log: RemoteFile | None, files: tuple[RemoteFile, ...]) -> tuple[Artifact, ...]:
-        """Stash to store, several files at once; the log first in the result."""
+    def _stream(
+        self, job: Job, log: RemoteFile | None, files: tuple[RemoteFile, ...], small: bytes | None
+    ) -> tuple[Artifact, ...]:
+        """Stash to store, several files at once; the log first in the result, ``small`` where it was fetched before."""
+
+        def write(file: RemoteFile, name: str, chunks: Iterable[bytes]) -> Artifact:
+            return self.store.write(
+                job.job_id, job.attempt, name, chunks, expected_bytes=file.size_bytes, expected_sha256=file.sha256
+            )
 
         def copy(file: RemoteFile, name: str) -> Artifact:
             with self.backend.open_file(job, file.name) as chunks:
-                return self.store.write(
-                    job.job_id,
-                    job.attempt,
-                    name,
-                    chunks,
-                    expected_bytes=file.size_bytes,
-                    expected_sha256=file.sha256,
-                )
+                return write(file, name, chunks)
 
         todo: list[Callable[[], Artifact | None]] = []
-        if log is not None:
+        if log is not None and small is not None:
+            todo.append(lambda: write(log, LOG_NAME, [small]))
+        elif log is not None:
             todo.append(lambda: copy(log, LOG_NAME))
         else:
             todo.append(lambda: self._service_log(job))

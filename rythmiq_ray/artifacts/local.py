@@ -30,6 +30,7 @@ class LocalArtifactStore:
 
     def __init__(self, config: ArtifactsConfig, root: Path) -> None:
         self._root = root.absolute()
+        self._resolved_root = root.resolve()
         self._prefix = config.prefix
 
     def check(self) -> None:
@@ -111,7 +112,7 @@ class LocalArtifactStore:
         """Where a file goes, its folder made; a link that somebody put in the way is not followed."""
         target = self._root / key_of(self._prefix, job_id, attempt, name)
         with self._translated():
-            if target.parent.resolve() != self._root.resolve() / target.parent.relative_to(self._root):
+            if target.parent.resolve() != self._resolved_root / target.parent.relative_to(self._root):
                 raise StoreUnavailable(f"The artifact store {self._root} has a link at {target.parent}: remove it")
             target.parent.mkdir(parents=True, exist_ok=True)
         return target

@@ -28,6 +28,10 @@ class ExecutionBackend(Protocol):
         """The name in the start line, e.g. ``CamberExecutionBackend``."""
         ...
 
+    def close(self) -> None:
+        """Gives connections back; no call is under way then."""
+        ...
+
     def check(self) -> str:
         """One cheap authenticated call; returns who we are (the owner of the stash). Used at start and as the probe."""
         ...
@@ -59,6 +63,10 @@ class ExecutionBackend(Protocol):
 
     def list_files(self, job: Job) -> list[RemoteFile]:
         """What lies in the attempt's path, less the bundle's own files. Sizes may still grow."""
+        ...
+
+    def read_file(self, job: Job, name: str) -> bytes:
+        """A small file of the attempt's path, whole; raises NotFound."""
         ...
 
     def open_file(self, job: Job, name: str, *, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:

@@ -20,7 +20,7 @@ from benchmarks.measure import Bench
 
 ROWS = ("throughput", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue")
 Choice = StrEnum("Choice", ["all", *ROWS])  # type: ignore[misc]  # made of the names of the modules
-MEMORY_FILES = Path("/dev/shm")  # noqa: S108
+MEMORY_FILES = Path("/dev/shm")
 DOCS = Path(__file__).parents[2] / "docs"
 
 

@@ -78,7 +78,7 @@ class Bench:
     """With what a row is run."""
 
     root: Path
-    """A folder for it alone; on a memory file system where there is one, so that the disk's other users do not count."""
+    """A folder for it alone, on a memory file system where there is one: the disk's other users do not count then."""
     quick: bool
     repeat: int
     console: Console
@@ -96,7 +96,9 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = SETTLE_LIMIT_S, every_s: float = 0.02) -> None:
+def wait_for(
+    condition: Callable[[], bool], what: str, *, timeout_s: float = SETTLE_LIMIT_S, every_s: float = 0.02
+) -> None:
     """Raises TimeoutError, which says what was waited for."""
     deadline = time.monotonic() + timeout_s
     while not condition():

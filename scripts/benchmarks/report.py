@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.measure import Goal, Row, Series
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen before
+from matplotlib import pyplot as plt
 
 PACKAGES = (
     "rythmiq-ray", "ray", "psycopg2-binary", "requests", "boto3", "smart-open", "procrastinate", "pgqueuer", "asyncpg",
@@ -48,9 +48,7 @@ def show(console: Console, row: Row) -> None:
 def write_json(target: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None:
     data = {
         **machine,
-        "rows": [
-            {**asdict(row), "goals": [{**asdict(goal), "met": goal.met} for goal in row.goals]} for row in rows
-        ],
+        "rows": [{**asdict(row), "goals": [{**asdict(goal), "met": goal.met} for goal in row.goals]} for row in rows],
     }
     target.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
@@ -22,6 +23,7 @@ import pytest
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.answers import Answer, items_of, time_of
 from rythmiq_ray.backends.camber.client import CamberClient
+from rythmiq_ray.backends.camber.transport import Transport
 from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberRoute, NodeSize
 from rythmiq_ray.errors import (
     ArtifactCorrupt,
@@ -35,6 +37,7 @@ from rythmiq_ray.errors import (
     RythmiqError,
     SpecRejected,
 )
+from rythmiq_ray.fibers import Fibers
 from rythmiq_ray.model import RemoteStatus
 from rythmiq_ray.secret import Secret
 
@@ -164,6 +167,18 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+
+
+@pytest.fixture(params=["thread", "fiber"], autouse=True)
+def caller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both ways that a call can travel must behave the same."""
+    if request.param == "thread":
+        yield
+        return
+    fibers, call = Fibers(threads=2), Transport.call
+    monkeypatch.setattr(Transport, "call", lambda self, sent: fibers.map(partial(call, self), [sent])[0])
+    yield
+    fibers.close()
 
 
 @pytest.fixture
@@ -300,6 +315,16 @@ VALIDATION = {
     "message": "Validation failed",
     "error_details": [{"key": "Job.NodeSize", "field": "node_size", "message": "must be one of\x1b[31m XSMALL"}],
 }
+
+
+def test_no_call_is_sent_again_behind_the_clients_back(server: Server) -> None:
+    routes = {**make_config(server.endpoint).routes, "create": CamberRoute(method="PUT", path="/jobs")}
+    with CamberClient(replace(make_config(server.endpoint), routes=routes)) as client:
+        server.replies = [Reply(status=200, data={"code": 0, "data": {"username": "ada"}}), DROP]
+        client.me()
+        with pytest.raises(CreateUncertain):
+            client.create({})
+    assert [request.method for request in server.requests] == ["GET", "PUT"]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,9 @@ class CamberExecutionBackend:
             key=lambda file: file.name,
         )
 
+    def read_file(self, job: Job, name: str) -> bytes:
+        return self.client.stash_read(self._uri(job, name))
+
     def open_file(self, job: Job, name: str, *, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:
         return self.client.stash_open(self._uri(job, name), start)
 

@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from ssl import SSLCertVerificationError
 from typing import Any, BinaryIO, Final, Self
 from urllib.parse import quote
 
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-from urllib3.exceptions import MaxRetryError, NameResolutionError, NewConnectionError
 
 from rythmiq_ray.backends.camber.answers import (
     Answer,
@@ -32,7 +30,7 @@ from rythmiq_ray.backends.camber.answers import (
 )
 from rythmiq_ray.backends.camber.bundle import Upload
 from rythmiq_ray.backends.camber.download import Download
-from rythmiq_ray.backends.camber.transport import Transport
+from rythmiq_ray.backends.camber.transport import Request, Transport, Unanswered, whole
 from rythmiq_ray.config import CamberConfig
 from rythmiq_ray.errors import (
     BackendBusy,
@@ -43,14 +41,13 @@ from rythmiq_ray.errors import (
     RythmiqError,
     SpecRejected,
 )
+from rythmiq_ray.fibers import offload, sleep
 from rythmiq_ray.model import RemoteJob
 from rythmiq_ray.secret import MASK, Secret
 
 OnCall = Callable[[str, str, float], None]
 """Told of every call: the operation, the class of its answer (``2xx`` … ``5xx``, ``error``), the seconds it took."""
 
-_BLOCK_BYTES: Final = 256 * 1024
-_MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _MAX_BACKOFF_S: Final = 5.0
 _MAX_PATIENCE_S: Final = 15.0
 """A server that asks for a longer pause gets it from the driver, which holds no thread meanwhile."""
@@ -101,6 +98,7 @@ class CamberClient:
             wait=self._pause_s,
             retry=retry_if_exception(_worth_retrying),
             reraise=True,
+            sleep=sleep,
         )
 
     def close(self) -> None:
@@ -129,9 +127,8 @@ class CamberClient:
         """
         try:
             answer = self._once("create", json=body, read_timeout_s=self._config.create_timeout_s)
-        except requests.RequestException as error:
-            reason = _reason("create", error)
-            raise (BackendUnavailable if _never_sent(error) else CreateUncertain)(reason) from error
+        except Unanswered as error:
+            raise (BackendUnavailable if error.never_sent else CreateUncertain)(_reason("create", error)) from error
         if not answer.accepted:
             raise self._masked(create_error_of(answer))
         remote = job_of(answer.data)
@@ -211,7 +208,7 @@ class CamberClient:
                 # requests sends no Content-Length of 0 for a stream.
                 self._checked("stash_write", params={"path": uri}, data=upload if upload.len != 0 else b"")
 
-        self._retrying(attempt)
+        offload(lambda: self._retrying(attempt))
 
     def stash_remove(self, uri: str) -> None:
         """Removes a folder with all that is in it. Raises NotFound where the server minds that it is gone."""
@@ -233,12 +230,15 @@ class CamberClient:
     def _try_once(self, operation: str, **parts: Any) -> Answer:
         try:
             return self._once(operation, **parts)
-        except requests.RequestException as error:
+        except Unanswered as error:
             raise BackendUnavailable(_reason(operation, error)) from error
 
     def _once(self, operation: str, **parts: Any) -> Answer:
-        with self._send(operation, **parts) as response:
-            return _whole(response)
+        request = self._request(operation, **parts)
+        with self._noted(operation) as note:
+            answer = self._transport.call(request)
+            note(answer.status)
+        return answer
 
     @contextmanager
     def _stream(self, operation: str, start: int, **parts: Any) -> Iterator[Iterator[bytes]]:
@@ -253,22 +253,24 @@ class CamberClient:
         headers = {"Accept-Encoding": "identity"}
         if position:
             headers["Range"] = f"bytes={position}-"
+        request = self._request(operation, headers=headers, **parts)
         try:
-            response = self._send(operation, headers=headers, **parts)
+            with self._noted(operation) as note:
+                response = self._transport.open(request)
+                note(response.status_code)
             if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 return response
             if position and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return response
-            with response:
-                answer = _whole(response)
-        except requests.RequestException as error:
+            answer = whole(response)
+        except Unanswered as error:
             raise BackendUnavailable(_reason(operation, error)) from error
         error_of_answer = error_of(answer, operation)
         if operation == "logs" and answer.status == HTTPStatus.BAD_REQUEST:
             raise self._masked(NotFound(error_of_answer.message))
         raise self._masked(error_of_answer)
 
-    def _send(
+    def _request(
         self,
         operation: str,
         *,
@@ -278,25 +280,33 @@ class CamberClient:
         data: bytes | Upload | None = None,
         headers: Mapping[str, str] | None = None,
         read_timeout_s: float | None = None,
-    ) -> requests.Response:
-        """One request; the answer's body is still to be read, and the answer to be closed."""
+    ) -> Request:
         route = self._config.routes[operation]
         path = route.path.replace("{job_id}", str(job_id))
+        return Request(
+            method=route.method,
+            path=f"{path}{_query(params)}",
+            json=json,
+            data=data,
+            headers=headers,
+            connect_timeout_s=self._config.connect_timeout_s,
+            read_timeout_s=read_timeout_s or self._config.read_timeout_s,
+        )
+
+    @contextmanager
+    def _noted(self, operation: str) -> Iterator[Callable[[int], None]]:
+        """Around one call: counts it, and tells of it what it brought and how long that took."""
         with self._count:
             self.calls[operation] += 1
         began = time.monotonic()
         outcome = "error"
+
+        def note(status: int) -> None:
+            nonlocal outcome
+            outcome = f"{status // 100}xx"
+
         try:
-            response = self._transport.send(
-                route.method,
-                f"{path}{_query(params)}",
-                body=json,
-                data=data,
-                headers=headers,
-                timeout_s=(self._config.connect_timeout_s, read_timeout_s or self._config.read_timeout_s),
-            )
-            outcome = f"{response.status_code // 100}xx"
-            return response
+            yield note
         finally:
             if self._on_call is not None:
                 self._on_call(operation, outcome, time.monotonic() - began)
@@ -323,51 +333,9 @@ def _query(params: Mapping[str, str] | None) -> str:
     return "?" + "&".join(pairs)
 
 
-def _whole(response: requests.Response) -> Answer:
-    body = bytearray()
-    for chunk in response.iter_content(_BLOCK_BYTES):
-        body += chunk
-        if len(body) > _MAX_ANSWER_BYTES:
-            raise requests.exceptions.ContentDecodingError("the answer is too long")
-    return Answer(response.status_code, response.headers, bytes(body))
-
-
 def _worth_retrying(error: BaseException) -> bool:
     return isinstance(error, BackendUnavailable | BackendBusy) and (error.retry_after_s or 0.0) <= _MAX_PATIENCE_S
 
 
-def _never_sent(error: requests.RequestException) -> bool:
-    """Whether a request failed before a connection was there to send it over."""
-    if isinstance(error, requests.ConnectTimeout):
-        return True
-    cause = error.args[0] if error.args else None
-    reason = cause.reason if isinstance(cause, MaxRetryError) else cause
-    return isinstance(reason, NewConnectionError) or (
-        isinstance(error, requests.exceptions.SSLError) and isinstance(cause, MaxRetryError) and _untrusted(reason)
-    )
-
-
-def _untrusted(reason: BaseException | None) -> bool:
-    """Whether a TLS fault is that of the certificate, which is seen before anything is sent."""
-    return any(isinstance(part, SSLCertVerificationError) for part in getattr(reason, "args", ()))
-
-
-def _reason(operation: str, error: requests.RequestException) -> str:
-    """What happened, in words that quote no URL and no header."""
-    cause = error.args[0] if error.args else None
-    reason = cause.reason if isinstance(cause, MaxRetryError) else cause
-    if isinstance(error, requests.ConnectTimeout):
-        what = "no connection in time"
-    elif isinstance(error, requests.Timeout):
-        what = "no answer in time"
-    elif isinstance(reason, NameResolutionError):
-        what = "its name does not resolve"
-    elif isinstance(reason, NewConnectionError):
-        what = "no connection"
-    elif isinstance(error, requests.exceptions.SSLError):
-        what = "its certificate is not trusted" if _untrusted(reason) else "a TLS fault"
-    elif isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-        what = "the connection broke"
-    else:
-        what = type(error).__name__
-    return f"Camber cannot be reached for {operation}: {what}"
+def _reason(operation: str, error: Unanswered) -> str:
+    return f"Camber cannot be reached for {operation}: {error}"

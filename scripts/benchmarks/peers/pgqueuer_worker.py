@@ -46,9 +46,7 @@ async def main() -> None:
                     await run_async(site, session, job.payload.decode())
 
             begun = time.perf_counter()
-            await pgq.qm.run(
-                mode=QueueExecutionMode.drain, batch_size=BATCH, dequeue_timeout=timedelta(seconds=1)
-            )
+            await pgq.qm.run(mode=QueueExecutionMode.drain, batch_size=BATCH, dequeue_timeout=timedelta(seconds=1))
             return time.perf_counter() - begun
 
         await put(options.warm)

@@ -12,6 +12,7 @@ import ray
 from benchmarks.peers import arguments
 from benchmarks.peers.work import blocking_client, run_blocking
 
+
 @ray.remote(num_cpus=1, max_retries=3)
 def run(job: int) -> tuple[int, int]:
     return job, run_blocking(*blocking_client(), f"ray-script/{job}-{os.getpid()}-{time.time_ns()}")

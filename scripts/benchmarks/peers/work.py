@@ -1,4 +1,4 @@
-"""The remote work of one job, as a user would write it by hand: with ``requests`` for threads, with aiohttp for asyncio.
+"""The remote work of one job, as a user would write it by hand: with requests for threads, with aiohttp for asyncio.
 
 Bundle up, create, look until it has ended, result and log down, log and manifest into the store, path removed; the
 log's hash is checked, and both files are on the disk before the job counts as done, as with the runner.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.measure import Bench, Goal, Row
+from benchmarks.measure import Bench, Row
 from benchmarks.rows.throughput import run_peer
 from benchmarks.world import World
 from rythmiq_ray.model import JobState

@@ -30,8 +30,12 @@ def measure(bench: Bench) -> Row:
 def _bare(world: World) -> float:
     begun = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", BARE], env=world.environ(), cwd=world.root, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
+        [sys.executable, "-c", BARE],
+        env=world.environ(),
+        cwd=world.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None
     if process.stdout.readline().strip() != "ready":
