@@ -167,9 +167,16 @@ class World:
 
     def calls(self) -> dict[str, int]:
         """How often each operation was called since the last reset."""
+        return dict(self._calls()["counts"])
+
+    def call_times(self, operation: str) -> list[float]:
+        """When each call of it arrived since the last reset, in seconds since 1970."""
+        return list(self._calls()["times"].get(operation, []))
+
+    def _calls(self) -> dict[str, Any]:
         answer = requests.get(f"{self._own}/calls", timeout=30)
         answer.raise_for_status()
-        return dict(answer.json()["counts"])
+        return dict(answer.json())
 
     def reset_calls(self) -> None:
         requests.delete(f"{self._own}/calls", timeout=30).raise_for_status()

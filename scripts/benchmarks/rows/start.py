@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from benchmarks.measure import Bench, Goal, Row, wait_for
+from benchmarks.measure import Bench, Goal, Row
 from benchmarks.world import World
 
-BARE = "import ray; ray.init(include_dashboard=False); print('ready', flush=True); ray.shutdown()"
+BARE = "import ray; ray.init(include_dashboard=False); print('ready', flush=True); input(); ray.shutdown()"
 BEYOND_S = 1.0
 
 
@@ -27,12 +29,14 @@ def measure(bench: Bench) -> Row:
     return row
 
 
-def _bare(world: World) -> float:
-    begun = time.perf_counter()
+@contextmanager
+def bare_ray(world: World) -> Iterator[subprocess.Popen[str]]:
+    """A process that has done ``ray.init()`` and nothing else."""
     process = subprocess.Popen(
         [sys.executable, "-c", BARE],
         env=world.environ(),
         cwd=world.root,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -40,6 +44,13 @@ def _bare(world: World) -> float:
     assert process.stdout is not None
     if process.stdout.readline().strip() != "ready":
         raise RuntimeError("ray.init() failed")
-    seconds = time.perf_counter() - begun
-    wait_for(lambda: process.poll() is not None, "Ray ends", timeout_s=60)
-    return seconds
+    try:
+        yield process
+    finally:
+        process.communicate("\n", timeout=60)
+
+
+def _bare(world: World) -> float:
+    begun = time.perf_counter()
+    with bare_ray(world):
+        return time.perf_counter() - begun

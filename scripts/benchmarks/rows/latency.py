@@ -1,0 +1,61 @@
+"""P3 and P4: from the commit of an INSERT to the create at Camber, and from the end of a remote job to its row."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from uuid import UUID
+
+from benchmarks.measure import Bench, Goal, Row, percentile, wait_for
+from benchmarks.world import World
+from rythmiq_ray import JobSpec, enqueue
+
+DEFAULT_INTERVAL_S = 2.0
+RUN_S = "1-3"
+"""How long remote jobs run, so that their ends lie anywhere in an interval."""
+
+
+def measure(bench: Bench) -> Row:
+    row = Row("P3", "pick-up latency, and P4: finish latency")
+    picked, ended = bench.size(500, 40), bench.size(200, 30)
+    for run in range(bench.repeat):
+        with World(bench.root / f"latency-{run}", "--instant", RUN_S) as world, world.driver():
+            interval_s = world.config().driver.poll_interval_s
+            world.put(20)
+            world.wait_finished()
+            latencies = _pick_up(world, picked)
+            row.add("pick-up p50", "ms", percentile(latencies, 50) * 1e3)
+            row.add("pick-up p99", "ms", percentile(latencies, 99) * 1e3)
+            world.wait_finished()
+            latencies = _finish(world, ended)
+            row.add("finish p50", "s", percentile(latencies, 50))
+            row.add("finish p99", "s", percentile(latencies, 99))
+            bench.say(", ".join(f"{series.name} {series.values[-1]:.3g} {series.unit}" for series in row.series))
+    row.goals = [
+        Goal("P3: pick-up p50, ms", row["pick-up p50"], 30, at_most=True),
+        Goal("P3: pick-up p99, ms", row["pick-up p99"], 150, at_most=True),
+        Goal(f"P4: finish p50, s, at an interval of {interval_s:g} s", row["finish p50"], 0.6 * interval_s + 0.3, True),
+    ]
+    return row
+
+
+def _pick_up(world: World, count: int) -> list[float]:
+    """Seconds from each commit to the arrival of its create, one job after the other, on an otherwise idle driver."""
+    committed: dict[UUID, float] = {}
+    for _ in range(count):
+        before = world.calls().get("create", 0)
+        job_id = enqueue(world.connection, JobSpec(command="true"))
+        committed[job_id] = time.time()
+        wait_for(lambda before=before: world.calls().get("create", 0) > before, "the create arrives", every_s=0.005)
+    arrived = {UUID(record["mount_dir"].split("/")[1]): record["time"] for record in world.journal("create")}
+    return [arrived[job_id] - at for job_id, at in committed.items()]
+
+
+def _finish(world: World, count: int) -> list[float]:
+    """Seconds from the end of each remote job to the time in its row."""
+    world.clear()
+    world.put(count)
+    world.wait_finished()
+    ended = {UUID(record["mount_dir"].split("/")[1]): record["time"] for record in world.journal("end")}
+    rows: list[tuple[str, datetime]] = world.rows("SELECT job_id::text, finished_at FROM rythmiq.jobs")
+    return [finished.timestamp() - ended[UUID(job_id)] for job_id, finished in rows]

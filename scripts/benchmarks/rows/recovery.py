@@ -1,0 +1,126 @@
+"""P6: a driver killed among jobs in all phases, again and again; and what a rolling restart costs."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from threading import Thread
+
+from chaos import ray_head
+
+from benchmarks.measure import Bench, Goal, Row, wait_for
+from benchmarks.world import World
+
+LEASE_S = 5.0
+JOBS = 1000
+RUN_S = "2-20"
+"""How long remote jobs run, so that at any time some are in each phase."""
+KILL_AFTER_S = 2.0
+DRIVERS = 2
+UNFINISHED = "SELECT count(*) FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')"
+
+
+def measure(bench: Bench) -> Row:
+    row = Row("P6", "recovery from kill -9 of one of two drivers, and a rolling restart")
+    kills = bench.size(100, 2)
+    with World(bench.root / "recovery", "--instant", RUN_S) as world, ExitStack() as stack:
+        environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
+        fleet = Fleet(world, stack, environ)
+        total = 0
+        for kill in range(kills):
+            missing = JOBS - int(world.one(UNFINISHED))
+            world.put(missing)
+            total += missing
+            time.sleep(KILL_AFTER_S)
+            row.add("until all of its jobs have a driver", "s", fleet.kill_one(row))
+            if kill % 10 == 0:
+                bench.say(f"kill {kill + 1}: {row['until all of its jobs have a driver'][-1]:.1f} s")
+        world.wait_finished()
+        creates = Counter(record["mount_dir"] for record in world.journal("create"))
+        twice = sum(count > 1 for count in creates.values())
+        good = int(world.one("SELECT count(*) FROM rythmiq.jobs WHERE state = 'SUCCEEDED' AND attempt = 1"))
+        row.add("kills", "kills", kills)
+        row.add("jobs", "jobs", total)
+        row.goals += [
+            Goal(
+                "until all of its jobs have a driver, s", row["until all of its jobs have a driver"], LEASE_S + 2, True
+            ),
+            Goal("jobs lost or tried again", [total - good], 0, True),
+            Goal("attempts with two remote jobs", [twice], 0, True),
+        ]
+    with World(bench.root / "rolling", "--instant", "0-0.5") as world, ExitStack() as stack:
+        environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
+        fleet = Fleet(world, stack, environ)
+        jobs = bench.size(6000, 1000)
+        for _ in range(bench.repeat):
+            for name, restart in (("undisturbed", False), ("while each driver is restarted in turn", True)):
+                row.add(f"throughput {name}", "jobs/s", jobs / _throughput(world, fleet, jobs, restart=restart))
+        last = world.one("SELECT count(*) FROM rythmiq.jobs WHERE state <> 'SUCCEEDED' OR attempt <> 1")
+        row.goals.append(Goal("rolling restart: jobs lost or tried again", [float(last)], 0, True))
+    row.notes.append(f"lease {LEASE_S:g} s; {DRIVERS} drivers that share one Ray; {JOBS} jobs unfinished at each kill")
+    return row
+
+
+NO_TOKEN = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}
+"""Of the one Ray on the loopback interface that both drivers share."""
+
+
+class Fleet:
+    """Drivers that are killed and restarted."""
+
+    def __init__(self, world: World, stack: ExitStack, environ: dict[str, str]) -> None:
+        self._world = world
+        self._stack = stack
+        self._environ = environ
+        self._drivers = [self._start() for _ in range(DRIVERS)]
+
+    def kill_one(self, row: Row) -> float:
+        """Kills the oldest; seconds until its jobs belong to another, and what phases they were in goes into the row."""
+        victim = self._drivers.pop(0)
+        driver_id = self._world.one("SELECT driver_id FROM rythmiq.drivers WHERE pid = %s", victim.pid)
+        victim.kill()
+        victim.wait()
+        killed = time.monotonic()
+        held = dict(
+            self._world.rows(
+                "SELECT phase::text, count(*) FROM rythmiq.jobs WHERE driver_id = %s AND state = 'RUNNING' GROUP BY 1",
+                driver_id,
+            )
+        )
+        for phase in ("submitting", "waiting", "collecting"):
+            row.add(f"its jobs in {phase}", "jobs", held.get(phase, 0))
+        orphans = "SELECT count(*) FROM rythmiq.jobs WHERE driver_id = %s AND state = 'RUNNING'"
+        wait_for(lambda: self._world.one(orphans, driver_id) == 0, "its jobs are taken over", timeout_s=120)
+        seconds = time.monotonic() - killed
+        self._drivers.append(self._start())
+        return seconds
+
+    def restart_each(self) -> None:
+        for _ in range(DRIVERS):
+            driver = self._drivers.pop(0)
+            driver.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(60)
+            self._drivers.append(self._start())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return self._stack.enter_context(self._world.driver(f"driver.lease_s={LEASE_S}", environ=self._environ))
+
+
+def _throughput(world: World, fleet: Fleet, jobs: int, *, restart: bool) -> float:
+    """Seconds for so many jobs."""
+    begun = time.monotonic()
+    world.put(jobs)
+    thread = Thread(target=fleet.restart_each if restart else lambda: None)
+    thread.start()
+    world.wait_finished()
+    seconds = time.monotonic() - begun
+    thread.join()
+    return seconds

@@ -1,0 +1,91 @@
+"""P2 and P8: very many jobs that wait at once: memory, calls, and whether the interval is kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import psutil
+
+from benchmarks.measure import Bench, Goal, Row, cpu_s, memory_mb, wait_for
+from benchmarks.rows.start import bare_ray
+from benchmarks.world import World, stop
+
+HOURS = "7200"
+PEER_TASKS = 24
+"""Of the plain Ray script, of which each waiting job has a worker process: as many as a small machine can spare."""
+
+
+def measure(bench: Bench) -> Row:
+    row = Row("P2", "jobs that wait at once")
+    waiting = bench.size(10_000, 600)
+    watched_s = bench.size(60, 8)
+    for run in range(bench.repeat):
+        with World(bench.root / f"waiting-{run}", "--instant", HOURS) as world:
+            with bare_ray(world) as bare:
+                row.add("idle Ray", "MB", memory_mb([bare.pid]))
+            with world.driver(f"camber.max_in_flight={waiting}") as driver:
+                row.add("idle driver and its Ray", "MB", memory_mb([driver.pid]))
+                begun = time.perf_counter()
+                world.put(waiting)
+                created = "SELECT count(*) FROM rythmiq.jobs WHERE phase = 'waiting'"
+                wait_for(lambda: int(world.one(created)) == waiting, "all wait", every_s=0.5)
+                row.add("submitted", "jobs/s", waiting / (time.perf_counter() - begun))
+                interval_s = world.config().driver.poll_interval_s
+                time.sleep(2 * interval_s)
+                world.reset_calls()
+                cpu, begun = cpu_s(driver.pid), time.monotonic()
+                time.sleep(watched_s)
+                seconds, cpu = time.monotonic() - begun, cpu_s(driver.pid) - cpu
+                times = world.call_times("list")
+                calls = world.calls()
+                row.add(f"driver and Ray with {waiting:,} waiting", "MB", memory_mb([driver.pid]))
+            intervals = seconds / interval_s
+            row.add("list calls per 100 jobs and interval", "calls", calls["list"] / intervals / (waiting / 100))
+            row.add("all calls per job and interval", "calls", sum(calls.values()) / intervals / waiting)
+            row.add("interval, as kept", "s", _interval(times, seconds))
+            row.add("CPU of driver and Ray", "cores", cpu / seconds)
+            script_mb = _script(world, row["idle Ray"][-1])
+            row.add("plain Ray script, per waiting job", "MB", script_mb)
+            fit = psutil.virtual_memory().total / 1e6 / script_mb
+            row.add("plain Ray script, jobs until memory is full", "jobs", fit)
+            bench.say(", ".join(f"{series.name} {series.values[-1]:.3g} {series.unit}" for series in row.series))
+    full = f"driver and Ray with {waiting:,} waiting"
+    ratios = [ours / idle for ours, idle in zip(row[full], row["idle Ray"], strict=True)]
+    row.goals = [
+        Goal("memory of driver and Ray over that of an idle Ray", ratios, 1.5, at_most=True),
+        Goal("list calls per 100 jobs and interval", row["list calls per 100 jobs and interval"], 1.05, at_most=True),
+        Goal("P8: calls per job and interval", row["all calls per job and interval"], 0.011, at_most=True),
+        Goal(f"interval as kept, s, of {interval_s:g} s", row["interval, as kept"], 1.1 * interval_s, at_most=True),
+    ]
+    row.notes.append(
+        f"the plain Ray script was measured with {PEER_TASKS} waiting jobs; how many fill the memory is reckoned from it"
+    )
+    return row
+
+
+def _interval(times: list[float], seconds: float) -> float:
+    """Of the sweeps: their pages follow each other closely, so a sweep begins after a pause."""
+    starts = [at for before, at in zip([0.0, *times], times, strict=False) if at - before > 0.5]
+    if len(starts) < 2:
+        return seconds
+    return (starts[-1] - starts[0]) / (len(starts) - 1)
+
+
+def _script(world: World, idle_mb: float) -> float:
+    """Memory in MB that the plain Ray script takes for each job that waits, beyond an idle Ray."""
+    before = len(world.journal("create"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.peers.ray_script", "--jobs", str(PEER_TASKS), "--warm", "0"]
+        + ["--concurrency", str(PEER_TASKS)],
+        env=world.environ(),
+        cwd=world.root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: len(world.journal("create")) - before >= PEER_TASKS, "the script's jobs wait", timeout_s=120)
+        return (memory_mb([process.pid]) - idle_mb) / PEER_TASKS
+    finally:
+        stop(process)
