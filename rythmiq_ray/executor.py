@@ -39,7 +39,7 @@ from rythmiq_ray.model import (
 from rythmiq_ray.names import LOG_NAME, check_names
 
 SMALL_BYTES: Final = 256 * 1024
-"""A log of no more is fetched in one call, whole."""
+"""A file of no more is fetched in one call, whole."""
 ALONE_BYTES: Final = 64 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
 SYNC_DELAY_S: Final = 1.0
@@ -146,6 +146,8 @@ class Executor:
             )
 
         def copy(file: RemoteFile, name: str) -> Artifact:
+            if file.size_bytes <= SMALL_BYTES:
+                return write(file, name, [self.backend.read_file(job, file.name)])
             with self.backend.open_file(job, file.name) as chunks:
                 return write(file, name, chunks)
 

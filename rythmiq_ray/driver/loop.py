@@ -168,6 +168,8 @@ class Loop:
 
     def wait(self) -> None:
         """Sleeps until something happens or the next thing is due."""
+        if self._queue.notified:
+            return
         fileno = self._queue.fileno()
         self._wakeup.wait(self._next_due() - self._clock(), [] if fileno is None else [fileno])
 

@@ -196,6 +196,11 @@ class Queue:
         """The socket on which notifications arrive, for ``select``; None while there is no connection."""
         return None if self._connection is None or self._connection.closed else self._connection.fileno()
 
+    @property
+    def notified(self) -> bool:
+        """Whether a notification came in with the answer to a query: it is read then, and the socket says no more."""
+        return self._connection is not None and bool(self._connection.notifies)
+
     def notifications(self) -> set[str]:
         """What was notified since the last look; never waits."""
         if self._connection is None:

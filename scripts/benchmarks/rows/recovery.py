@@ -15,9 +15,8 @@ from benchmarks.measure import Bench, Goal, Row, wait_for
 from benchmarks.world import World
 
 LEASE_S = 5.0
-JOBS = 1000
-RUN_S = "2-20"
-"""How long remote jobs run, so that at any time some are in each phase."""
+CREATE_TIMEOUT_S = 5
+"""A killed driver's creates may still be under way for so long; only then are its attempts looked up or made again."""
 KILL_AFTER_S = 2.0
 DRIVERS = 2
 UNFINISHED = "SELECT count(*) FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')"
@@ -25,13 +24,15 @@ UNFINISHED = "SELECT count(*) FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRY
 
 def measure(bench: Bench) -> Row:
     row = Row("P6", "recovery from kill -9 of one of two drivers, and a rolling restart")
-    kills = bench.size(100, 2)
-    with World(bench.root / "recovery", "--instant", RUN_S) as world, ExitStack() as stack:
+    kills = bench.kills or bench.size(100, 1)
+    unfinished = bench.size(1000, 200)
+    # Remote jobs run for such times that at any moment some are in each phase.
+    with World(bench.root / "recovery", "--instant", "1-3" if bench.quick else "2-20") as world, ExitStack() as stack:
         environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
         fleet = Fleet(world, stack, environ)
         total = 0
         for kill in range(kills):
-            missing = JOBS - int(world.one(UNFINISHED))
+            missing = unfinished - int(world.one(UNFINISHED))
             world.put(missing)
             total += missing
             time.sleep(KILL_AFTER_S)
@@ -54,13 +55,18 @@ def measure(bench: Bench) -> Row:
     with World(bench.root / "rolling", "--instant", "0-0.5") as world, ExitStack() as stack:
         environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
         fleet = Fleet(world, stack, environ)
-        jobs = bench.size(6000, 1000)
+        jobs = bench.size(5000, 300)
+        world.put(60)  # So that Ray's worker processes are there.
+        world.wait_finished()
         for _ in range(bench.repeat):
             for name, restart in (("undisturbed", False), ("while each driver is restarted in turn", True)):
                 row.add(f"throughput {name}", "jobs/s", jobs / _throughput(world, fleet, jobs, restart=restart))
         last = world.one("SELECT count(*) FROM rythmiq.jobs WHERE state <> 'SUCCEEDED' OR attempt <> 1")
         row.goals.append(Goal("rolling restart: jobs lost or tried again", [float(last)], 0, True))
-    row.notes.append(f"lease {LEASE_S:g} s; {DRIVERS} drivers that share one Ray; {JOBS} jobs unfinished at each kill")
+    row.notes.append(
+        f"lease {LEASE_S:g} s, create time-out {CREATE_TIMEOUT_S} s; {DRIVERS} drivers that share one Ray;"
+        f" {unfinished} jobs unfinished at each kill"
+    )
     return row
 
 
@@ -82,7 +88,7 @@ class Fleet:
         self._drivers = [self._start() for _ in range(DRIVERS)]
 
     def kill_one(self, row: Row) -> float:
-        """Kills the oldest; seconds until its jobs belong to another, and what phases they were in goes into the row."""
+        """Kills the oldest; seconds until its jobs belong to another. Their phases go into the row."""
         victim = self._drivers.pop(0)
         driver_id = self._world.one("SELECT driver_id FROM rythmiq.drivers WHERE pid = %s", victim.pid)
         victim.kill()
@@ -111,7 +117,8 @@ class Fleet:
             self._drivers.append(self._start())
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return self._stack.enter_context(self._world.driver(f"driver.lease_s={LEASE_S}", environ=self._environ))
+        overrides = (f"driver.lease_s={LEASE_S}", f"camber.create_timeout_s={CREATE_TIMEOUT_S}")
+        return self._stack.enter_context(self._world.driver(*overrides, environ=self._environ))
 
 
 def _throughput(world: World, fleet: Fleet, jobs: int, *, restart: bool) -> float:

@@ -31,7 +31,7 @@ PEER_LIMIT_S = 300
 
 def measure(bench: Bench) -> Row:
     row = Row("P1", "throughput of empty jobs, enqueue to SUCCEEDED with manifest")
-    jobs = bench.size(1500, 300)
+    jobs = bench.size(3000, 300)
     for run in range(bench.repeat):
         with World(bench.root / f"throughput-{run}", "--instant") as world:
             _ours(world, row, jobs)

@@ -13,6 +13,7 @@ from benchmarks.rows.start import bare_ray
 from benchmarks.world import World, stop
 
 HOURS = "7200"
+WAITING = "SELECT count(*) FROM rythmiq.jobs WHERE phase = 'waiting'"
 PEER_TASKS = 24
 """Of the plain Ray script, of which each waiting job has a worker process: as many as a small machine can spare."""
 
@@ -20,7 +21,7 @@ PEER_TASKS = 24
 def measure(bench: Bench) -> Row:
     row = Row("P2", "jobs that wait at once")
     waiting = bench.size(10_000, 600)
-    watched_s = bench.size(60, 8)
+    watched_s = bench.size(30, 8)
     for run in range(bench.repeat):
         with World(bench.root / f"waiting-{run}", "--instant", HOURS) as world:
             with bare_ray(world) as bare:
@@ -29,8 +30,7 @@ def measure(bench: Bench) -> Row:
                 row.add("idle driver and its Ray", "MB", memory_mb([driver.pid]))
                 begun = time.perf_counter()
                 world.put(waiting)
-                created = "SELECT count(*) FROM rythmiq.jobs WHERE phase = 'waiting'"
-                wait_for(lambda: int(world.one(created)) == waiting, "all wait", every_s=0.5)
+                wait_for(lambda: int(world.one(WAITING)) == waiting, "all wait", every_s=0.5)
                 row.add("submitted", "jobs/s", waiting / (time.perf_counter() - begun))
                 interval_s = world.config().driver.poll_interval_s
                 time.sleep(2 * interval_s)
@@ -60,7 +60,7 @@ def measure(bench: Bench) -> Row:
         Goal(f"interval as kept, s, of {interval_s:g} s", row["interval, as kept"], 1.1 * interval_s, at_most=True),
     ]
     row.notes.append(
-        f"the plain Ray script was measured with {PEER_TASKS} waiting jobs; how many fill the memory is reckoned from it"
+        f"the plain Ray script was measured with {PEER_TASKS} waiting jobs; what fills the memory is reckoned from it"
     )
     return row
 
@@ -77,8 +77,10 @@ def _script(world: World, idle_mb: float) -> float:
     """Memory in MB that the plain Ray script takes for each job that waits, beyond an idle Ray."""
     before = len(world.journal("create"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.peers.ray_script", "--jobs", str(PEER_TASKS), "--warm", "0"]
-        + ["--concurrency", str(PEER_TASKS)],
+        [
+            *(sys.executable, "-m", "benchmarks.peers.ray_script", "--jobs", str(PEER_TASKS), "--warm", "0"),
+            *("--concurrency", str(PEER_TASKS)),
+        ],
         env=world.environ(),
         cwd=world.root,
         stdout=subprocess.DEVNULL,

@@ -1,0 +1,105 @@
+"""How cost grows: sweeps of the remote list by jobs that wait, the queue by drivers; measured, and carried on to where
+it breaks.
+
+The model has three measured constants: what a page of the list costs (100 jobs), what a driver spends on a job's
+way through it, and what Postgres takes. A sweep reads the pages one after the other, so its length is pages times the
+cost of one; once that exceeds the interval, sweeps follow each other without a pause, and a job's end is seen later.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+from multiprocessing import get_context
+
+from benchmarks.measure import Bench, Row
+from benchmarks.rows.queue import drain
+from benchmarks.world import World
+from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.fibers import Fibers
+
+PAGE = 100
+SWEEPS = 5
+DRIVERS = (1, 2, 4)
+MODEL = (1_000, 10_000, 100_000, 1_000_000)
+ENDS = 2000
+"""Ends of jobs that the simulation draws for each size."""
+
+
+def measure(bench: Bench) -> Row:
+    row = Row("scale", "how cost grows with jobs that wait and with drivers")
+    sizes = (200, 400) if bench.quick else (1_000, 2_000, 5_000, 10_000)
+    with World(bench.root / "scale", "--instant", "7200") as world:
+        interval_s = world.config().driver.poll_interval_s
+        for waiting, seconds in _sweeps(world, sizes).items():
+            row.add(f"sweep of {waiting:,} waiting", "ms", seconds * 1e3)
+        page_s = statistics.median(
+            series.values[0] / 1e3 / (size / PAGE) for series, size in zip(row.series, sizes, strict=True)
+        )
+        row.add("a page of 100 jobs", "ms", page_s * 1e3)
+        jobs = bench.size(30_000, 2_000)
+        for drivers in DRIVERS:
+            row.add(f"claim to finish, {drivers} drivers", "jobs/s", _queue_rate(world, drivers, jobs))
+    for waiting in MODEL:
+        row.add(f"model: sweep of {waiting:,}", "s", page_s * waiting / PAGE)
+        row.add(f"model: an end is seen after, p50, {waiting:,} waiting", "s", _seen_after(waiting, page_s, interval_s))
+    row.add("model: waiting jobs at which sweeps fill the interval", "jobs", interval_s / page_s * PAGE)
+    return row
+
+
+def _sweeps(world: World, sizes: tuple[int, ...]) -> dict[int, float]:
+    """Seconds for one sweep of the list, by how many wait."""
+    found: dict[int, float] = {}
+    fibers = Fibers(threads=2)
+    with closing(CamberExecutionBackend(world.config().camber)) as backend:
+        body = {"command": "true", "engine_type": "BASE", "node_size": "XXSMALL", "num_nodes": 1, "with_gpu": False}
+
+        def create(number: int) -> int:
+            return backend.client.create({**body, "mount_dir": f"scale/{number}"}).remote_id
+
+        ids: list[int] = []
+        since = datetime.now(UTC)
+        for size in sizes:
+            for start in range(len(ids), size, 500):
+                ids += fibers.map(create, range(start, min(start + 500, size)))
+            times = []
+            for _ in range(SWEEPS):
+                begun = time.perf_counter()
+                seen = sum(1 for _ in backend.watch(ids, (), since))
+                times.append(time.perf_counter() - begun)
+                if seen != size:
+                    raise RuntimeError(f"the sweep found {seen} of {size} jobs")
+            found[size] = statistics.median(times)
+    fibers.close()
+    return found
+
+
+def _queue_rate(world: World, drivers: int, jobs: int) -> float:
+    world.clear()
+    world.put(jobs)
+    with ProcessPoolExecutor(drivers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(abs, range(drivers)))
+        begun = time.perf_counter()
+        done = sum(pool.map(drain, [world.postgres.url] * drivers))
+        seconds = time.perf_counter() - begun
+    if done != jobs:
+        raise RuntimeError(f"{done} of {jobs} jobs were finished")
+    return jobs / seconds
+
+
+def _seen_after(waiting: int, page_s: float, interval_s: float) -> float:
+    """Simulates sweeps over a list in which jobs end at random: the median time until a sweep reads the ended job."""
+    chance = random.Random(waiting)
+    sweep_s = page_s * waiting / PAGE
+    period_s = max(interval_s, sweep_s)
+    delays = []
+    for _ in range(ENDS):
+        place_s = chance.random() * sweep_s
+        ended_s = chance.random() * period_s
+        read_s = place_s if place_s >= ended_s else place_s + period_s
+        delays.append(read_s - ended_s)
+    return statistics.median(delays)
