@@ -135,7 +135,9 @@ class RayConfig:
     num_cpus: int | None
     """CPUs of a Ray that the driver starts itself; None = all of the machine."""
     jobs_per_task: int
+    """Steps that ride in one Ray task, all under way at once."""
     threads_per_task: int
+    """How many of them may stream or write files at once; a call alone needs no thread."""
     task_timeout_s: float
     """After this a task counts as hung and its phase is run again; plus the time its bytes need."""
 
