@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Final, TextIO, cast
 from uuid import UUID
 
 import psycopg2.extensions
@@ -24,6 +23,8 @@ from rythmiq_ray.spec import check
 _SQL: Final = queries("producer")
 _UNIQUE_TRIES: Final = 5
 """How often an enqueue races with the end of the job that holds its key before it gives up; once is rare."""
+_to_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+_COPY_BYTES: Final = 64 * 1024
 _COPY_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -102,22 +103,39 @@ def new_job_id() -> UUID:
     return UUID(int=high << 64 | low)
 
 
-def _copy(connection: psycopg2.extensions.connection, rows: list[tuple[UUID, NewJob]]) -> None:
-    now = fetch(connection, _SQL["now"], {})[0]["now"]
-    visible = {0.0: now.isoformat()}
-    lines = io.StringIO()
-    for job_id, job in rows:
-        if job.delay_s not in visible:
-            visible[job.delay_s] = (now + timedelta(seconds=job.delay_s)).isoformat()
-        user_id = "\\N" if job.user_id is None else job.user_id.translate(_COPY_ESCAPES)
-        spec = json.dumps(job.spec.as_dict(), ensure_ascii=False).translate(_COPY_ESCAPES)
-        queue = job.queue.translate(_COPY_ESCAPES)
-        lines.write(
-            f"{job_id}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible[job.delay_s]}\n"
-        )
-    lines.seek(0)
+def _copy(connection: psycopg2.extensions.connection, rows: Sequence[tuple[UUID, NewJob]]) -> None:
+    now: datetime = fetch(connection, _SQL["now"], {})[0]["now"]
     with translated(), connection.cursor() as cursor:
-        cursor.copy_expert(_SQL["copy"], lines)
+        cursor.copy_expert(_SQL["copy"], cast("TextIO", _Lines(rows, now)), _COPY_BYTES)  # needs read() alone
+
+
+class _Lines:
+    """Rows in the text format of COPY, made while Postgres takes in those before them."""
+
+    def __init__(self, rows: Sequence[tuple[UUID, NewJob]], now: datetime) -> None:
+        self._rows = iter(rows)
+        self._now = now
+        self._visible = {0.0: now.isoformat()}
+        self._rest = ""
+
+    def read(self, size: int = _COPY_BYTES, /) -> str:
+        """At most so many characters; none at the end."""
+        lines, length = [self._rest], len(self._rest)
+        while length < size and (row := next(self._rows, None)) is not None:
+            lines.append(self._line(*row))
+            length += len(lines[-1])
+        text = "".join(lines)
+        self._rest = text[size:]
+        return text[:size]
+
+    def _line(self, job_id: UUID, job: NewJob) -> str:
+        if job.delay_s not in self._visible:
+            self._visible[job.delay_s] = (self._now + timedelta(seconds=job.delay_s)).isoformat()
+        user_id = "\\N" if job.user_id is None else job.user_id.translate(_COPY_ESCAPES)
+        spec = _to_json(job.spec.as_dict()).translate(_COPY_ESCAPES)
+        queue = job.queue.translate(_COPY_ESCAPES)
+        visible = self._visible[job.delay_s]
+        return f"{job_id}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}\n"
 
 
 def _insert_unique(connection: psycopg2.extensions.connection, rows: list[tuple[UUID, NewJob]]) -> dict[str, UUID]:
