@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.measure import Bench
+from benchmarks.measure import Bench, Row
 
 ROWS = ("throughput", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "scale")
 Choice = StrEnum("Choice", ["all", *ROWS])  # type: ignore[misc]  # made of the names of the modules
@@ -47,7 +47,8 @@ def main(
     machine = report.machine()
     begun = time.monotonic()
     parent = root or (MEMORY_FILES if os.access(MEMORY_FILES, os.W_OK) else None)
-    measured = []
+    done: list[Row] = []
+    out.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         console.print(f"[bold]{name}[/bold]")
         folder = Path(tempfile.mkdtemp(prefix="rythmiq-bench-", dir=parent))
@@ -59,10 +60,9 @@ def main(
             shutil.rmtree(folder, ignore_errors=True)
         row.at = datetime.now(UTC).isoformat(timespec="seconds")
         report.show(console, row)
-        measured.append(row)
-    out.mkdir(parents=True, exist_ok=True)
-    done = report.merge(out / "benchmarks.json", measured)
-    report.write_json(out / "benchmarks.json", done, machine)
+        # At once, so that a run that is stopped keeps what it has.
+        done = report.merge(out / "benchmarks.json", row)
+        report.write_json(out / "benchmarks.json", done, machine)
     report.plot(out / "benchmarks.png", done)
     report.plot_scale(out / "scale.png", done)
     console.print(f"{time.monotonic() - begun:.0f} s; wrote {out}/benchmarks.json and {out}/benchmarks.png")

@@ -47,12 +47,12 @@ def show(console: Console, row: Row) -> None:
         console.print(f"  {note}", style="dim", highlight=False)
 
 
-def merge(target: Path, rows: Sequence[Row]) -> list[Row]:
-    """Those of the file with these in place of older ones, in the order of their numbers."""
+def merge(target: Path, new: Row) -> list[Row]:
+    """Those of the file with this one in place of an older one, in the order of their numbers."""
     known: dict[str, Row] = {}
     if target.exists():
         known = {row["number"]: Row.from_dict(row) for row in json.loads(target.read_text())["rows"]}
-    known.update({row.number: row for row in rows})
+    known[new.number] = new
     return [known[number] for number in ORDER if number in known]
 
 
