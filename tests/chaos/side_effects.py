@@ -62,7 +62,7 @@ class Tripwire:
 
     def install(self) -> None:
         self._wrap(Queue, "_run", lambda _self, name, **_: f"queue.{name}")
-        self._wrap(CamberClient, "_send", lambda _self, operation, **_: f"camber.{operation}")
+        self._wrap(CamberClient, "_once", lambda _self, operation, **_: f"camber.{operation}")
         for point in store_methods():
             name = point.partition(".")[2]
             self._wrap(LocalArtifactStore, name, lambda *_args, _point=point, **_: _point)
