@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ TEMPLATE = "rythmiq_template"
 
 @pytest.fixture(scope="session", autouse=True)
 def _hermetic() -> Iterator[None]:
-    """No variable of the caller's decides what a test does, and Ray writes no token into the home folder."""
+    """Nothing of the caller's decides what a test does, and Ray writes no token into the home folder."""
+    # A shell starts what it puts in the background with SIGINT ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     patch = pytest.MonkeyPatch()
     for name in list(os.environ):
         if name.startswith(("AWS_", "CAMBER_", "ARTIFACT_STORE_", "RYTHMIQ_")) or name in (

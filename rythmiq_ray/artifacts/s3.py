@@ -20,14 +20,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from rythmiq_ray.artifacts.manifest import manifest_bytes
-from rythmiq_ray.artifacts.streaming import (
-    READ_AHEAD_BYTES,
-    Meter,
-    budget,
-    content_type,
-    read_ahead,
-    source_errors_as_they_were,
-)
+from rythmiq_ray.artifacts.parts import BackgroundParts
+from rythmiq_ray.artifacts.streaming import Meter, budget, content_type, source_errors_as_they_were
 from rythmiq_ray.config import ArtifactsConfig
 from rythmiq_ray.errors import NotFound, StoreUnavailable
 from rythmiq_ray.inputs import open_input
@@ -96,7 +90,7 @@ class S3ArtifactStore:
         passing = meter.passing(chunks)
         part_bytes = max(self._part_bytes, -(-(expected_bytes or 0) // _MAX_PARTS))
         small = expected_bytes is not None and expected_bytes <= part_bytes
-        with budget.hold(expected_bytes or 0 if small else part_bytes + READ_AHEAD_BYTES), source_errors_as_they_were():
+        with budget.hold(expected_bytes or 0 if small else part_bytes), source_errors_as_they_were():
             # Of a size that is not known, as much as a part may hold is read before it is clear which way to go.
             head = io.BytesIO()
             whole = small or expected_bytes is None
@@ -167,22 +161,21 @@ class S3ArtifactStore:
             ).close()
 
     def _put_parts(self, key: str, head: io.BytesIO, rest: Iterator[bytes], kind: str, part_bytes: int) -> None:
-        with self._translated():
+        with self._translated(), BackgroundParts(self._client()) as client:
             writer = smart_open.s3.open(
                 self._bucket,
                 key,
                 "wb",
                 min_part_size=part_bytes,
-                client=self._client(),
+                client=client,
                 client_kwargs={"S3.Client.create_multipart_upload": {"ContentType": kind}},
             )
             try:
                 with head.getbuffer() as view:
                     writer.write(view)
                 head.close()
-                with read_ahead(rest) as chunks:
-                    for chunk in chunks:
-                        writer.write(chunk)
+                for chunk in rest:
+                    writer.write(chunk)
                 writer.close()
             except BaseException:
                 _abort(writer)

@@ -1,11 +1,10 @@
-"""What passes through a store on its way: counted, hashed, compared, read ahead, and bounded in memory."""
+"""What passes through a store on its way: counted, hashed, compared, and bounded in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import mimetypes
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -15,8 +14,6 @@ from rythmiq_ray.errors import ArtifactCorrupt
 from rythmiq_ray.names import LOG_NAME
 
 CHUNK_BYTES: Final = 1024 * 1024
-READ_AHEAD_BYTES: Final = 4 * CHUNK_BYTES
-"""How far reading a source may run ahead of a multipart upload."""
 _BUFFER_BUDGET_BYTES: Final = 80 * 1024 * 1024
 _OF_ENCODING: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 _UNKNOWN: Final = "application/octet-stream"
@@ -75,90 +72,42 @@ class Meter:
 
 
 class _Budget:
-    """Bytes of memory that the uploads of this process may hold between them; the next one waits."""
+    """Bytes of memory that the uploads of this process may hold between them."""
 
     def __init__(self, total: int) -> None:
         self._free = self._total = total
+        self._waiting = 0
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, amount: int) -> Iterator[None]:
+        """Waits until there is as much; of more than the whole, the whole is enough."""
         amount = min(amount, self._total)
         with self._changed:
+            self._waiting += 1
             self._changed.wait_for(lambda: self._free >= amount)
+            self._waiting -= 1
             self._free -= amount
         try:
             yield
         finally:
-            with self._changed:
-                self._free += amount
-                self._changed.notify_all()
+            self.give_back(amount)
 
-
-budget: Final = _Budget(_BUFFER_BUDGET_BYTES)
-
-
-class _ReadAhead:
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._changed = threading.Condition()
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
-        self._ended = False
-        self._stopped = False
-        self._error: BaseException | None = None
-
-    def fill(self, chunks: Iterable[bytes]) -> None:
-        try:
-            for chunk in chunks:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._waiting_bytes < self._limit or self._stopped)
-                    if self._stopped:
-                        return
-                    self._waiting.append(chunk)
-                    self._waiting_bytes += len(chunk)
-                    self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the chunks are used
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def drain(self) -> Iterator[bytes]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ended)
-                if not self._waiting:
-                    break
-                chunk = self._waiting.popleft()
-                self._waiting_bytes -= len(chunk)
-                self._changed.notify_all()
-            yield chunk
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
+    def try_take(self, amount: int) -> bool:
+        """Takes as much if that makes nobody wait; it is to be given back."""
         with self._changed:
-            self._stopped = True
+            taken = not self._waiting and self._free >= amount
+            if taken:
+                self._free -= amount
+            return taken
+
+    def give_back(self, amount: int) -> None:
+        with self._changed:
+            self._free += amount
             self._changed.notify_all()
 
 
-@contextmanager
-def read_ahead(chunks: Iterable[bytes]) -> Iterator[Iterator[bytes]]:
-    """The same chunks, read by a thread of its own while the last part is being uploaded.
-
-    The thread has ended when the context has, so that the caller may close the source; that takes as long as one
-    read of it.
-    """
-    ahead = _ReadAhead(READ_AHEAD_BYTES)
-    reader = threading.Thread(target=ahead.fill, args=(chunks,), name="rythmiq-read-ahead", daemon=True)
-    reader.start()
-    try:
-        yield ahead.drain()
-    finally:
-        ahead.stop()
-        reader.join()
+budget: Final = _Budget(_BUFFER_BUDGET_BYTES)
 
 
 def content_type(name: str) -> str:

@@ -7,6 +7,8 @@ import http.server
 import os
 import resource
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from rythmiq_ray import inputs
 from rythmiq_ray.artifacts import ArtifactStore, download, manifest, open_store, read_manifest
 from rythmiq_ray.artifacts.local import LocalArtifactStore
 from rythmiq_ray.artifacts.s3 import S3ArtifactStore, shared_client
+from rythmiq_ray.artifacts.streaming import budget
 from rythmiq_ray.config import ArtifactsConfig
 from rythmiq_ray.errors import ArtifactCorrupt, InputMissing, InputUnreadable, NotFound, StoreUnavailable
 from rythmiq_ray.local.process import free_ports
@@ -396,6 +399,61 @@ def test_a_multipart_upload_that_the_server_breaks_is_aborted(s3: Any, fresh_cli
         place.store.write(job_id, 1, "x", pieces(CONTENTS["parts and a rest"]))
     assert place.names(job_id) == []
     assert place.dangling() == 0
+
+
+def test_parts_are_sent_while_the_next_one_is_read(s3: Any, fresh_client: None) -> None:
+    place, job_id, read_on = s3_place(s3), uuid4(), threading.Event()
+
+    def hold(**_: Any) -> None:
+        assert read_on.wait(20), "the source was not read while a part was sent"
+
+    def source() -> Iterator[bytes]:
+        yield bytes(2 * PART_BYTES)
+        yield b"more"
+        read_on.set()
+
+    shared_client().meta.events.register("before-call.s3.UploadPart", hold)
+    artifact = place.store.write(job_id, 1, "x", source())
+    assert content_of(place.store, artifact.uri) == bytes(2 * PART_BYTES) + b"more"
+
+
+def test_a_part_under_way_is_waited_for_before_its_upload_is_aborted(s3: Any, fresh_client: None) -> None:
+    place, job_id, calls, broken = s3_place(s3), uuid4(), list[str](), threading.Event()
+
+    def slow(**_: Any) -> None:
+        assert broken.wait(20)
+        time.sleep(0.2)
+
+    def source() -> Iterator[bytes]:
+        yield bytes(PART_BYTES)
+        broken.set()
+        raise OSError("source")
+
+    events = shared_client().meta.events
+    events.register("before-call.s3.UploadPart", slow)
+    events.register("after-call.s3", lambda model, **_: calls.append(model.name))
+    with pytest.raises(OSError, match="source"):
+        place.store.write(job_id, 1, "x", source(), expected_bytes=3 * PART_BYTES)
+    assert calls == ["CreateMultipartUpload", "UploadPart", "AbortMultipartUpload"]
+    assert place.dangling() == 0
+
+
+def test_without_memory_for_parts_to_wait_in_they_are_sent_one_by_one(s3: Any, fresh_client: None) -> None:
+    place, job_id, at_once, most = s3_place(s3), uuid4(), Counter[str](), Counter[str]()
+
+    def begin(**_: Any) -> None:
+        at_once["parts"] += 1
+        most["parts"] = max(most["parts"], at_once["parts"])
+
+    events = shared_client().meta.events
+    events.register("before-call.s3.UploadPart", begin)
+    events.register("after-call.s3.UploadPart", lambda **_: at_once.subtract(["parts"]))
+    with budget.hold(75 * 1024**2):
+        artifact = place.store.write(job_id, 1, "x", pieces(CONTENTS["parts and a rest"]))
+    assert most["parts"] == 1
+    assert content_of(place.store, artifact.uri) == CONTENTS["parts and a rest"]
+    with budget.hold(80 * 1024**2):
+        pass  # All of it was given back.
 
 
 def test_an_upload_whose_abort_fails_too_is_never_completed_afterwards(s3: Any, fresh_client: None) -> None:
