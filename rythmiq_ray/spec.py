@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -564,29 +565,30 @@ _QUEUE_CHECKS: Final[Mapping[str, _Check]] = {
 }
 
 
-def _with_defaults(
-    model: type[JobSpec] | type[NewJob], checks: Mapping[str, _Check]
-) -> list[tuple[str, object, _Check]]:
-    defaults = {field.name: field.default for field in fields(model)}
-    return [(name, defaults[name], test) for name, test in checks.items()]
+class _Checks:
+    """The checks of a model's fields."""
+
+    def __init__(self, model: type[JobSpec] | type[NewJob], checks: Mapping[str, _Check]) -> None:
+        defaults = {field.name: field.default for field in fields(model)}
+        self._checks = [(name, defaults[name], check) for name, check in checks.items()]
+        self._values = attrgetter(*checks)
+
+    def faults(self, of: JobSpec | NewJob) -> list[str]:
+        found: list[str] = []
+        # Most fields of most jobs are the very default, which needs no check.
+        for value, (name, default, test) in zip(self._values(of), self._checks, strict=True):
+            if value is not default and (faults := test(name, value)):
+                found.extend(faults)
+        return found
 
 
-_SPEC_TESTS: Final = _with_defaults(JobSpec, _SPEC_CHECKS)
-_QUEUE_TESTS: Final = _with_defaults(NewJob, _QUEUE_CHECKS)
+_OF_SPEC: Final = _Checks(JobSpec, _SPEC_CHECKS)
+_OF_QUEUE: Final = _Checks(NewJob, _QUEUE_CHECKS)
 
 
 def _faults_of_values(job: NewJob) -> list[str]:
-    faults: list[str] = []
     spec = job.spec
-    # Most fields of most jobs are the very default, which needs no check.
-    for name, default, test in _SPEC_TESTS:
-        value = getattr(spec, name)
-        if value is not default and (found := test(name, value)):
-            faults.extend(found)
-    for name, default, test in _QUEUE_TESTS:
-        value = getattr(job, name)
-        if value is not default and (found := test(name, value)):
-            faults.extend(found)
+    faults = _OF_SPEC.faults(spec) + _OF_QUEUE.faults(job)
     if spec.secrets and spec.env and isinstance(spec.secrets, (tuple, list)) and isinstance(spec.env, Mapping):
         names = (name for name in spec.secrets if isinstance(name, str) and name in spec.env)
         faults.extend(f"secrets: {_quote(name)} is in env too" for name in dict.fromkeys(names))

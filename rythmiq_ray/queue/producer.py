@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final, TextIO, cast
 from uuid import UUID
 
@@ -70,16 +72,17 @@ def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJ
 
 def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
     """Adds jobs that :mod:`rythmiq_ray.spec` checked before, in the caller's transaction."""
-    ids = [new_job_id() for _ in jobs]
-    plain = [(job_id, job) for job_id, job in zip(ids, jobs, strict=True) if job.unique_key is None]
-    keyed = [(at, job) for at, job in enumerate(jobs) if job.unique_key is not None]
+    ids = new_job_ids(len(jobs))
+    plain = [at for at, job in enumerate(jobs) if job.unique_key is None]
+    keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
     if plain:
-        _copy(connection, plain)
+        _copy(connection, [(ids[at], jobs[at]) for at in plain])
     if keyed:
-        holders = _insert_unique(connection, [(ids[at], job) for at, job in keyed])
-        for at, job in keyed:
-            assert job.unique_key is not None  # noqa: S101 - narrows the type; keyed holds no other
-            ids[at] = holders[job.unique_key]
+        holders = _insert_unique(connection, [(ids[at], jobs[at]) for at in keyed])
+        for at in keyed:
+            key = jobs[at].unique_key
+            assert key is not None  # noqa: S101 - narrows the type; keyed holds no other
+            ids[at] = holders[key]
     return ids
 
 
@@ -87,8 +90,8 @@ _last_id = 0
 _id_lock: Final = threading.Lock()
 
 
-def new_job_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): ids made later sort later, so new rows share index pages.
+def new_job_ids(count: int) -> list[UUID]:
+    """UUIDs of version 7 (RFC 9562): ids made later sort later, so new rows share index pages.
 
     The 12 bits behind the milliseconds count fractions of one (method 3), and a process never goes back, so jobs
     keep the order in which they were given.
@@ -96,26 +99,30 @@ def new_job_id() -> UUID:
     global _last_id
     milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
     with _id_lock:
-        _last_id = max(_last_id + 1, milliseconds << 12 | rest_ns * 4096 // 1_000_000)
-        ticks = _last_id
-    high = (ticks >> 12) << 16 | 0x7 << 12 | ticks & 0xFFF
-    low = 0x2 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
-    return UUID(int=high << 64 | low)
+        first = max(_last_id + 1, milliseconds << 12 | rest_ns * 4096 // 1_000_000)
+        _last_id = first + count - 1
+    random = struct.unpack(f"{count}Q", os.urandom(8 * count))
+    ids = []
+    for ticks, low in zip(range(first, first + count), random, strict=True):
+        high = (ticks >> 12) << 16 | 0x7 << 12 | ticks & 0xFFF
+        ids.append(UUID(int=high << 64 | 0x2 << 62 | low >> 2))
+    return ids
 
 
 def _copy(connection: psycopg2.extensions.connection, rows: Sequence[tuple[UUID, NewJob]]) -> None:
-    now: datetime = fetch(connection, _SQL["now"], {})[0]["now"]
     with translated(), connection.cursor() as cursor:
+        delayed = any(job.delay_s for _, job in rows)
+        now: datetime | None = fetch(connection, _SQL["now"], {})[0]["now"] if delayed else None
         cursor.copy_expert(_SQL["copy"], cast("TextIO", _Lines(rows, now)), _COPY_BYTES)  # needs read() alone
 
 
 class _Lines:
     """Rows in the text format of COPY, made while Postgres takes in those before them."""
 
-    def __init__(self, rows: Sequence[tuple[UUID, NewJob]], now: datetime) -> None:
+    def __init__(self, rows: Sequence[tuple[UUID, NewJob]], now: datetime | None) -> None:
+        """``now``: the transaction's time; needed for delayed jobs only."""
         self._rows = iter(rows)
         self._now = now
-        self._visible = {0.0: now.isoformat()}
         self._rest = ""
 
     def read(self, size: int = _COPY_BYTES, /) -> str:
@@ -129,13 +136,19 @@ class _Lines:
         return text[:size]
 
     def _line(self, job_id: UUID, job: NewJob) -> str:
-        if job.delay_s not in self._visible:
-            self._visible[job.delay_s] = (self._now + timedelta(seconds=job.delay_s)).isoformat()
-        user_id = "\\N" if job.user_id is None else job.user_id.translate(_COPY_ESCAPES)
-        spec = _to_json(job.spec.as_dict()).translate(_COPY_ESCAPES)
-        queue = job.queue.translate(_COPY_ESCAPES)
-        visible = self._visible[job.delay_s]
-        return f"{job_id}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}\n"
+        user_id = "\\N" if job.user_id is None else _escaped(job.user_id)
+        queue = _escaped(job.queue)
+        # JSON itself escapes all else that COPY reads as its own.
+        spec = _to_json(job.spec.as_dict()).replace("\\", "\\\\")
+        visible = "now"  # To Postgres that is the transaction's time.
+        if job.delay_s and self._now is not None:
+            visible = (self._now + timedelta(seconds=job.delay_s)).isoformat()
+        return f"{job_id.int:032x}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}\n"
+
+
+@lru_cache
+def _escaped(text: str) -> str:
+    return text.translate(_COPY_ESCAPES)
 
 
 def _insert_unique(connection: psycopg2.extensions.connection, rows: list[tuple[UUID, NewJob]]) -> dict[str, UUID]:
