@@ -14,7 +14,8 @@ from types import FrameType
 from typing import Final
 
 from rythmiq_ray.config import Config
-from rythmiq_ray.driver.loop import BACKEND, SECRET_PREFIX, STORE, Loop
+from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
+from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.errors import RULES, ConfigurationError, RythmiqError

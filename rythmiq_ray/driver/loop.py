@@ -15,19 +15,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from rythmiq_ray.config import Config
-from rythmiq_ray.driver.breaker import Breaker
 from rythmiq_ray.driver.flights import Flight, Flights
+from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.limit import InFlightLimit
+from rythmiq_ray.driver.outages import BACKEND, STORE, Outages
 from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Probed, Seen, Sweep, Swept, Watcher
-from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, Verdict
+from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode
 from rythmiq_ray.model import (
-    Cleaned,
     Collected,
     ErrorInfo,
     Faulted,
-    Job,
     JobState,
     NewJob,
     Order,
@@ -52,16 +51,11 @@ LONGEST_WAIT_S: Final = 1.0
 """Signals come by the wakeup pipe; this is for what gives no sign, such as a node that drains."""
 SLACK_SWEEPS: Final = 3.0
 """A start is seen up to a sweep late, so waits that differ by a few of them are taken for the same."""
-JANITOR_LEASES: Final = 2.0
-"""The janitor comes by, and takes what is left of ended attempts, after this many leases."""
-CLEAN_TRIES: Final = 3
 CLEAN_GRACE_S: Final = 15.0
 """How long a drain waits for the last paths to be removed; the janitor of another run takes the rest."""
-FAULT_LOG_INTERVAL_S: Final = 30.0
 PUBLISH_INTERVAL_S: Final = 5.0
 """How often states, the queue's depth among them, are measured for metrics."""
 SHORTEST_STUCK_S: Final = 60.0
-BACKEND, STORE = "backend", "store"
 
 
 class Fanout(Protocol):
@@ -107,8 +101,8 @@ class Loop:
         self.flights = Flights(config, on_phase_ended=self._metrics.phase_ended)
         self._limit = InFlightLimit(config.camber.max_in_flight, slack_s=SLACK_SWEEPS * config.driver.poll_interval_s)
         self._outbox = Outbox(config.driver.batch_size)
-        self._breakers = {BACKEND: Breaker(config.outage), STORE: Breaker(config.outage)}
-        self._cleaning: dict[tuple[object, int], int] = {}
+        self._outages = Outages(config.outage, probe=watcher.probe, over=self.flights.outage_over)
+        self._janitor = Janitor(config.driver, queue, send=cluster.enqueue, cleaned=self._outbox.cleaned)
         self._lease_until = 0.0
         self._renew_at = 0.0
         self._claim_at = 0.0
@@ -116,7 +110,6 @@ class Loop:
         self._cancels_at = 0.0
         self._sweep_at = 0.0
         self._limits_at = 0.0
-        self._janitor_at = 0.0
         self._publish_at = 0.0
         self._ticked_at: float | None = None
         self._stage = Stage.STARTING
@@ -124,8 +117,6 @@ class Loop:
         self._sweeps = 0
         self._database_error: str | None = None
         self._database_retry_at = 0.0
-        self._outage_logged: set[str] = set()
-        self._fault_logged_at = {BACKEND: -FAULT_LOG_INTERVAL_S, STORE: -FAULT_LOG_INTERVAL_S}
         self.stop_requested = False
         self.any_failed = False
 
@@ -157,7 +148,7 @@ class Loop:
             self._settle(order, result, now)
         self._take_reports(now)
         self._with_database(self._database_work, now)
-        self._probe(now)
+        self._outages.send_probes(now)
         self._enforce_limits(now)
         self._send_orders()
         self._cluster.dispatch()
@@ -204,15 +195,14 @@ class Loop:
         leased_at = self._lease_until - driver.lease_s
         checks: dict[str, Check] = {}
         if self._stage is not Stage.STARTING:
-            errors = {name: breaker.error for name, breaker in self._breakers.items()}
             checks = {
                 "postgres": Check(
                     ok=self._database_error is None,
                     reason=None if self._database_error is None else ErrorCode.DATABASE_UNAVAILABLE,
                 ),
                 "ray": Check(ok=self._cluster.reachable),
-                f"{self._config.execution.backend}_breaker": _breaker_check(errors[BACKEND]),
-                "store_breaker": _breaker_check(errors[STORE]),
+                f"{self._config.execution.backend}_breaker": _breaker_check(self._outages.error(BACKEND)),
+                "store_breaker": _breaker_check(self._outages.error(STORE)),
                 "lease": Check(ok=self._leased(now)),
             }
         return Status(
@@ -278,7 +268,8 @@ class Loop:
         self._take_cancels(now)
         self._adopt(now)
         self._claim(now)
-        self._janitor(now)
+        if not self._outages.any:
+            self._janitor.look_round(now)
 
     def _take_notifications(self) -> None:
         told = self._queue.notifications()
@@ -326,7 +317,7 @@ class Loop:
 
     def _claim_room(self) -> int:
         """How many jobs may be claimed: no more than may be in flight, nor than is soon sent."""
-        if self._paused:
+        if self._outages.any:
             return 0
         more = int(self._limit) - len(self.flights)
         return min(more, 2 * self._cluster.room - self._cluster.backlog(Step.SUBMIT))
@@ -374,7 +365,7 @@ class Loop:
                 cost_credits=ending.cost_credits,
             )
             if flight is not None:
-                self._clean(flight.job)
+                self._janitor.clean(flight.job)
             if ending.retry_delay_s is None and ending.state is JobState.FAILED:
                 self.any_failed = True
 
@@ -400,13 +391,13 @@ class Loop:
         if isinstance(result, TaskLost):
             self._metrics.step_lost(order.step)
         if order.step is Step.CLEAN:
-            self._settle_clean(order, result)
+            self._janitor.settle(order, result)
             return
         flight = self.flights.get(order.job.job_id, order.job.attempt)
         if flight is None or flight.sent is not order:
             return  # It was sent under a lease that was lost; what is sent now must not be taken for ended by it.
         if isinstance(result, Faulted):
-            self._note_fault(result.error, now, job=flight.job)
+            self._outages.note_fault(result.error, now, job=flight.job)
             if result.error.code is ErrorCode.BACKEND_BUSY and order.step is Step.SUBMIT:
                 self._limit.refused(flight.sent_at, now)
         elif isinstance(result, TaskLost):
@@ -440,9 +431,9 @@ class Loop:
                         self._end(ending)
                 case Swept(error=ErrorInfo() as error):
                     self._sweep = None
-                    self._note_fault(error, now)
+                    self._outages.note_fault(error, now)
                 case Probed(name=name, error=error):
-                    self._note_probe(name, error, now)
+                    self._outages.note_probe(name, error, now)
 
     def _note_progress(self, flight: Flight) -> None:
         job = flight.job
@@ -482,7 +473,7 @@ class Loop:
         # the tick's own time, which may be long past, would let a task create after others took the job over.
         wall = datetime.now(UTC)
         now = self._clock()
-        if not self._leased(now) or self.stop_requested or self._paused:
+        if not self._leased(now) or self.stop_requested or self._outages.any:
             return
         lease_left_s = self._lease_until - now
         create_before = wall + timedelta(seconds=lease_left_s)
@@ -547,7 +538,7 @@ class Loop:
     # ----------------------------------------------------------------- watch
 
     def _watch(self, now: float) -> None:
-        if self._sweep is not None or now < self._sweep_at or self._breakers[BACKEND].open:
+        if self._sweep is not None or now < self._sweep_at or self._outages.error(BACKEND) is not None:
             return
         self._sweep_at = now + self._config.driver.poll_interval_s
         waiting, paths = self.flights.waiting_ids(), self.flights.uncertain_paths()
@@ -563,83 +554,13 @@ class Loop:
         )
         self._watcher.sweep(self._sweep)
 
-    # --------------------------------------------------------------- outages
-
-    @property
-    def _paused(self) -> bool:
-        return any(breaker.open for breaker in self._breakers.values())
-
-    def _note_fault(self, error: ErrorInfo, now: float, job: Job | None = None) -> None:
-        if error.verdict is not Verdict.PAUSE:
-            return
-        name = STORE if error.code is ErrorCode.STORE_UNAVAILABLE else BACKEND
-        self._breakers[name].trip(error, now)
-        if now >= self._fault_logged_at[name] + FAULT_LOG_INTERVAL_S:
-            # One line now and then, also where the probe succeeds: a node may lack what the driver has.
-            self._fault_logged_at[name] = now
-            log.warning(
-                "A call failed",
-                part=name,
-                error=error.message,
-                jobId=job.job_id if job else None,
-                attempt=job.attempt if job else None,
-            )
-
-    def _probe(self, now: float) -> None:
-        for name, breaker in self._breakers.items():
-            if breaker.due_at is not None and now >= breaker.due_at:
-                breaker.probe_sent()
-                self._watcher.probe(name)
-
-    def _note_probe(self, name: str, error: ErrorInfo | None, now: float) -> None:
-        breaker = self._breakers[name]
-        if breaker.probe_ended(error, now):
-            if name in self._outage_logged:
-                self._outage_logged.discard(name)
-                self.flights.outage_over()
-                log.info("Dispatch resumed", part=name, after=f"{now - breaker.opened_at:.0f}s")
-        elif error is not None and name not in self._outage_logged:
-            self._outage_logged.add(name)
-            log.warning("Dispatch paused", part=name, error=error.code, message=error.message)
-
-    # -------------------------------------------------------------- clean-up
-
-    def _clean(self, job: Job) -> None:
-        """The attempt's path goes once its artifacts are safe and the row says so."""
-        if job.remote_path is None:
-            return
-        self._cleaning.setdefault((job.job_id, job.attempt), 0)
-        self._cluster.enqueue(Order(step=Step.CLEAN, job=job))
-
-    def _settle_clean(self, order: Order, result: StepResult) -> None:
-        key = (order.job.job_id, order.job.attempt)
-        if isinstance(result, Cleaned):
-            self._cleaning.pop(key, None)
-            self._outbox.cleaned(order.job)
-            return
-        tries = self._cleaning.get(key, 0) + 1
-        if tries < CLEAN_TRIES:
-            self._cleaning[key] = tries
-            self._cluster.enqueue(order)
-        else:
-            self._cleaning.pop(key, None)  # The janitor comes by.
-
-    def _janitor(self, now: float) -> None:
-        if now < self._janitor_at or self._paused:
-            return
-        interval_s = JANITOR_LEASES * self._config.driver.lease_s
-        self._janitor_at = now + interval_s
-        for job in self._queue.uncleaned(self._config.driver.batch_size, older_than_s=interval_s):
-            if (job.job_id, job.attempt) not in self._cleaning:
-                self._clean(job)
-
     # ------------------------------------------------------------------ ends
 
     def _idle(self) -> bool:
         return not self.flights and not self._outbox.endings
 
     def _all_cleaned(self, idle_since: float) -> bool:
-        done = not self._cleaning and not len(self._outbox)
+        done = not self._janitor.busy and not len(self._outbox)
         return done or self._clock() - idle_since > CLEAN_GRACE_S
 
     def _node_leaves(self) -> bool:
@@ -651,7 +572,7 @@ class Loop:
     def _next_due(self) -> float:
         """When the next thing is due by the clock alone. What cannot be done now must not be in it."""
         now = self._clock()
-        leased, paused = self._leased(now), self._paused
+        leased, paused = self._leased(now), self._outages.any
         times = [now + LONGEST_WAIT_S]
         if self._database_error is not None:
             times.append(self._database_retry_at)
@@ -664,17 +585,17 @@ class Loop:
                 if self.flights:
                     times.append(self._cancels_at)
                 if not paused:
-                    times.append(self._janitor_at)
+                    times.append(self._janitor.due_at)
                 if self._claim_room() > 0:
                     times.append(self._claim_at)
         if self.flights:
             times.append(self._limits_at)
-            if self._sweep is None and not self._breakers[BACKEND].open:
+            if self._sweep is None and self._outages.error(BACKEND) is None:
                 times.append(self._sweep_at)
             due = self.flights.next_due()
             if due is not None and leased and not paused:
                 times.append(due)
-        times.extend(breaker.due_at for breaker in self._breakers.values() if breaker.due_at is not None)
+        times.extend(self._outages.due_at())
         return min(times)
 
 

@@ -11,10 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from inline_cluster import InlineCluster
 from side_effects import Tripwire
 
-import rythmiq_ray.driver.loop
+import rythmiq_ray.driver.janitor
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.driver.loop import BACKEND, STORE, Loop
+from rythmiq_ray.driver.loop import Loop
+from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor
@@ -39,7 +40,7 @@ def main() -> int:
     record, *point = [word for word in sys.argv[1:] if not word.startswith("--")]
     config = load(OVERRIDES).config
     setup(config.logging)
-    rythmiq_ray.driver.loop.JANITOR_LEASES = 0.1  # type: ignore[misc]  # What the dead left is old enough at once.
+    rythmiq_ray.driver.janitor.LEASES = 0.1  # type: ignore[misc]  # What the dead left is old enough at once.
     Tripwire(Path(record), point[0] if point else None).install()
     executor = Executor(
         backend=CamberExecutionBackend(config.camber),

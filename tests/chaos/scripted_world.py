@@ -29,7 +29,8 @@ import samples
 
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends import InputOpener
-from rythmiq_ray.driver.loop import BACKEND, STORE, Loop
+from rythmiq_ray.driver.loop import Loop
+from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Sweep, Watcher
 from rythmiq_ray.errors import (

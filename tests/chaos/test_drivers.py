@@ -29,7 +29,8 @@ from rythmiq_ray import JobSpec, NewJob, enqueue_many
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.config import Config
-from rythmiq_ray.driver.loop import BACKEND, STORE, Loop
+from rythmiq_ray.driver.loop import Loop
+from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor

@@ -17,7 +17,8 @@ from samples import API_KEY
 from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.driver.loop import BACKEND, STORE, Loop
+from rythmiq_ray.driver.loop import Loop
+from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor
