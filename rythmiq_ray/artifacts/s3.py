@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from rythmiq_ray.artifacts.manifest import manifest_bytes
-from rythmiq_ray.artifacts.parts import BackgroundParts
+from rythmiq_ray.artifacts.parts import BackgroundParts, PartBuffer
 from rythmiq_ray.artifacts.streaming import Meter, budget, content_type, source_errors_as_they_were
 from rythmiq_ray.config import ArtifactsConfig
 from rythmiq_ray.errors import NotFound, StoreUnavailable
@@ -167,6 +167,7 @@ class S3ArtifactStore:
                 key,
                 "wb",
                 min_part_size=part_bytes,
+                writebuffer=PartBuffer(),
                 client=client,
                 client_kwargs={"S3.Client.create_multipart_upload": {"ContentType": kind}},
             )
