@@ -1,7 +1,7 @@
 """Artifacts in a bucket: a single PUT up to a part's size, multipart above it, aborted when anything goes wrong.
 
-Writes go through ``smart_open.s3.open``, which takes bucket and key as they are; ``smart_open.open`` would read
-``?versionId=`` in a name as a version.
+What is streamed goes through ``smart_open.s3.open``, which takes bucket and key as they are; ``smart_open.open`` would
+read ``?versionId=`` in a name as a version.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ class S3ArtifactStore:
                 head.write(chunk)
                 whole = head.tell() <= part_bytes
             if whole:
-                self._put(key, head, kind)
+                self._put(key, head.getvalue(), kind)
             else:
                 self._put_parts(key, head, passing, kind, part_bytes)
         return Artifact(name=name, uri=self._uri(key), bytes=meter.bytes, sha256=meter.sha256, content_type=kind)
 
     def write_manifest(self, job_id: UUID, attempt: int, manifest: Mapping[str, Any]) -> str:
         key = key_of(self._prefix, job_id, attempt, MANIFEST_NAME)
-        self._put(key, io.BytesIO(manifest_bytes(manifest)), content_type(MANIFEST_NAME))
+        self._put(key, manifest_bytes(manifest), content_type(MANIFEST_NAME))
         return self._uri(key)
 
     @contextmanager
@@ -148,17 +148,10 @@ class S3ArtifactStore:
     def _uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
 
-    def _put(self, key: str, content: io.BytesIO, kind: str) -> None:
+    def _put(self, key: str, content: bytes, kind: str) -> None:
+        # As bytes, not as a file: botocore would ask the server first whether it wants that (Expect: 100-continue).
         with self._translated():
-            smart_open.s3.open(
-                self._bucket,
-                key,
-                "wb",
-                multipart_upload=False,
-                writebuffer=content,
-                client=self._client(),
-                client_kwargs={"S3.Client.put_object": {"ContentType": kind}},
-            ).close()
+            self._client().put_object(Bucket=self._bucket, Key=key, Body=content, ContentType=kind)
 
     def _put_parts(self, key: str, head: io.BytesIO, rest: Iterator[bytes], kind: str, part_bytes: int) -> None:
         with self._translated(), BackgroundParts(self._client()) as client:
@@ -167,7 +160,7 @@ class S3ArtifactStore:
                 key,
                 "wb",
                 min_part_size=part_bytes,
-                writebuffer=PartBuffer(),
+                writebuffer=cast(io.BytesIO, PartBuffer()),
                 client=client,
                 client_kwargs={"S3.Client.create_multipart_upload": {"ContentType": kind}},
             )
