@@ -115,8 +115,6 @@ def _take_calls() -> list[ApiCall]:
 @ray.remote(max_retries=0, num_cpus=1)
 def _run(settings: TaskSettings, orders: list[Order]) -> tuple[list[StepResult], list[ApiCall]]:
     executor, fibers = _process_executor(settings)
-    if len(orders) == 1:
-        return [executor.run(orders[0])], _take_calls()
     return fibers.map(executor.run, orders), _take_calls()
 
 

@@ -6,16 +6,16 @@ Each step is idempotent, and every error comes back as data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from rythmiq_ray.artifacts import ArtifactStore, manifest
 from rythmiq_ray.backends import ExecutionBackend
 from rythmiq_ray.errors import ArtifactCorrupt, CreateUncertain, ErrorCode, NotFound, RythmiqError
-from rythmiq_ray.fibers import offload
+from rythmiq_ray.fibers import offload, together
 from rythmiq_ray.model import (
     Artifact,
     Cancelling,
@@ -120,51 +120,49 @@ class Executor:
         if total_bytes > ALONE_BYTES and not order.alone:
             return NotYet(reason="large", alone=True, alone_bytes=total_bytes)
 
-        def keep(small: bytes | None) -> Collected:
-            if order.again:
-                self.store.discard_partial(job.job_id, job.attempt)
-            artifacts = self._stream(job, log, files, small)
+        def conclude(artifacts: tuple[Artifact, ...]) -> Collected:
             return self._collected(order, remote, result, artifacts, unsafe, warnings)
 
         try:
-            fetch = log is not None and not files and log.size_bytes <= SMALL_BYTES
-            small = self.backend.read_file(job, log.name) if log is not None and fetch else None
-            return offload(lambda: keep(small))
+            if order.again:
+                offload(lambda: self.store.discard_partial(job.job_id, job.attempt))
+            if log is not None and not files and log.size_bytes <= SMALL_BYTES:
+                # Most jobs: one call, and then one turn of a thread for all that goes to the store.
+                content = self.backend.read_file(job, log.name)
+                return offload(lambda: conclude((self._write(job, log, LOG_NAME, [content]),)))
+            artifacts = self._copy_all(job, log, files)
+            return offload(lambda: conclude(artifacts))
         except (ArtifactCorrupt, NotFound) as error:
             if not order.final:
                 return NotYet(reason=error.message, delay_s=SYNC_DELAY_S, alone=order.alone, alone_bytes=total_bytes)
             raise ArtifactCorrupt(error.message) from None
 
-    def _stream(
-        self, job: Job, log: RemoteFile | None, files: tuple[RemoteFile, ...], small: bytes | None
-    ) -> tuple[Artifact, ...]:
-        """Stash to store, several files at once; the log first in the result, ``small`` where it was fetched before."""
-
-        def write(file: RemoteFile, name: str, chunks: Iterable[bytes]) -> Artifact:
-            return self.store.write(
-                job.job_id, job.attempt, name, chunks, expected_bytes=file.size_bytes, expected_sha256=file.sha256
-            )
-
-        def copy(file: RemoteFile, name: str) -> Artifact:
-            if file.size_bytes <= SMALL_BYTES:
-                return write(file, name, [self.backend.read_file(job, file.name)])
-            with self.backend.open_file(job, file.name) as chunks:
-                return write(file, name, chunks)
-
-        todo: list[Callable[[], Artifact | None]] = []
-        if log is not None and small is not None:
-            todo.append(lambda: write(log, LOG_NAME, [small]))
-        elif log is not None:
-            todo.append(lambda: copy(log, LOG_NAME))
-        else:
-            todo.append(lambda: self._service_log(job))
-        todo.extend(lambda file=file: copy(file, file.name) for file in files)  # type: ignore[misc]
-        if len(todo) == 1:
-            done = [todo[0]()]
-        else:
-            with ThreadPoolExecutor(min(self.concurrency, len(todo))) as pool:
-                done = list(pool.map(lambda task: task(), todo))
+    def _copy_all(self, job: Job, log: RemoteFile | None, files: tuple[RemoteFile, ...]) -> tuple[Artifact, ...]:
+        """Stash to store, several files at once; the log first in the result."""
+        calls: list[Callable[[], Artifact | None]] = [
+            partial(offload, partial(self._service_log, job))
+            if log is None
+            else partial(self._copy, job, log, LOG_NAME),
+            *(partial(self._copy, job, file, file.name) for file in files),
+        ]
+        done = together(calls, self.concurrency)
         return tuple(artifact for artifact in done if artifact is not None)
+
+    def _copy(self, job: Job, file: RemoteFile, name: str) -> Artifact:
+        if file.size_bytes <= SMALL_BYTES:
+            content = self.backend.read_file(job, file.name)
+            return offload(lambda: self._write(job, file, name, [content]))
+
+        def stream() -> Artifact:
+            with self.backend.open_file(job, file.name) as chunks:
+                return self._write(job, file, name, chunks)
+
+        return offload(stream)
+
+    def _write(self, job: Job, file: RemoteFile, name: str, chunks: Iterable[bytes]) -> Artifact:
+        return self.store.write(
+            job.job_id, job.attempt, name, chunks, expected_bytes=file.size_bytes, expected_sha256=file.sha256
+        )
 
     def _service_log(self, job: Job) -> Artifact | None:
         """The log as the service kept it, for a job whose wrapper left none."""

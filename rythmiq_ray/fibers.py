@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
@@ -42,7 +43,7 @@ class Fibers:
         """
 
         async def run_all() -> list[S]:
-            return await asyncio.gather(*[self._run(function, item) for item in items])
+            return await asyncio.gather(*[_run(partial(function, item), self._threads) for item in items])
 
         return asyncio.run_coroutine_threadsafe(run_all(), self._loop).result()
 
@@ -57,23 +58,24 @@ class Fibers:
         asyncio.run_coroutine_threadsafe(end(), self._loop)
         self._threads.shutdown(wait=False)
 
-    async def _run(self, function: Callable[[T], S], item: T) -> S:
-        fiber = _Fiber(function, self._threads)
-        step: Any = fiber.switch(item)
-        while not fiber.dead:
-            try:
-                outcome = await step
-            except BaseException as error:  # noqa: BLE001 - it is the fiber's to handle, also a cancellation
-                step = fiber.throw(error)
-            else:
-                step = fiber.switch(outcome)
-        return cast("S", step)
-
 
 class _Fiber(greenlet):
     def __init__(self, function: Callable[..., Any], threads: ThreadPoolExecutor) -> None:
         super().__init__(function)
         self.threads = threads
+
+
+async def _run(call: Callable[[], T], threads: ThreadPoolExecutor) -> T:
+    fiber = _Fiber(call, threads)
+    step: Any = fiber.switch()
+    while not fiber.dead:
+        try:
+            outcome = await step
+        except BaseException as error:  # noqa: BLE001 - it is the fiber's to handle, also a cancellation
+            step = fiber.throw(error)
+        else:
+            step = fiber.switch(outcome)
+    return cast("T", step)
 
 
 def in_fiber() -> bool:
@@ -103,3 +105,35 @@ def sleep(seconds: float) -> None:
         wait_for(asyncio.sleep(seconds))
     else:
         time.sleep(seconds)
+
+
+def together(calls: Sequence[Callable[[], T]], at_once: int) -> list[T]:
+    """The outcomes of calls, so many at once: from a fiber in fibers, else in threads.
+
+    Raises what the first of them raised that did, once none runs any more; what had not begun by then never does.
+    """
+    fiber = getcurrent()
+    if isinstance(fiber, _Fiber):
+        return wait_for(_gather(calls, at_once, fiber.threads))
+    with ThreadPoolExecutor(max(1, min(at_once, len(calls)))) as pool:
+        return list(pool.map(lambda call: call(), calls))
+
+
+async def _gather(calls: Sequence[Callable[[], T]], at_once: int, threads: ThreadPoolExecutor) -> list[T]:
+    todo = iter(enumerate(calls))
+    outcomes: dict[int, T] = {}
+
+    async def work() -> None:
+        for at, call in todo:
+            try:
+                outcomes[at] = await _run(call, threads)
+            except BaseException:
+                for _ in todo:  # None of the others begins any more.
+                    pass
+                raise
+
+    errors = await asyncio.gather(*[work() for _ in range(min(at_once, len(calls)))], return_exceptions=True)
+    for error in errors:
+        if error is not None:
+            raise error
+    return [outcomes[at] for at in range(len(calls))]

@@ -14,6 +14,7 @@ from uuid import UUID
 import psutil
 
 from rythmiq_ray.cluster import TaskSettings, build_executor
+from rythmiq_ray.fibers import Fibers
 from rythmiq_ray.layers import load
 from rythmiq_ray.model import Collected, Job, JobSpec, JobState, Order, Phase, RemoteJob, RemoteStatus, Step
 
@@ -60,13 +61,16 @@ def main() -> None:
         )
     )
 
+    fibers = Fibers(config.ray.threads_per_task)
+
     def collect(job_id: UUID) -> int:
         job = job_of(job_id)
         now = datetime.now(UTC)
         remote = RemoteJob(
             remote_id=1, status=RemoteStatus.COMPLETED, path=job.remote_path or "", created_at=now, started_at=now
         )
-        result = executor.run(Order(step=Step.COLLECT, job=job, remote=replace(remote), alone=True))
+        order = Order(step=Step.COLLECT, job=job, remote=replace(remote), alone=True)
+        (result,) = fibers.map(executor.run, [order])
         if not isinstance(result, Collected):
             raise RuntimeError(f"not collected: {result}")
         return len(result.artifacts)

@@ -128,7 +128,7 @@ def test_work_that_waits_makes_the_autoscaler_add_nodes_and_idle_ones_go(
     head = nodes(f"--autoscaling-config={fake_provider(tmp_path, address)}")
     for name in ("RAY_FAKE_CLUSTER", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"):
         del environment[name]
-    assert head.raylets == 1, "there is only the head, which takes no tasks"
+    wait_for(lambda: head.raylets == 1, "there is only the head, which takes no tasks")
     camber.faults = Faults(create_latency_s=0.5)
     put(database_url, 30)
     driver = drive("--drain", "ray.jobs_per_task=1", "driver.lease_s=30")
