@@ -110,13 +110,13 @@ def sleep(seconds: float) -> None:
 def together(calls: Sequence[Callable[[], T]], at_once: int) -> list[T]:
     """The outcomes of calls, so many at once: from a fiber in fibers, else in threads.
 
-    Raises what the first of them raised that did, once none runs any more; what had not begun by then never does.
+    Raises what one of them raised, once none runs any more.
     """
     fiber = getcurrent()
     if isinstance(fiber, _Fiber):
         return wait_for(_gather(calls, at_once, fiber.threads))
     with ThreadPoolExecutor(max(1, min(at_once, len(calls)))) as pool:
-        return list(pool.map(lambda call: call(), calls))
+        return list(pool.map(lambda call: call(), calls))  # Where one raises, those that have not begun are cancelled.
 
 
 async def _gather(calls: Sequence[Callable[[], T]], at_once: int, threads: ThreadPoolExecutor) -> list[T]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from rythmiq_ray import fibers
-from rythmiq_ray.fibers import Fibers, in_fiber, offload
+from rythmiq_ray.fibers import Fibers, in_fiber, offload, together
 
 
 @pytest.fixture
@@ -69,6 +70,56 @@ def test_an_error_is_raised_where_the_code_waits(pool: Fibers) -> None:
     assert pool.map(step, [0]) == ["handled"]
     with pytest.raises(ZeroDivisionError):
         pool.map(lambda _: offload(fail), [0])
+
+
+@pytest.fixture(params=["fiber", "thread"])
+def run(request: pytest.FixtureRequest, pool: Fibers) -> Callable[[Callable[[], object]], object]:
+    """Runs a call in a fiber, or in the calling thread."""
+    if request.param == "fiber":
+        return lambda call: pool.map(lambda _: call(), [0])[0]
+    return lambda call: call()
+
+
+def test_calls_run_together_but_no_more_than_so_many(run: Callable[[Callable[[], object]], object]) -> None:
+    at_once, most = [0], [0]
+
+    def call(number: int) -> int:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        fibers.sleep(0.02)
+        at_once[0] -= 1
+        return number
+
+    assert run(lambda: together([partial(call, number) for number in range(10)], 3)) == list(range(10))
+    assert most[0] == 3
+    assert run(lambda: together([], 3)) == []
+
+
+def test_an_error_of_one_call_waits_for_those_under_way(run: Callable[[Callable[[], object]], object]) -> None:
+    ended: list[int] = []
+
+    def call(number: int) -> None:
+        if number == 0:
+            raise ZeroDivisionError
+        fibers.sleep(0.05)
+        ended.append(number)
+
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: together([partial(call, number) for number in range(2)], 2))
+    assert ended == [1]
+
+
+def test_after_an_error_no_other_call_begins(pool: Fibers) -> None:
+    begun: list[int] = []
+
+    def call(number: int) -> None:
+        begun.append(number)
+        fibers.sleep(0.001)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        pool.map(lambda _: together([partial(call, number) for number in range(10)], 2), [0])
+    assert begun == [0, 1]
 
 
 def test_outside_of_a_fiber_the_same_code_runs_in_the_calling_thread() -> None:
