@@ -1,16 +1,16 @@
 """Artifacts in a folder, for one machine or a file system that all nodes share. Links below the folder are refused."""
 
+# No Path where a file is written: its objects cost as much as the write, and each job writes two.
+
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from uuid import UUID, uuid4
-
-import smart_open
 
 from rythmiq_ray.artifacts.manifest import manifest_bytes
 from rythmiq_ray.artifacts.s3 import shared_client
@@ -30,7 +30,7 @@ class LocalArtifactStore:
 
     def __init__(self, config: ArtifactsConfig, root: Path) -> None:
         self._root = root.absolute()
-        self._resolved_root = root.resolve()
+        self._real_root = os.path.realpath(root)
         self._prefix = config.prefix
 
     def check(self) -> None:
@@ -62,7 +62,7 @@ class LocalArtifactStore:
                 file.write(chunk)
         return Artifact(
             name=name,
-            uri=target.as_uri(),
+            uri=Path(target).as_uri(),
             bytes=meter.bytes,
             sha256=meter.sha256,
             content_type=content_type(name),
@@ -72,7 +72,7 @@ class LocalArtifactStore:
         target = self._target(job_id, attempt, MANIFEST_NAME)
         with self._translated(), replacing(target) as file:
             file.write(manifest_bytes(manifest))
-        return target.as_uri()
+        return Path(target).as_uri()
 
     @contextmanager
     def open(self, uri: str) -> Iterator[BinaryIO]:
@@ -108,14 +108,16 @@ class LocalArtifactStore:
             )
         return iter([path.as_uri() for path in found])
 
-    def _target(self, job_id: UUID, attempt: int, name: str) -> Path:
+    def _target(self, job_id: UUID, attempt: int, name: str) -> str:
         """Where a file goes, its folder made; a link that somebody put in the way is not followed."""
-        target = self._root / key_of(self._prefix, job_id, attempt, name)
+        key = key_of(self._prefix, job_id, attempt, name)
+        below = key.rpartition("/")[0]
+        folder = os.path.join(self._root, below)
         with self._translated():
-            if target.parent.resolve() != self._resolved_root / target.parent.relative_to(self._root):
-                raise StoreUnavailable(f"The artifact store {self._root} has a link at {target.parent}: remove it")
-            target.parent.mkdir(parents=True, exist_ok=True)
-        return target
+            if os.path.realpath(folder) != os.path.join(self._real_root, below):
+                raise StoreUnavailable(f"The artifact store {self._root} has a link at {folder}: remove it")
+            os.makedirs(folder, exist_ok=True)
+        return os.path.join(self._root, key)
 
     def _path(self, uri: str) -> Path:
         path = path_below(self._root, uri)
@@ -135,19 +137,22 @@ class LocalArtifactStore:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
+def replacing(target: str | Path) -> Iterator[BinaryIO]:
     """A file beside ``target`` that takes its place once all went well and is on the disk, and is gone otherwise."""
-    partial = target.with_name(f".{uuid4().hex}.part")
+    folder = os.path.dirname(target) or "."
+    partial = os.path.join(folder, f".{uuid4().hex}.part")
     try:
-        with smart_open.open(str(partial), "wb", compression="disable") as file:
+        with open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        os.replace(partial, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(partial)
+        raise
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(place)
     finally:
-        os.close(folder)
+        os.close(place)
