@@ -79,6 +79,7 @@ class Transport:
         with requests.Session() as session:
             settings = session.merge_environment_settings(self._endpoint, {}, None, None, None)
         self._settings: dict[str, Any] = {name: settings[name] for name in ("proxies", "verify", "cert")}
+        self._proxy = select_proxy(self._endpoint, self._settings["proxies"])
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -124,7 +125,7 @@ class Transport:
                 data=_body(request),
                 timeout=timeout,
                 allow_redirects=False,
-                proxy=select_proxy(self._endpoint, self._settings["proxies"]),
+                proxy=self._proxy,
             ) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_any():
