@@ -233,7 +233,7 @@ def test_a_job_that_waits_past_its_queue_deadline_is_cancelled_and_retried_on_a_
 ) -> None:
     site = site_of(settings=Settings(queue_wait_s=(0.0, 0.0), sync_delay_s=0.05, max_running=1))
     site.overrides.append("execution.queue_timeout_s=1")
-    site.put("sleep 1.6; echo x > out.txt", "echo y > out.txt")
+    site.put(*["sleep 1.6; echo x > out.txt"] * 2)
     run_drivers(site, 1)
     attempts = site.rows("SELECT state, error_code FROM rythmiq.attempts ORDER BY started_at, state DESC")
     assert {row["state"] for row in site.rows("SELECT state FROM rythmiq.jobs")} == {"SUCCEEDED"}
