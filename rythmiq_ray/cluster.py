@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import threading
 import time
 from collections import deque
@@ -45,6 +46,7 @@ from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
 _CAPACITY_INTERVAL_S: Final = 5.0
 _DRAIN_INTERVAL_S: Final = 1.0
 """A node has 30 s from the first sign that it drains."""
+_PICKLE_PROTOCOL: Final = 5
 _SLOW_ANSWER_S: Final = 3.0
 _TASKS_PER_CPU: Final = 2
 """One that runs and one that is ready to follow; what waits beyond that is demand the autoscaler sees."""
@@ -71,7 +73,7 @@ ApiCall = tuple[str, str, float]
 
 
 _executor_lock: Final = threading.Lock()
-_executor: tuple[TaskSettings, Executor, Fibers] | None = None
+_executor: tuple[bytes, Executor, Fibers] | None = None
 _calls: Final[deque[ApiCall]] = deque(maxlen=10_000)
 """Of this process, since its last task ended."""
 
@@ -88,19 +90,20 @@ def build_executor(
     )
 
 
-def _process_executor(settings: TaskSettings) -> tuple[Executor, Fibers]:
+def _process_executor(pickled: bytes) -> tuple[Executor, Fibers]:
     """Clients and fibers are made once for a worker process: connections stay warm between tasks.
 
     They are made anew for other settings, as after a change of the key; no task of this process uses the former then.
     """
     global _executor
     with _executor_lock:
-        if _executor is None or _executor[0] != settings:
+        if _executor is None or _executor[0] != pickled:
             if _executor is not None:
                 _executor[1].backend.close()
                 _executor[2].close()
+            settings: TaskSettings = pickle.loads(pickled)  # noqa: S301 - the driver's, by way of Ray
             on_call = _note_call if settings.report_calls else None
-            _executor = (settings, build_executor(settings, on_call=on_call), Fibers(settings.threads))
+            _executor = (pickled, build_executor(settings, on_call=on_call), Fibers(settings.threads))
         return _executor[1], _executor[2]
 
 
@@ -113,9 +116,11 @@ def _take_calls() -> list[ApiCall]:
 
 
 @ray.remote(max_retries=0, num_cpus=1)
-def _run(settings: TaskSettings, orders: list[Order]) -> tuple[list[StepResult], list[ApiCall]]:
+def _run(settings: bytes, orders: bytes) -> bytes:
+    """Both ways as bytes, because Ray's own pickler calls back into Python for every object."""
     executor, fibers = _process_executor(settings)
-    return fibers.map(executor.run, orders), _take_calls()
+    results = fibers.map(executor.run, pickle.loads(orders))  # noqa: S301 - the driver's, by way of Ray
+    return pickle.dumps((results, _take_calls()), _PICKLE_PROTOCOL)
 
 
 @dataclass(slots=True)
@@ -144,6 +149,7 @@ class Cluster:
         """
         self._config = config
         self._settings = settings
+        self._pickled_settings = pickle.dumps(settings, _PICKLE_PROTOCOL)
         self._api_key = api_key or (lambda: settings.camber.api_key)
         self._wake = wake
         self._on_call = on_call
@@ -151,7 +157,7 @@ class Cluster:
         self._pending: dict[Step, deque[Order]] = {step: deque() for step in Step}
         self._alone: deque[tuple[Order, int]] = deque()
         self._running: dict[int, _Task] = {}
-        self._ended: SimpleQueue[tuple[int, tuple[list[StepResult], list[ApiCall]] | TaskLost]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[int, bytes | TaskLost]] = SimpleQueue()
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
         self._slots_read_at = -_CAPACITY_INTERVAL_S
@@ -246,7 +252,7 @@ class Cluster:
             if isinstance(ended, TaskLost):
                 out.extend((order, ended) for order in task.orders)
                 continue
-            results, calls = ended
+            results, calls = pickle.loads(ended)  # noqa: S301 - a task's of ours, by way of Ray
             out.extend(zip(task.orders, results, strict=True))
             if self._on_call is not None:
                 for call in calls:
@@ -292,13 +298,14 @@ class Cluster:
         key = self._api_key()
         if key != self._settings.camber.api_key:
             self._settings = replace(self._settings, camber=replace(self._settings.camber, api_key=key))
-        ref = self._remote[orders[0].step].remote(self._settings, list(orders))
+            self._pickled_settings = pickle.dumps(self._settings, _PICKLE_PROTOCOL)
+        ref = self._remote[orders[0].step].remote(self._pickled_settings, pickle.dumps(orders, _PICKLE_PROTOCOL))
         self._running[number] = _Task(
             ref=ref, orders=list(orders), deadline=self._clock() + self._config.task_timeout_s + extra_s
         )
         ref.future().add_done_callback(lambda future: self._on_done(number, future))
 
-    def _on_done(self, number: int, future: Future[tuple[list[StepResult], list[ApiCall]]]) -> None:
+    def _on_done(self, number: int, future: Future[bytes]) -> None:
         error = future.exception()
         if error is None:
             self._ended.put((number, future.result()))
