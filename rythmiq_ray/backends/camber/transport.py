@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,14 +117,13 @@ class Transport:
 
     async def _call(self, request: Request) -> Answer:
         session = self._session or self._new_session()
-        timeout = aiohttp.ClientTimeout(total=None, connect=request.connect_timeout_s, sock_read=request.read_timeout_s)
         with _translated():
             async with session.request(
                 request.method,
                 URL(f"{self._endpoint}{request.path}", encoded=True),
                 headers=self._own_headers(request),
                 data=_body(request),
-                timeout=timeout,
+                timeout=_timeout(request.connect_timeout_s, request.read_timeout_s),
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
@@ -165,6 +165,11 @@ def whole(response: requests.Response) -> Answer:
 
 def _body(request: Request) -> bytes | Upload | None:
     return request.data if request.json is None else json.dumps(request.json, allow_nan=False).encode()
+
+
+@lru_cache
+def _timeout(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_read=read_s)
 
 
 def _check_length(body: bytearray) -> None:
