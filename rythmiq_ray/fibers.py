@@ -20,7 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import uvloop
 from greenlet import getcurrent, greenlet
+
+from rythmiq_ray.threadpool import LoopThreadPool
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -31,8 +34,8 @@ class Fibers:
 
     def __init__(self, threads: int) -> None:
         """``threads``: how many offloaded calls may block at once."""
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="offload")
-        self._loop = asyncio.new_event_loop()
+        self._threads = LoopThreadPool(threads)
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fibers", daemon=True)
         self._thread.start()
 
@@ -53,19 +56,19 @@ class Fibers:
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             await asyncio.gather(*others, return_exceptions=True)
+            self._threads.close()
             self._loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop)
-        self._threads.shutdown(wait=False)
 
 
 class _Fiber(greenlet):
-    def __init__(self, function: Callable[..., Any], threads: ThreadPoolExecutor) -> None:
+    def __init__(self, function: Callable[..., Any], threads: LoopThreadPool) -> None:
         super().__init__(function)
         self.threads = threads
 
 
-async def _run(call: Callable[[], T], threads: ThreadPoolExecutor) -> T:
+async def _run(call: Callable[[], T], threads: LoopThreadPool) -> T:
     fiber = _Fiber(call, threads)
     step: Any = fiber.switch()
     while not fiber.dead:
@@ -95,7 +98,7 @@ def offload(call: Callable[[], T]) -> T:
     """The outcome of a call that blocks; in a fiber, a thread makes it."""
     fiber = getcurrent()
     if isinstance(fiber, _Fiber):
-        return wait_for(asyncio.get_running_loop().run_in_executor(fiber.threads, call))
+        return cast("T", wait_for(fiber.threads.run(call)))
     return call()
 
 
@@ -119,7 +122,7 @@ def together(calls: Sequence[Callable[[], T]], at_once: int) -> list[T]:
         return list(pool.map(lambda call: call(), calls))  # Where one raises, those that have not begun are cancelled.
 
 
-async def _gather(calls: Sequence[Callable[[], T]], at_once: int, threads: ThreadPoolExecutor) -> list[T]:
+async def _gather(calls: Sequence[Callable[[], T]], at_once: int, threads: LoopThreadPool) -> list[T]:
     todo = iter(enumerate(calls))
     outcomes: dict[int, T] = {}
 

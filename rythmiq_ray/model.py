@@ -1,6 +1,7 @@
 """The nouns: plain data that everything else imports, and that does no I/O.
 
-Units: seconds, bytes and credits, said in each name. Times are aware ``datetime`` in UTC.
+Units: seconds, bytes and credits, said in each name. Times are aware ``datetime`` in UTC. The classes have no slots,
+because a frozen one with slots is unpickled field by field in Python, and they cross Ray by the thousand.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class RemoteStatus(StrEnum):
         return self is RemoteStatus.RUNNING or self.terminal
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Input:
     """A file that is streamed into the attempt's path before the job starts."""
 
@@ -77,7 +78,7 @@ class Input:
     """Path relative to the job's working directory."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """What to run and on what; stored as ``rythmiq.jobs.spec``. Checked by :func:`rythmiq_ray.spec.check`."""
 
@@ -140,7 +141,7 @@ class JobSpec:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class NewJob:
     """A job to enqueue: its spec and how it is to be queued."""
 
@@ -155,7 +156,7 @@ class NewJob:
     delay_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A row of ``rythmiq.jobs``."""
 
@@ -189,7 +190,7 @@ class Job:
     finished_at: datetime | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RemoteJob:
     """A job as the execution backend reports it."""
 
@@ -202,7 +203,7 @@ class RemoteJob:
     finished_at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RemoteFile:
     """A file in an attempt's path. ``sha256`` is known only where the wrapper's result names the file."""
 
@@ -212,7 +213,7 @@ class RemoteFile:
     sha256: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RemoteResult:
     """What the wrapper wrote last: how the command ended and what it left (``rythmiq-result.json``)."""
 
@@ -227,7 +228,7 @@ class RemoteResult:
     """Output globs that matched no file."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """A file in the artifact store; a row of ``rythmiq.artifacts`` and a line of the manifest."""
 
@@ -238,7 +239,7 @@ class Artifact:
     content_type: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ErrorInfo:
     """An error as data, so that it crosses Ray and Postgres without its class."""
 
@@ -267,7 +268,7 @@ class Step(StrEnum):
     CLEAN = "clean"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """One step for one attempt."""
 
@@ -292,21 +293,21 @@ class Order:
     """COLLECT: what the path held at the last look, where no result file names its files."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Submitted:
     """The remote job exists."""
 
     remote: RemoteJob
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SubmitUncertain:
     """The create may have been sent, and whether the remote job exists is not known."""
 
     error: ErrorInfo
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Collected:
     """Everything of an ended attempt is in the store; ``manifest_uri`` is None where there was nothing to collect."""
 
@@ -319,7 +320,7 @@ class Collected:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class NotYet:
     """The step is to be run again: the remote side is not whole yet, or this job wants a task of its own."""
 
@@ -332,26 +333,26 @@ class NotYet:
     listing: tuple[RemoteFile, ...] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Cancelling:
     """The end of the remote job was asked for; ``accepted`` says whether the API took it, beside the marker file."""
 
     accepted: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Cleaned:
     """The attempt's path is gone from the stash."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Faulted:
     """The step ended in an error; what that means is said by :data:`rythmiq_ray.errors.RULES`."""
 
     error: ErrorInfo
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskLost:
     """The Ray task died, its node died, or it hung: the step may or may not have happened."""
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, BinaryIO, Final
 from uuid import UUID, uuid4
 
@@ -30,7 +31,6 @@ class LocalArtifactStore:
 
     def __init__(self, config: ArtifactsConfig, root: Path) -> None:
         self._root = root.absolute()
-        self._real_root = os.path.realpath(root)
         self._prefix = config.prefix
 
     def check(self) -> None:
@@ -110,14 +110,24 @@ class LocalArtifactStore:
 
     def _target(self, job_id: UUID, attempt: int, name: str) -> str:
         """Where a file goes, its folder made; a link that somebody put in the way is not followed."""
-        key = key_of(self._prefix, job_id, attempt, name)
-        below = key.rpartition("/")[0]
-        folder = os.path.join(self._root, below)
+        path = str(self._root)
+        steps = key_of(self._prefix, job_id, attempt, name).split("/")
         with self._translated():
-            if os.path.realpath(folder) != os.path.join(self._real_root, below):
-                raise StoreUnavailable(f"The artifact store {self._root} has a link at {folder}: remove it")
-            os.makedirs(folder, exist_ok=True)
-        return os.path.join(self._root, key)
+            for step in steps[:-1]:
+                path = f"{path}/{step}"
+                self._make_folder(path)
+        return f"{path}/{steps[-1]}"
+
+    def _make_folder(self, path: str) -> None:
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not S_ISDIR(os.lstat(path).st_mode):
+                raise StoreUnavailable(
+                    f"The artifact store {self._root} has a link or a file at {path}: remove it"
+                ) from None
+        except FileNotFoundError:
+            os.makedirs(path, exist_ok=True)  # The root itself is still to be made.
 
     def _path(self, uri: str) -> Path:
         path = path_below(self._root, uri)
@@ -140,7 +150,7 @@ class LocalArtifactStore:
 def replacing(target: str | Path) -> Iterator[BinaryIO]:
     """A file beside ``target`` that takes its place once all went well and is on the disk, and is gone otherwise."""
     folder = os.path.dirname(target) or "."
-    partial = os.path.join(folder, f".{uuid4().hex}.part")
+    partial = os.path.join(folder, f".{os.urandom(16).hex()}.part")
     try:
         with open(partial, "wb") as file:
             yield file

@@ -235,7 +235,7 @@ def _path(job: Job) -> str:
 
 def _stays_inside(name: str) -> bool:
     parts = name.split("/")
-    encodable = not any("\ud800" <= char <= "\udc7f" or "\udd00" <= char <= "\udfff" for char in name)
+    encodable = name.isascii() or not any("\ud800" <= char <= "\udc7f" or "\udd00" <= char <= "\udfff" for char in name)
     return encodable and "\0" not in name and not any(part in ("", ".", "..") for part in parts)
 
 

@@ -29,8 +29,9 @@ from rythmiq_ray.backends.camber.answers import (
     total_of,
 )
 from rythmiq_ray.backends.camber.bundle import Upload
+from rythmiq_ray.backends.camber.connections import Unanswered
 from rythmiq_ray.backends.camber.download import Download
-from rythmiq_ray.backends.camber.transport import Request, Transport, Unanswered, whole
+from rythmiq_ray.backends.camber.transport import Request, Transport, whole
 from rythmiq_ray.config import CamberConfig
 from rythmiq_ray.errors import (
     BackendBusy,
@@ -52,6 +53,7 @@ OnCall = Callable[[str, str, float], None]
 _MAX_BACKOFF_S: Final = 5.0
 _MAX_PATIENCE_S: Final = 15.0
 """A server that asks for a longer pause gets it from the driver, which holds no thread meanwhile."""
+_QUOTED_ASCII: Final = {code: quote(chr(code), safe="") for code in range(128)}
 _GLOBAL: Final = frozenset({"me", "list"})
 """Operations about no thing in particular: a 404 to one is the endpoint's fault."""
 
@@ -252,9 +254,13 @@ class CamberClient:
 
     def _once(self, operation: str, **parts: Any) -> Answer:
         request = self._request(operation, **parts)
-        with self._noted(operation) as note:
+        began = self._begin(operation)
+        status = None
+        try:
             answer = self._transport.call(request)
-            note(answer.status)
+            status = answer.status
+        finally:
+            self._end(operation, status, began)
         return answer
 
     @contextmanager
@@ -272,9 +278,13 @@ class CamberClient:
             headers["Range"] = f"bytes={position}-"
         request = self._request(operation, headers=headers, **parts)
         try:
-            with self._noted(operation) as note:
+            began = self._begin(operation)
+            status = None
+            try:
                 response = self._transport.open(request)
-                note(response.status_code)
+                status = response.status_code
+            finally:
+                self._end(operation, status, began)
             if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 return response
             if position and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -310,23 +320,17 @@ class CamberClient:
             read_timeout_s=read_timeout_s or self._config.read_timeout_s,
         )
 
-    @contextmanager
-    def _noted(self, operation: str) -> Iterator[Callable[[int], None]]:
-        """Around one call: counts it, and tells of it what it brought and how long that took."""
+    def _begin(self, operation: str) -> float:
+        """Counts a call; returns when it began."""
         with self._count:
             self.calls[operation] += 1
-        began = time.monotonic()
-        outcome = "error"
+        return time.monotonic()
 
-        def note(status: int) -> None:
-            nonlocal outcome
-            outcome = f"{status // 100}xx"
-
-        try:
-            yield note
-        finally:
-            if self._on_call is not None:
-                self._on_call(operation, outcome, time.monotonic() - began)
+    def _end(self, operation: str, status: int | None, began: float) -> None:
+        """Tells of a call; ``status`` None: no answer came."""
+        if self._on_call is not None:
+            outcome = "error" if status is None else f"{status // 100}xx"
+            self._on_call(operation, outcome, time.monotonic() - began)
 
     def _pause_s(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -343,11 +347,14 @@ class CamberClient:
 
 
 def _query(params: Mapping[str, str] | None) -> str:
+    return "?" + "&".join([f"{name}={_quoted(value)}" for name, value in params.items()]) if params else ""
+
+
+def _quoted(value: str) -> str:
+    if value.isascii():
+        return value.translate(_QUOTED_ASCII)  # What quote does letter by letter in Python.
     # A name's bytes that are no UTF-8 came in as lone surrogates, and go out as the same bytes.
-    if not params:
-        return ""
-    pairs = (f"{name}={quote(value, safe='', errors='surrogateescape')}" for name, value in params.items())
-    return "?" + "&".join(pairs)
+    return quote(value, safe="", errors="surrogateescape")
 
 
 def _worth_retrying(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""How a call travels: by requests from a thread, by aiohttp from a fiber; with the same settings, key and errors.
+"""How a call travels: by requests from a thread, over connections of our own from a fiber; with the same settings.
 
 Both read proxies and the bundle of certificates from the environment once, as requests does. A requests session would
 work these out anew for each call, which took more than half of a small call's processor time (measured with requests
@@ -13,11 +13,10 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-import aiohttp
 import certifi
 import requests
 from requests.adapters import HTTPAdapter
@@ -25,26 +24,17 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3.connectionpool import ConnectionPool
 from urllib3.exceptions import MaxRetryError, NameResolutionError, NewConnectionError
-from yarl import URL
 
 from rythmiq_ray.backends.camber.answers import Answer
 from rythmiq_ray.backends.camber.bundle import Upload
+from rythmiq_ray.backends.camber.connections import MAX_ANSWER_BYTES, Connections, Unanswered
 from rythmiq_ray.backends.camber.key import usable
 from rythmiq_ray.errors import ConfigurationError
-from rythmiq_ray.fibers import in_fiber, wait_for
+from rythmiq_ray.fibers import in_fiber, offload, wait_for
 from rythmiq_ray.secret import Secret
 
 _BLOCK_BYTES: Final = 256 * 1024
-_MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-
-
-class Unanswered(Exception):
-    """A request that brought no whole answer. The text says what happened, and quotes no URL and no header."""
-
-    def __init__(self, what: str, *, never_sent: bool = False) -> None:
-        super().__init__(what)
-        self.never_sent = never_sent
-        """Whether it failed before there was a connection to send it over, so that the server knows nothing of it."""
+_encode_json: Final = json.JSONEncoder(allow_nan=False).encode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,15 +70,30 @@ class Transport:
         with requests.Session() as session:
             settings = session.merge_environment_settings(self._endpoint, {}, None, None, None)
         self._settings: dict[str, Any] = {name: settings[name] for name in ("proxies", "verify", "cert")}
-        self._proxy = select_proxy(self._endpoint, self._settings["proxies"])
-        self._session: aiohttp.ClientSession | None = None
+        self._by_proxy = select_proxy(self._endpoint, self._settings["proxies"]) is not None
+        where = urlsplit(self._endpoint)
+        self._base = where.path
+        self._fixed_head = (
+            f"Host: {where.netloc.rpartition('@')[2]}\r\nUser-Agent: {self._headers['User-Agent']}\r\n"
+            "Accept: */*\r\nAccept-Encoding: identity\r\n"
+        )
+        self._connections: Connections | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def call(self, request: Request) -> Answer:
         """The whole answer. Raises Unanswered."""
-        if in_fiber() and not isinstance(request.data, Upload):
-            return wait_for(self._call(request))
-        return whole(self.open(request))
+        if not in_fiber() or isinstance(request.data, Upload):
+            return whole(self.open(request))
+        if self._by_proxy:
+            return offload(lambda: whole(self.open(request)))
+        connections = self._connections or self._new_connections()
+        return wait_for(
+            connections.exchange(
+                self._message(request),
+                connect_timeout_s=request.connect_timeout_s,
+                read_timeout_s=request.read_timeout_s,
+            )
+        )
 
     def open(self, request: Request) -> requests.Response:
         """The answer, its body not read yet; blocks also in a fiber. Raises Unanswered."""
@@ -111,40 +116,25 @@ class Transport:
     def close(self) -> None:
         """Closes the pooled connections."""
         self._adapter.close()
-        session, self._session = self._session, None
-        if session is not None and self._loop is not None and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(session.close(), self._loop)
+        if self._connections is not None and self._loop is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._connections.close)
 
-    async def _call(self, request: Request) -> Answer:
-        session = self._session or self._new_session()
-        with _translated():
-            async with session.request(
-                request.method,
-                URL(f"{self._endpoint}{request.path}", encoded=True),
-                headers=self._own_headers(request),
-                data=_body(request),
-                timeout=_timeout(request.connect_timeout_s, request.read_timeout_s),
-                allow_redirects=False,
-                proxy=self._proxy,
-            ) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    _check_length(body)
-                return Answer(response.status, response.headers, bytes(body))
-
-    def _new_session(self) -> aiohttp.ClientSession:
-        session = self._session = aiohttp.ClientSession(
-            # One connection for each call that is under way; a limit would count as a slow connect.
-            connector=aiohttp.TCPConnector(limit=0, ssl=_trusted(self._settings["verify"])),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": self._headers["User-Agent"]},
-        )
-        # It would send a PUT or a DELETE again by itself where a kept connection breaks, and routes are configuration:
-        # the create may be one of them. There is no public switch; a test sees to it that this one works.
-        session._retry_connection = False
+    def _new_connections(self) -> Connections:
+        where = urlsplit(self._endpoint)
+        tls = _trusted(self._settings["verify"]) if where.scheme == "https" else None
+        self._connections = Connections(where.hostname or "", where.port or (443 if tls else 80), tls)
         self._loop = asyncio.get_running_loop()
-        return session
+        return self._connections
+
+    def _message(self, request: Request) -> bytes:
+        """Head and body as they go over the wire."""
+        body = _body(request)
+        assert not isinstance(body, Upload)  # noqa: S101 - those go by requests
+        lines = "".join(f"{name}: {value}\r\n" for name, value in self._own_headers(request).items())
+        if body is not None or request.method not in ("GET", "HEAD"):
+            lines += f"Content-Length: {len(body or b'')}\r\n"
+        head = f"{request.method} {self._base}{request.path} HTTP/1.1\r\n{self._fixed_head}{lines}\r\n"
+        return head.encode("latin-1") + (body or b"")
 
     def _own_headers(self, request: Request) -> dict[str, str]:
         headers = {"Authorization": f"Bearer {self._key().reveal()}", **(request.headers or {})}
@@ -164,16 +154,11 @@ def whole(response: requests.Response) -> Answer:
 
 
 def _body(request: Request) -> bytes | Upload | None:
-    return request.data if request.json is None else json.dumps(request.json, allow_nan=False).encode()
-
-
-@lru_cache
-def _timeout(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_read=read_s)
+    return request.data if request.json is None else _encode_json(request.json).encode()
 
 
 def _check_length(body: bytearray) -> None:
-    if len(body) > _MAX_ANSWER_BYTES:
+    if len(body) > MAX_ANSWER_BYTES:
         raise Unanswered("the answer is too long")
 
 
@@ -190,8 +175,8 @@ def _translated() -> Iterator[None]:
         yield
     except requests.RequestException as error:
         raise _of_requests(error) from error
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _of_aiohttp(error) from error
+    except OSError as error:
+        raise Unanswered("the connection broke") from error
 
 
 def _of_requests(error: requests.RequestException) -> Unanswered:
@@ -211,24 +196,6 @@ def _of_requests(error: requests.RequestException) -> Unanswered:
         never_sent = untrusted and isinstance(cause, MaxRetryError)
         return Unanswered("its certificate is not trusted" if untrusted else "a TLS fault", never_sent=never_sent)
     if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-        return Unanswered("the connection broke")
-    return Unanswered(type(error).__name__)
-
-
-def _of_aiohttp(error: Exception) -> Unanswered:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Unanswered("no connection in time", never_sent=True)
-    if isinstance(error, TimeoutError):
-        return Unanswered("no answer in time")
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return Unanswered("its name does not resolve", never_sent=True)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return Unanswered("its certificate is not trusted", never_sent=True)
-    if isinstance(error, aiohttp.ClientSSLError):
-        return Unanswered("a TLS fault")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return Unanswered("no connection", never_sent=True)
-    if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
         return Unanswered("the connection broke")
     return Unanswered(type(error).__name__)
 
