@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from hashlib import sha256
 
 from rythmiq_ray.local.camber.answers import encode
@@ -25,7 +26,12 @@ def leave_result(stash: Stash, job: Job) -> None:
         "reason": "exited",
         "started_at": timestamp(job.started or job.created),
         "finished_at": timestamp(job.ended or job.created),
-        "log": {"name": LOG_NAME, "bytes": len(log), "sha256": sha256(log).hexdigest()},
+        "log": {
+            "name": LOG_NAME,
+            "bytes": len(log),
+            "sha256": sha256(log).hexdigest(),
+            "content": b64encode(log).decode(),
+        },
         "outputs": [],
         "unmatched": [],
     }
