@@ -21,7 +21,7 @@ from rythmiq_ray.driver.limit import InFlightLimit
 from rythmiq_ray.driver.outages import BACKEND, STORE, Outages
 from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Probed, Seen, Sweep, Swept, Watcher
+from rythmiq_ray.driver.watcher import Probed, Seen, Sweep, Swept, Watcher, next_sweep_s
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode
 from rythmiq_ray.model import (
     Collected,
@@ -115,6 +115,9 @@ class Loop:
         self._stage = Stage.STARTING
         self._sweep: Sweep | None = None
         self._sweeps = 0
+        self._sweep_ends = 0
+        self._sweep_gap_s = config.driver.poll_interval_s
+        self._last_sweep_at = 0.0
         self._database_error: str | None = None
         self._database_retry_at = 0.0
         self.stop_requested = False
@@ -423,10 +426,12 @@ class Loop:
                         flight = self.flights.seen(number, remote, now)
                         if flight is not None:
                             self._note_progress(flight)
+                            self._sweep_ends += flight.phase is Phase.COLLECTING
                             if flight.running_at == now and not flight.begun_before:
                                 self._limit.started(flight.submitted_at, now, in_flight=len(self.flights))
                 case Swept(sweep=sweep, error=None):
                     self._sweep = None
+                    self._pace_sweeps(sweep)
                     for ending in self.flights.swept(sweep.number, sweep.paths, sweep.waiting, sweep.started_at):
                         self._end(ending)
                 case Swept(error=ErrorInfo() as error):
@@ -540,11 +545,12 @@ class Loop:
     def _watch(self, now: float) -> None:
         if self._sweep is not None or now < self._sweep_at or self._outages.error(BACKEND) is not None:
             return
-        self._sweep_at = now + self._config.driver.poll_interval_s
+        self._sweep_at = now + self._sweep_gap_s
         waiting, paths = self.flights.waiting_ids(), self.flights.uncertain_paths()
         if not waiting and not paths:
             return
         self._sweeps += 1
+        self._sweep_ends = 0
         self._sweep = Sweep(
             number=self._sweeps,
             waiting=frozenset(waiting),
@@ -553,6 +559,15 @@ class Loop:
             started_at=now,
         )
         self._watcher.sweep(self._sweep)
+
+    def _pace_sweeps(self, sweep: Sweep) -> None:
+        interval_s = self._config.driver.poll_interval_s
+        elapsed_s = min(interval_s, sweep.started_at - self._last_sweep_at)
+        self._sweep_gap_s = next_sweep_s(
+            interval_s, elapsed_s=elapsed_s, waiting=len(sweep.waiting), ended=self._sweep_ends
+        )
+        self._last_sweep_at = sweep.started_at
+        self._sweep_at = sweep.started_at + self._sweep_gap_s
 
     # ------------------------------------------------------------------ ends
 

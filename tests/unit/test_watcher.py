@@ -1,0 +1,46 @@
+"""When the remote list is swept next."""
+
+from __future__ import annotations
+
+import pytest
+
+from rythmiq_ray.driver.watcher import FEWEST_ENDS, next_sweep_s
+
+INTERVAL_S = 2.0
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "waiting", "ended", "after_s"),
+    [
+        (2.0, 10_000, 0, 2.0),
+        (2.0, 10_000, 300, 2.0),  # Jobs of a minute: the interval is kept.
+        (2.0, 4, 4, 2.0),  # A few: their finish is not worth calls of its own.
+        (2.0, 1000, 1000, 1.0),
+        (2.0, 40, 40, 1.0),
+        (1.0, 1000, 500, 1.0),  # Half of them in the time since: the pace is right.
+        (1.0, 1000, 800, 0.625),
+        (0.5, 1000, 1000, 0.5),  # No sooner than that.
+        (0.5, 1000, 200, 1.25),  # Fewer than thought: it slows down.
+    ],
+)
+def test_a_sweep_comes_early_only_where_many_will_have_ended(
+    elapsed_s: float, waiting: int, ended: int, after_s: float
+) -> None:
+    assert next_sweep_s(INTERVAL_S, elapsed_s=elapsed_s, waiting=waiting, ended=ended) == pytest.approx(after_s)
+
+
+@pytest.mark.parametrize("rate", [1, 10, 100, 1000, 10_000])
+@pytest.mark.parametrize("waiting", [1, 50, 1000, 100_000])
+def test_at_a_steady_rate_the_calls_beyond_the_intervals_are_one_for_twenty_ends_at_most(
+    rate: int, waiting: int
+) -> None:
+    elapsed_s = INTERVAL_S
+    calls = ends = time_s = 0.0
+    for _ in range(200):
+        ended = min(waiting, int(rate * elapsed_s))
+        elapsed_s = next_sweep_s(INTERVAL_S, elapsed_s=elapsed_s, waiting=waiting, ended=ended)
+        time_s += elapsed_s
+        calls += -(-waiting // 100)
+        ends += ended
+    usual = time_s / INTERVAL_S * -(-waiting // 100)
+    assert calls - usual <= ends / FEWEST_ENDS + 1
