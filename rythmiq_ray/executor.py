@@ -39,7 +39,7 @@ from rythmiq_ray.model import (
 from rythmiq_ray.names import LOG_NAME, check_names
 
 SMALL_BYTES: Final = 256 * 1024
-"""A file of no more is fetched in one call, whole, if the result did not bring it along."""
+"""A file of no more is fetched in one call, whole."""
 ALONE_BYTES: Final = 64 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
 SYNC_DELAY_S: Final = 1.0
@@ -127,8 +127,8 @@ class Executor:
             if order.again:
                 offload(lambda: self.store.discard_partial(job.job_id, job.attempt))
             if log is not None and not files and log.size_bytes <= SMALL_BYTES:
-                # Most jobs: one call or none, and then one turn of a thread for all that goes to the store.
-                content = self._content(job, log)
+                # Most jobs: one call, and then one turn of a thread for all that goes to the store.
+                content = self.backend.read_file(job, log.name)
                 return offload(lambda: conclude((self._write(job, log, LOG_NAME, [content]),)))
             artifacts = self._copy_all(job, log, files)
             return offload(lambda: conclude(artifacts))
@@ -150,7 +150,7 @@ class Executor:
 
     def _copy(self, job: Job, file: RemoteFile, name: str) -> Artifact:
         if file.size_bytes <= SMALL_BYTES:
-            content = self._content(job, file)
+            content = self.backend.read_file(job, file.name)
             return offload(lambda: self._write(job, file, name, [content]))
 
         def stream() -> Artifact:
@@ -158,9 +158,6 @@ class Executor:
                 return self._write(job, file, name, chunks)
 
         return offload(stream)
-
-    def _content(self, job: Job, file: RemoteFile) -> bytes:
-        return self.backend.read_file(job, file.name) if file.content is None else file.content
 
     def _write(self, job: Job, file: RemoteFile, name: str, chunks: Iterable[bytes]) -> Artifact:
         return self.store.write(

@@ -211,8 +211,6 @@ class RemoteFile:
     """Relative to the attempt's path."""
     size_bytes: int
     sha256: str | None = None
-    content: bytes | None = field(default=None, repr=False)
-    """All of it, where the result itself brought it along; else it is to be fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -529,24 +529,6 @@ def test_2000_files_are_hashed_in_batches(prepare: Run) -> None:
     assert len(counter.read_text().splitlines()) <= 12
 
 
-def test_small_files_travel_in_the_result_within_bounds(run: Run) -> None:
-    attempt = run(
-        "echo hello; mkdir out; head -c 20000 /dev/urandom >out/a; cp out/a out/b; : >out/c; printf 'x\\0\\377' >out/d",
-        outputs=("out/*",),
-    )
-    files = {file.name: file for file in attempt.result.outputs}
-    assert attempt.result.log.content == b"hello\n"
-    assert files["out/a"].content == (attempt.folder / "out/a").read_bytes()
-    assert files["out/b"].content is None  # Two of them are more than the bound.
-    assert (files["out/c"].content, files["out/d"].content) == (b"", b"x\0\xff")
-
-
-def test_no_more_than_a_few_files_travel_in_the_result(run: Run) -> None:
-    attempt = run("mkdir out; for n in {10..60}; do echo $n >out/$n; done", outputs=("out/*",))
-    carried = [file for file in (attempt.result.log, *attempt.result.outputs) if file.content is not None]
-    assert (len(carried), len(attempt.result.outputs)) == (16, 51)
-
-
 def test_result_is_there_only_when_it_is_whole(prepare: Run) -> None:
     attempt = prepare("while [ ! -e go ]; do sleep 0.02; done")
     process = attempt.start()
@@ -597,13 +579,6 @@ def test_result_cut_anywhere_is_not_a_result() -> None:
 def test_hostile_result_is_none(old: bytes, new: bytes) -> None:
     assert old in WHOLE
     assert parse_result(WHOLE.replace(old, new, 1)) is None
-
-
-@pytest.mark.parametrize("content", [b'"aGVsbG8="', b'"=="', b'"\xc3\xa4"', b"7", b"null", b'["aGk="]'])
-def test_content_that_is_not_the_file_is_fetched_instead(content: bytes) -> None:
-    result = parse_result(WHOLE.replace(b'"bytes":0', b'"bytes":0,"content":' + content, 1))
-    assert result is not None
-    assert result.log.content is None
 
 
 @given(st.binary(max_size=200))

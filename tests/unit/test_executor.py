@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from samples import job, remote
 
 from rythmiq_ray.errors import BackendBusy, CreateUncertain, ErrorCode
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.model import (
-    Artifact,
-    Collected,
-    Faulted,
-    NotYet,
-    Order,
-    RemoteFile,
-    RemoteResult,
-    RemoteStatus,
-    Step,
-    Submitted,
-    SubmitUncertain,
-)
+from rythmiq_ray.model import Faulted, NotYet, Order, RemoteStatus, Step, Submitted, SubmitUncertain
 
 
 class Backend:
@@ -33,7 +19,6 @@ class Backend:
     def __init__(self, fault: Exception | None = None) -> None:
         self.calls: list[str] = []
         self.fault = fault
-        self.result: RemoteResult | None = None
 
     def upload(self, *_: Any, **__: Any) -> None:
         self.calls.append("upload")
@@ -44,34 +29,16 @@ class Backend:
             raise self.fault
         return remote(row)
 
-    def read_result(self, _: Any) -> RemoteResult | None:
+    def read_result(self, _: Any) -> None:
         self.calls.append("read_result")
-        return self.result
-
-    def read_file(self, _: Any, name: str) -> bytes:
-        self.calls.append(f"read_file {name}")
-        return b"fetched"
-
-    def cost_credits(self, *_: Any) -> None:
-        return None
 
 
 class Store:
     open_input = None
 
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
 
-    def write(self, _job_id: UUID, _attempt: int, name: str, chunks: Iterable[bytes], **_: Any) -> Artifact:
-        self.files[name] = b"".join(chunks)
-        return Artifact(name=name, uri=name, bytes=len(self.files[name]), sha256="", content_type="")
-
-    def write_manifest(self, *_: Any) -> str:
-        return "manifest"
-
-
-def executor(backend: Backend, store: Store | None = None) -> Executor:
-    return Executor(backend=backend, store=store or Store(), timeout_s=1.0, concurrency=1)  # type: ignore[arg-type]
+def executor(backend: Backend) -> Executor:
+    return Executor(backend=backend, store=Store(), timeout_s=1.0, concurrency=1)  # type: ignore[arg-type]
 
 
 def submit(**changes: Any) -> Order:
@@ -120,27 +87,10 @@ def test_an_unforeseen_error_tells_its_place_and_no_value() -> None:
 @pytest.mark.parametrize("final", [True, False])
 def test_a_job_that_never_started_is_not_waited_for(final: bool) -> None:
     backend = Backend()
+    backend.cost_credits = lambda *_: None  # type: ignore[attr-defined]
     row = job()
     order = Order(step=Step.COLLECT, job=row, remote=remote(row, status=RemoteStatus.CANCELLED), final=final)
     result = executor(backend).run(order)
     assert result.error is not None  # type: ignore[union-attr]
     assert result.error.code is ErrorCode.REMOTE_CANCELLED  # type: ignore[union-attr]
     assert backend.calls == []
-
-
-@pytest.mark.parametrize("outputs", [False, True])
-def test_only_what_the_result_did_not_bring_along_is_fetched(outputs: bool) -> None:
-    now = datetime.now(UTC)
-    backend, store, row = Backend(), Store(), job()
-    backend.result = RemoteResult(
-        exit_code=0,
-        reason="exited",
-        started_at=now,
-        finished_at=now,
-        log=RemoteFile(name="rythmiq-log.txt", size_bytes=5, content=b"a log"),
-        outputs=(RemoteFile(name="a", size_bytes=0, content=b""), RemoteFile(name="b", size_bytes=7))[: 2 * outputs],
-    )
-    order = Order(step=Step.COLLECT, job=row, remote=remote(row, status=RemoteStatus.COMPLETED))
-    assert isinstance(executor(backend, store).run(order), Collected)
-    assert backend.calls == ["read_result", *["read_file b"] * outputs]
-    assert store.files == {"log.txt": b"a log"} | ({"a": b"", "b": b"fetched"} if outputs else {})

@@ -38,7 +38,7 @@ _STUCK_PAGES: Final = 3
 class CamberExecutionBackend:
     """Runs jobs on Camber Cloud; an :class:`~rythmiq_ray.backends.ExecutionBackend`.
 
-    A normal job costs four calls: the bundle, the create, the result with a log that is small, the removal.
+    A normal job costs five calls: the bundle, the create, the result, the log, the removal.
     """
 
     def __init__(

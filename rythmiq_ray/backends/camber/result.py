@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64decode
-from hashlib import sha256
 from typing import Any, Final
 
 from rythmiq_ray.backends.camber.answers import time_of
@@ -48,21 +46,7 @@ def _result(data: Any) -> RemoteResult:
 def _file(data: Any) -> RemoteFile:
     if not _SHA256.fullmatch(data["sha256"]):
         raise ValueError
-    return RemoteFile(
-        name=_text(data["name"]),
-        size_bytes=_whole(data["bytes"], 2**63 - 1),
-        sha256=data["sha256"],
-        content=_content(data.get("content"), data["sha256"]),
-    )
-
-
-def _content(encoded: Any, digest: str) -> bytes | None:
-    """What came along; None where that is not the file, which is then fetched like any other."""
-    try:
-        content = b64decode(encoded, validate=True)
-    except (ValueError, TypeError):
-        return None
-    return content if sha256(content).hexdigest() == digest else None
+    return RemoteFile(name=_text(data["name"]), size_bytes=_whole(data["bytes"], 2**63 - 1), sha256=data["sha256"])
 
 
 def _text(value: Any) -> str:

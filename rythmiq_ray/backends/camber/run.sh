@@ -4,7 +4,7 @@
 #   rythmiq-env          read: the command's variables; taken away before anything else happens
 #   rythmiq-cancel       read: once this file is there, the job is to stop
 #   rythmiq-log.txt      written while the command runs: what it prints
-#   rythmiq-result.json  written last: how the command ended, and what it left; small files with their content
+#   rythmiq-result.json  written last: how the command ended, and what it left
 #
 # The working directory is the attempt's own path. What is set here is not exported, so the command sees none of it.
 
@@ -210,19 +210,9 @@ json_string() { # text; sets $quoted
     quoted=\"$quoted\"
 }
 
-# A call to the service costs more than some bytes, so what is small travels in the result itself, within these bounds.
-inline_bytes=32768
-inline_files=16
-
 file_object() { # name
-    local size=${bytes["=$1"]:-0} content
     json_string "$1"
-    printf '{"name":%s,"bytes":%s,"sha256":"%s"' "$quoted" "$size" "${sha256["=$1"]}"
-    if ((size <= inline_bytes && inline_files > 0)) && content=$(base64 -w 0 -- "./$1"); then
-        printf ',"content":"%s"' "$content"
-        ((inline_bytes -= size, --inline_files))
-    fi
-    printf '}'
+    printf '{"name":%s,"bytes":%s,"sha256":"%s"}' "$quoted" "${bytes["=$1"]:-0}" "${sha256["=$1"]}"
 }
 
 {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from hashlib import sha256
 
 from rythmiq_ray.local.camber.answers import encode
@@ -26,12 +25,7 @@ def leave_result(stash: Stash, job: Job) -> None:
         "reason": "exited",
         "started_at": timestamp(job.started or job.created),
         "finished_at": timestamp(job.ended or job.created),
-        "log": {
-            "name": LOG_NAME,
-            "bytes": len(log),
-            "sha256": sha256(log).hexdigest(),
-            "content": b64encode(log).decode(),
-        },
+        "log": {"name": LOG_NAME, "bytes": len(log), "sha256": sha256(log).hexdigest()},
         "outputs": [],
         "unmatched": [],
     }
