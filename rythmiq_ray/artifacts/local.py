@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, BinaryIO, Final
+from urllib.parse import quote_from_bytes
 from uuid import UUID, uuid4
 
 from rythmiq_ray.artifacts.manifest import manifest_bytes
@@ -62,7 +63,7 @@ class LocalArtifactStore:
                 file.write(chunk)
         return Artifact(
             name=name,
-            uri=Path(target).as_uri(),
+            uri=_uri(target),
             bytes=meter.bytes,
             sha256=meter.sha256,
             content_type=content_type(name),
@@ -72,7 +73,7 @@ class LocalArtifactStore:
         target = self._target(job_id, attempt, MANIFEST_NAME)
         with self._translated(), replacing(target) as file:
             file.write(manifest_bytes(manifest))
-        return Path(target).as_uri()
+        return _uri(target)
 
     @contextmanager
     def open(self, uri: str) -> Iterator[BinaryIO]:
@@ -144,6 +145,11 @@ class LocalArtifactStore:
                 f"The artifact store {self._root} cannot be used: {error.strerror or type(error).__name__}: "
                 "check its permissions and the disk's space"
             ) from None
+
+
+def _uri(path: str) -> str:
+    """What Path.as_uri gives."""
+    return "file://" + quote_from_bytes(os.fsencode(path))
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 from uuid import UUID
 
 from rythmiq_ray.model import Artifact, JobState
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Readable(Protocol):
@@ -52,7 +54,10 @@ def manifest(
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    return (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode()
+    """As JSON, a line for each artifact; json's own indentation is made in Python, at ten times the cost."""
+    head = _encode({name: value for name, value in manifest.items() if name != "artifacts"})
+    lines = ",\n".join(map(_encode, manifest["artifacts"]))
+    return f'{head[:-1]}, "artifacts": [\n{lines}\n]}}\n'.encode()
 
 
 def read_manifest(store: Readable, uri: str) -> dict[str, Any]:

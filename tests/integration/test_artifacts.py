@@ -488,7 +488,7 @@ def test_a_store_that_cannot_be_used_says_which_and_no_secret(
             store.check,
             lambda: store.write(uuid4(), 1, "x", iter([b"x"])),
             lambda: store.write(uuid4(), 1, "x", pieces(CONTENTS["two parts"]), expected_bytes=2 * PART_BYTES),
-            lambda: store.write_manifest(uuid4(), 1, {}),
+            lambda: store.write_manifest(uuid4(), 1, {"artifacts": []}),
             lambda: list(store.list_files(uuid4())),
         ):
             with pytest.raises(StoreUnavailable) as caught:
