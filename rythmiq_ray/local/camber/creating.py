@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from rythmiq_ray.local.camber.answers import Refusal, invalid, wrong_type
-from rythmiq_ray.local.camber.stash import InvalidPath, split_path
+from rythmiq_ray.local.camber.stash import InvalidPath, checked_path
 
 ENGINES: Final = frozenset(
     ("BASE", "MPI", "MESA", "ATHENA", "NEXTFLOW", "GROMACS", "LAMMPS", "OPENFOAM", "CHANGA", "ESO", "LLM")
@@ -101,7 +101,7 @@ def _problems(request: JobRequest) -> list[tuple[str, str]]:
         problems.append(("MountDir", "MountDir is a required field"))
     else:
         try:
-            split_path(request.mount_dir)
+            checked_path(request.mount_dir)
         except InvalidPath as error:
             problems.append(("MountDir", f"MountDir {error}"))
     if request.engine_type not in ENGINES:
