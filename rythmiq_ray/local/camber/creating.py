@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from rythmiq_ray.local.camber.answers import Refusal, invalid, wrong_type
@@ -29,7 +29,16 @@ class JobRequest:
     tags: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        # Written out, for dataclasses.asdict copies each value with care.
+        return {
+            "command": self.command,
+            "mount_dir": self.mount_dir,
+            "engine_type": self.engine_type,
+            "node_size": self.node_size,
+            "num_nodes": self.num_nodes,
+            "with_gpu": self.with_gpu,
+            "tags": self.tags,
+        }
 
 
 _TYPES: Final = {
