@@ -189,11 +189,41 @@ def test_listens_on_loopback_only(camber: Caller) -> None:
     assert [address.ip for address in listening if address.port == camber.emulator.port] == ["127.0.0.1"]
 
 
-def test_unknown_routes_are_not_found(camber: Caller) -> None:
-    answer = camber.call("GET", "/credits")
+@pytest.mark.parametrize("path", ["/credits", "/me/", "/jobs/", "/jobs//logs", "/jobs/1/2", "/jobs/1/logs/", ""])
+def test_unknown_routes_are_not_found(camber: Caller, path: str) -> None:
+    answer = camber.call("GET", path)
     assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
 
 
+    assert camber.look("calls")["counts"] == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("PUT", "/me"), ("DELETE", "/jobs"), ("POST", "/jobs/1"), ("PUT", "/jobs/1/logs")]
+)
+def test_a_method_that_a_route_does_not_have_is_named_as_such(camber: Caller, method: str, path: str) -> None:
+    answer = camber.call(method, path)
+    assert (answer.status_code, answer.json()) == (405, {"message": "Method Not Allowed"})
+    assert camber.look("calls")["counts"] == {}
+
+
+def test_a_caller_may_wait_before_it_sends_the_body(camber: Caller) -> None:
+    head = (
+        f"PUT /api/cli/stash/file?path={camber.uri('a/b')} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        "Content-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", camber.emulator.port), timeout=TIMEOUT_S) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"late")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert camber.has("a/b", b"late")
+
+
+def test_a_body_that_is_too_large_is_refused(camber: Caller) -> None:
+    answer = camber.call("POST", "/jobs", json=body("x" * 3_000_000, ""))
+    assert [detail["field"] for detail in answer.json()["error_details"]] == ["MountDir"]
+    assert camber.call("POST", "/jobs", json=body("x" * 17_000_000, "a/1")).status_code == 413
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -27,6 +27,7 @@ HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
 _BACKLOG: Final = 1024
+_SHUTDOWN_TIMEOUT_S: Final = 1.0
 _OWN_FOLDERS: Final = ("stash", "work", "logs", "unfinished", "trash")
 
 
@@ -136,10 +137,8 @@ class Emulator:
         self._stopping = stopping or asyncio.Event()
         with _locked(self.root):
             async with self._parts() as api:
-                runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=1.0)
-                await runner.setup()
+                self._protocol = api.server()
                 try:
-                    self._protocol = runner.server
                     await self._listen()
                     self._loop = asyncio.get_running_loop()
                     await self._misbehave(self._mischief.faults)
@@ -150,7 +149,8 @@ class Emulator:
                     if self._relisten is not None:
                         self._relisten.cancel()
                     self._hush()
-                    await runner.cleanup()
+                    self._protocol.pre_shutdown()
+                    await self._protocol.shutdown(_SHUTDOWN_TIMEOUT_S)
 
     @asynccontextmanager
     async def _parts(self) -> AsyncIterator[Api]:
