@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,8 +21,9 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 import requests
+import uvloop
 
-from rythmiq_ray.local.camber import Cancelling, Emulator, Faults, ListShape, Outage, Settings
+from rythmiq_ray.local.camber import Cancelling, Emulator, Faults, ListShape, Outage, Settings, loop
 from rythmiq_ray.local.camber.faults import OPERATIONS
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -193,8 +195,6 @@ def test_listens_on_loopback_only(camber: Caller) -> None:
 def test_unknown_routes_are_not_found(camber: Caller, path: str) -> None:
     answer = camber.call("GET", path)
     assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
-
-
     assert camber.look("calls")["counts"] == {}
 
 
@@ -224,6 +224,8 @@ def test_a_body_that_is_too_large_is_refused(camber: Caller) -> None:
     answer = camber.call("POST", "/jobs", json=body("x" * 3_000_000, ""))
     assert [detail["field"] for detail in answer.json()["error_details"]] == ["MountDir"]
     assert camber.call("POST", "/jobs", json=body("x" * 17_000_000, "a/1")).status_code == 413
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -285,6 +287,25 @@ def test_a_missing_job_is_500_with_code_2(camber: Caller) -> None:
     assert camber.call("GET", "/jobs/x").json()["code"] == 1
 
 
+# The event loop
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_runs_in_either_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    monkeypatch.setattr(loop, "new_event_loop", new_event_loop)
+    data = os.urandom(3_000_000)
+    with running(tmp_path) as camber:
+        camber.put("a/1/in", data)
+        job_id = camber.create("cp in out; exit 3", "a/1")
+        camber.wait(job_id, "FAILED")
+        until(lambda: camber.has("a/1/out", data), "the file that the job wrote")
+        killed = camber.create("sleep 300", "a/2")
+        camber.wait(killed, "RUNNING")
+        assert camber.data("DELETE", f"/jobs/{killed}")["job_status"] == "CANCELLED"
+
+
 # The life of a job
 
 
@@ -321,6 +342,12 @@ def test_a_command_that_no_process_can_be_given_fails(camber: Caller) -> None:
     job_id = camber.create("true " + "x" * 200_000, "a/1")
     camber.wait(job_id, "FAILED")
     assert "cannot run the command" in camber.log(job_id) or "too long" in camber.log(job_id)
+
+
+def test_a_command_with_a_nul_fails(camber: Caller) -> None:
+    job_id = camber.create("echo begun\0", "a/1")
+    camber.wait(job_id, "FAILED")
+    assert camber.log(job_id) == "cannot run the command: it holds a NUL\n"
 
 
 def test_the_environment_of_a_job_is_its_own(camber: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,8 @@ class Processes:
         job = run.job
         self._ledger.start(job)
         try:
+            if "\0" in job.request.command:  # uvloop would end the command there
+                raise ValueError("it holds a NUL")
             with self.log(job).open("wb") as log:
                 run.process = await asyncio.create_subprocess_exec(
                     sys.executable,
