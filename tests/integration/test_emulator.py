@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,8 +21,9 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 import requests
+import uvloop
 
-from rythmiq_ray.local.camber import Cancelling, Emulator, Faults, ListShape, Outage, Settings
+from rythmiq_ray.local.camber import Cancelling, Emulator, Faults, ListShape, Outage, Settings, loop
 from rythmiq_ray.local.camber.faults import OPERATIONS
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -189,9 +191,39 @@ def test_listens_on_loopback_only(camber: Caller) -> None:
     assert [address.ip for address in listening if address.port == camber.emulator.port] == ["127.0.0.1"]
 
 
-def test_unknown_routes_are_not_found(camber: Caller) -> None:
-    answer = camber.call("GET", "/credits")
+@pytest.mark.parametrize("path", ["/credits", "/me/", "/jobs/", "/jobs//logs", "/jobs/1/2", "/jobs/1/logs/", ""])
+def test_unknown_routes_are_not_found(camber: Caller, path: str) -> None:
+    answer = camber.call("GET", path)
     assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
+    assert camber.look("calls")["counts"] == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("PUT", "/me"), ("DELETE", "/jobs"), ("POST", "/jobs/1"), ("PUT", "/jobs/1/logs")]
+)
+def test_a_method_that_a_route_does_not_have_is_named_as_such(camber: Caller, method: str, path: str) -> None:
+    answer = camber.call(method, path)
+    assert (answer.status_code, answer.json()) == (405, {"message": "Method Not Allowed"})
+    assert camber.look("calls")["counts"] == {}
+
+
+def test_a_caller_may_wait_before_it_sends_the_body(camber: Caller) -> None:
+    head = (
+        f"PUT /api/cli/stash/file?path={camber.uri('a/b')} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        "Content-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", camber.emulator.port), timeout=TIMEOUT_S) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"late")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert camber.has("a/b", b"late")
+
+
+def test_a_body_that_is_too_large_is_refused(camber: Caller) -> None:
+    answer = camber.call("POST", "/jobs", json=body("x" * 3_000_000, ""))
+    assert [detail["field"] for detail in answer.json()["error_details"]] == ["MountDir"]
+    assert camber.call("POST", "/jobs", json=body("x" * 17_000_000, "a/1")).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -255,6 +287,25 @@ def test_a_missing_job_is_500_with_code_2(camber: Caller) -> None:
     assert camber.call("GET", "/jobs/x").json()["code"] == 1
 
 
+# The event loop
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_runs_in_either_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    monkeypatch.setattr(loop, "new_event_loop", new_event_loop)
+    data = os.urandom(3_000_000)
+    with running(tmp_path) as camber:
+        camber.put("a/1/in", data)
+        job_id = camber.create("cp in out; exit 3", "a/1")
+        camber.wait(job_id, "FAILED")
+        until(lambda: camber.has("a/1/out", data), "the file that the job wrote")
+        killed = camber.create("sleep 300", "a/2")
+        camber.wait(killed, "RUNNING")
+        assert camber.data("DELETE", f"/jobs/{killed}")["job_status"] == "CANCELLED"
+
+
 # The life of a job
 
 
@@ -291,6 +342,12 @@ def test_a_command_that_no_process_can_be_given_fails(camber: Caller) -> None:
     job_id = camber.create("true " + "x" * 200_000, "a/1")
     camber.wait(job_id, "FAILED")
     assert "cannot run the command" in camber.log(job_id) or "too long" in camber.log(job_id)
+
+
+def test_a_command_with_a_nul_fails(camber: Caller) -> None:
+    job_id = camber.create("echo begun\0", "a/1")
+    camber.wait(job_id, "FAILED")
+    assert camber.log(job_id) == "cannot run the command: it holds a NUL\n"
 
 
 def test_the_environment_of_a_job_is_its_own(camber: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rythmiq_ray.local.camber.emulator import Emulator
 from rythmiq_ray.local.camber.faults import Faults
+from rythmiq_ray.local.camber.loop import run
 from rythmiq_ray.local.camber.settings import Range, Settings
 
 
@@ -30,7 +31,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
-        asyncio.run(_serve(emulator))
+        run(_serve(emulator))
     except OSError as error:
         sys.stderr.write(f"the emulator cannot start: {error}\n")
         return 1

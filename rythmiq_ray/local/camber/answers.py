@@ -10,8 +10,11 @@ from aiohttp import web
 JSON: Final = {"Content-Type": "application/json"}
 
 
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
+
+
 def encode(data: Any) -> bytes:
-    return json.dumps(data, separators=(",", ":")).encode()
+    return _ENCODER.encode(data).encode()
 
 
 def plain(data: Any, status: int = 200) -> web.Response:

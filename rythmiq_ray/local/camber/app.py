@@ -36,7 +36,8 @@ from rythmiq_ray.local.camber.stash import Entry, ForeignOwner, InvalidPath, Sta
 from rythmiq_ray.local.camber.transfer import hang_up, receive_file, send_bytes, send_file
 
 API: Final = "/api/cli"
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_JOBS: Final = f"{API}/jobs/"
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _KEY: Final = re.compile(r"[0-9a-f]{40}")
 _LONGEST_BODY: Final = 16 * 1024 * 1024
 _LARGEST_PAGE: Final = 100
@@ -68,9 +69,16 @@ class Api:
         self._mischief = mischief
         self._set_faults = set_faults
         self._calls = CallLog()
+        self._routes = self._table()
 
-    def application(self) -> web.Application:
-        app = web.Application(client_max_size=_LONGEST_BODY, middlewares=[_as_json])
+    def server(self) -> web.Server:
+        """What speaks HTTP on each connection; made in the event loop."""
+        # A table finds ten routes in less processor time than web.Application's router and middlewares take.
+        request = partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=_LONGEST_BODY)
+        return web.Server(self._answer, request_factory=request, access_log=None)
+
+    def _table(self) -> dict[str, dict[str, _Handler]]:
+        """Handlers by path and method."""
         operations: tuple[tuple[str, str, str, _Handler], ...] = (
             ("me", "GET", "/me", self._me),
             ("create", "POST", "/jobs", self._create),
@@ -83,19 +91,41 @@ class Api:
             ("stash_write", "PUT", "/stash/file", self._stash_write),
             ("stash_remove", "DELETE", "/stash/file", self._stash_remove),
         )
+        table: dict[str, dict[str, _Handler]] = {
+            "/_emulator/calls": {"GET": self._show_calls, "DELETE": self._reset_calls},
+            "/_emulator/state": {"GET": self._show_state},
+            "/_emulator/jobs": {"GET": self._show_jobs},
+            "/_emulator/faults": {"GET": self._show_faults, "PUT": self._replace_faults},
+        }
         for operation, method, path, handler in operations:
-            app.router.add_route(method, f"{API}{path}", partial(self._answer, operation, handler))
-        app.router.add_get("/_emulator/calls", self._show_calls)
-        app.router.add_delete("/_emulator/calls", self._reset_calls)
-        app.router.add_get("/_emulator/state", self._show_state)
-        app.router.add_get("/_emulator/jobs", self._show_jobs)
-        app.router.add_get("/_emulator/faults", self._show_faults)
-        app.router.add_put("/_emulator/faults", self._replace_faults)
-        return app
+            table.setdefault(f"{API}{path}", {})[method] = partial(self._perform, operation, handler)
+        return table
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            expected = request.headers.get("Expect")
+            if expected:
+                await _meet(request, expected)
+            return await self._handler(request)(request)
+        except Refusal as refusal:
+            return refusal.answer()
+
+    def _handler(self, request: web.BaseRequest) -> _Handler:
+        path = request.rel_url.path_safe
+        methods = self._routes.get(path)
+        if methods is None and path.startswith(_JOBS):
+            job_id, slash, rest = path.removeprefix(_JOBS).partition("/")
+            methods = self._routes.get(f"{_JOBS}{{job_id}}{slash}{rest}") if job_id else None
+        if methods is None:
+            raise not_found()
+        handler = methods.get(request.method)
+        if handler is None:
+            raise method_not_allowed()
+        return handler
 
     # What stands before every operation
 
-    async def _answer(self, operation: str, handler: _Handler, request: web.Request) -> web.StreamResponse:
+    async def _perform(self, operation: str, handler: _Handler, request: web.BaseRequest) -> web.StreamResponse:
         self._calls.arrived(operation, time())
         try:
             early = await self._misbehave(operation, request)
@@ -113,7 +143,7 @@ class Api:
         except OSError as error:
             return failed(f"stash: {error.strerror or 'failure'}").answer()
 
-    async def _misbehave(self, operation: str, request: web.Request) -> web.StreamResponse | None:
+    async def _misbehave(self, operation: str, request: web.BaseRequest) -> web.StreamResponse | None:
         """What goes wrong before anything is done, if it does."""
         mischief, faults = self._mischief, self._mischief.faults
         outage = mischief.outage
@@ -134,7 +164,7 @@ class Api:
                 raise Refusal(status, {"message": "Internal Server Error"})
         return None
 
-    def _authorize(self, request: web.Request) -> None:
+    def _authorize(self, request: web.BaseRequest) -> None:
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if self._mischief.faults.refuse_key:
             raise unauthorized("unauthorized - invalid token")
@@ -145,14 +175,14 @@ class Api:
 
     # Operations
 
-    async def _me(self, _request: web.Request) -> web.StreamResponse:
+    async def _me(self, _request: web.BaseRequest) -> web.StreamResponse:
         owner = self._settings.owner
         team = {"team_id": 1, "team_name": owner, "is_default": True, "is_selected": True}
         return enveloped(
             encode({"user_id": 1, "username": owner, "email": f"{owner}@example.invalid", "teams": [team]})
         )
 
-    async def _create(self, request: web.Request) -> web.StreamResponse:
+    async def _create(self, request: web.BaseRequest) -> web.StreamResponse:
         arrived = time()
         wanted = read_request(await request.read())
         if self._mischief.faults.create_latency_s > 0.0:
@@ -170,7 +200,7 @@ class Api:
             raise failed("failed to create job", 500)
         return enveloped(encode(job.as_dict("SUBMITTED")))
 
-    async def _list(self, request: web.Request) -> web.StreamResponse:
+    async def _list(self, request: web.BaseRequest) -> web.StreamResponse:
         number = _positive(request, "page", 1)
         size = min(_positive(request, "size", 20), _LARGEST_PAGE)
         jobs, total = self._ledger.page(number, size, lag_s=self._mischief.faults.list_lag_s)
@@ -183,10 +213,10 @@ class Api:
             case ListShape.ENVELOPED:
                 return enveloped(b'{"jobs":%b,"total":%d}' % (array, total))
 
-    async def _get(self, request: web.Request) -> web.StreamResponse:
+    async def _get(self, request: web.BaseRequest) -> web.StreamResponse:
         return enveloped(self._job(request).encoded())
 
-    async def _logs(self, request: web.Request) -> web.StreamResponse:
+    async def _logs(self, request: web.BaseRequest) -> web.StreamResponse:
         job = self._job(request)
         if job.status in (Status.PENDING, Status.CANCELLED):
             raise failed(_NO_LOG)
@@ -199,7 +229,7 @@ class Api:
         except FileNotFoundError:  # it failed before it could write any
             return await send_bytes(request, b"", kind)
 
-    async def _cancel(self, request: web.Request) -> web.StreamResponse:
+    async def _cancel(self, request: web.BaseRequest) -> web.StreamResponse:
         match self._mischief.faults.cancel:
             case Cancelling.NOT_FOUND:
                 raise not_found()
@@ -210,7 +240,7 @@ class Api:
                 self._scheduler.cancel(job)
                 return enveloped(job.encoded())
 
-    async def _stash_list(self, request: web.Request) -> web.StreamResponse:
+    async def _stash_list(self, request: web.BaseRequest) -> web.StreamResponse:
         asked = read_object(await request.read(), "StashRequest")
         uri, recursive = asked.get("path"), asked.get("recursive", False)
         if not isinstance(uri, str):
@@ -221,25 +251,25 @@ class Api:
         entries = await asyncio.to_thread(self._stash.entries, path, recursive=bool(recursive))
         return enveloped(encode({"files": [_entry(entry) for entry in entries]}))
 
-    async def _stash_read(self, request: web.Request) -> web.StreamResponse:
+    async def _stash_read(self, request: web.BaseRequest) -> web.StreamResponse:
         place = self._stash.place(self._path(request))
         cut = self._mischief.strikes("cut_download")
         return await send_file(request, place, "application/octet-stream", cut=cut)
 
-    async def _stash_write(self, request: web.Request) -> web.StreamResponse:
+    async def _stash_write(self, request: web.BaseRequest) -> web.StreamResponse:
         path = self._path(request)
         await receive_file(request, self._stash, path)
         await self._processes.written(path)
         return enveloped()
 
-    async def _stash_remove(self, request: web.Request) -> web.StreamResponse:
+    async def _stash_remove(self, request: web.BaseRequest) -> web.StreamResponse:
         path = self._path(request)
         self._stash.remove(path, recursive=request.query.get("recursive") == "true")
         self._ledger.removed(path)
         return enveloped()
 
-    def _job(self, request: web.Request) -> Job:
-        text = request.match_info["job_id"]
+    def _job(self, request: web.BaseRequest) -> Job:
+        text = request.rel_url.path_safe.removeprefix(_JOBS).partition("/")[0]
         if not (text.isascii() and text.isdigit() and len(text) < 19):
             raise invalid("JobRequest", ("JobID", "JobID must be an integer"))
         job = self._ledger.get(int(text))
@@ -247,7 +277,7 @@ class Api:
             raise failed("job not found", 500)
         return job
 
-    def _path(self, request: web.Request) -> str:
+    def _path(self, request: web.BaseRequest) -> str:
         path = self._stash.path_of(request.query.get("path", ""))
         if not path:
             raise InvalidPath("must not be the owner's root")
@@ -255,18 +285,18 @@ class Api:
 
     # For tests and benchmarks
 
-    async def _show_calls(self, _request: web.Request) -> web.StreamResponse:
+    async def _show_calls(self, _request: web.BaseRequest) -> web.StreamResponse:
         return plain(self._calls.as_dict())
 
-    async def _reset_calls(self, _request: web.Request) -> web.StreamResponse:
+    async def _reset_calls(self, _request: web.BaseRequest) -> web.StreamResponse:
         self._calls.clear()
         return plain({})
 
-    async def _show_state(self, _request: web.Request) -> web.StreamResponse:
+    async def _show_state(self, _request: web.BaseRequest) -> web.StreamResponse:
         files = await asyncio.to_thread(self._stash.count_files)
         return plain({"jobs": self._ledger.statuses(), "stash_files": files})
 
-    async def _show_jobs(self, _request: web.Request) -> web.StreamResponse:
+    async def _show_jobs(self, _request: web.BaseRequest) -> web.StreamResponse:
         jobs = [
             {
                 "job_id": job.job_id,
@@ -281,10 +311,10 @@ class Api:
         ]
         return plain({"jobs": jobs})
 
-    async def _show_faults(self, _request: web.Request) -> web.StreamResponse:
+    async def _show_faults(self, _request: web.BaseRequest) -> web.StreamResponse:
         return plain(self._mischief.faults.as_dict())
 
-    async def _replace_faults(self, request: web.Request) -> web.StreamResponse:
+    async def _replace_faults(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             faults = Faults.from_dict(read_object(await request.read(), "Faults"))
         except ValueError as error:
@@ -293,20 +323,14 @@ class Api:
         return plain(faults.as_dict())
 
 
-@web.middleware
-async def _as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Refusals as answers, and the router's own ones in the service's words."""
-    try:
-        return await handler(request)
-    except Refusal as refusal:
-        return refusal.answer()
-    except web.HTTPMethodNotAllowed:
-        return method_not_allowed().answer()
-    except web.HTTPNotFound:
-        return not_found().answer()
+async def _meet(request: web.BaseRequest, what: str) -> None:
+    """Tells a caller who waits for it to send the body."""
+    if what.lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text=f"Unknown Expect: {what}")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def _positive(request: web.Request, name: str, default: int) -> int:
+def _positive(request: web.BaseRequest, name: str, default: int) -> int:
     text = request.query.get(name)
     if text is None:
         return default

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from rythmiq_ray.local.camber.answers import Refusal, invalid, wrong_type
-from rythmiq_ray.local.camber.stash import InvalidPath, split_path
+from rythmiq_ray.local.camber.stash import InvalidPath, checked_path
 
 ENGINES: Final = frozenset(
     ("BASE", "MPI", "MESA", "ATHENA", "NEXTFLOW", "GROMACS", "LAMMPS", "OPENFOAM", "CHANGA", "ESO", "LLM")
@@ -29,7 +29,16 @@ class JobRequest:
     tags: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        # Written out, for dataclasses.asdict copies each value with care.
+        return {
+            "command": self.command,
+            "mount_dir": self.mount_dir,
+            "engine_type": self.engine_type,
+            "node_size": self.node_size,
+            "num_nodes": self.num_nodes,
+            "with_gpu": self.with_gpu,
+            "tags": self.tags,
+        }
 
 
 _TYPES: Final = {
@@ -101,7 +110,7 @@ def _problems(request: JobRequest) -> list[tuple[str, str]]:
         problems.append(("MountDir", "MountDir is a required field"))
     else:
         try:
-            split_path(request.mount_dir)
+            checked_path(request.mount_dir)
         except InvalidPath as error:
             problems.append(("MountDir", f"MountDir {error}"))
     if request.engine_type not in ENGINES:

@@ -17,6 +17,7 @@ from rythmiq_ray.local.camber.deadlines import Deadlines
 from rythmiq_ray.local.camber.faults import Faults, Mischief, Outage
 from rythmiq_ray.local.camber.journal import JOURNAL_NAME, Journal
 from rythmiq_ray.local.camber.ledger import Ledger
+from rythmiq_ray.local.camber.loop import run
 from rythmiq_ray.local.camber.processes import Processes
 from rythmiq_ray.local.camber.scheduler import Scheduler
 from rythmiq_ray.local.camber.settings import Settings
@@ -26,6 +27,7 @@ HOST: Final = "127.0.0.1"
 """Whoever reaches the socket and has the key runs commands here, so nothing else is ever listened on."""
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
+_SHUTDOWN_TIMEOUT_S: Final = 1.0
 _BACKLOG: Final = 1024
 _OWN_FOLDERS: Final = ("stash", "work", "logs", "unfinished", "trash")
 
@@ -104,14 +106,14 @@ class Emulator:
         listening = threading.Event()
         errors: list[BaseException] = []
 
-        def run() -> None:
+        def serve() -> None:
             try:
-                asyncio.run(self.serve(listening.set))
+                run(self.serve(listening.set))
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
                 errors.append(error)
                 listening.set()
 
-        self._thread = threading.Thread(target=run, name="camber-emulator", daemon=True)
+        self._thread = threading.Thread(target=serve, name="camber-emulator", daemon=True)
         self._thread.start()
         if not listening.wait(_START_TIMEOUT_S):
             raise TimeoutError("the emulator does not start")
@@ -136,10 +138,8 @@ class Emulator:
         self._stopping = stopping or asyncio.Event()
         with _locked(self.root):
             async with self._parts() as api:
-                runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=1.0)
-                await runner.setup()
+                self._protocol = api.server()
                 try:
-                    self._protocol = runner.server
                     await self._listen()
                     self._loop = asyncio.get_running_loop()
                     await self._misbehave(self._mischief.faults)
@@ -150,7 +150,8 @@ class Emulator:
                     if self._relisten is not None:
                         self._relisten.cancel()
                     self._hush()
-                    await runner.cleanup()
+                    self._protocol.pre_shutdown()
+                    await self._protocol.shutdown(_SHUTDOWN_TIMEOUT_S)
 
     @asynccontextmanager
     async def _parts(self) -> AsyncIterator[Api]:

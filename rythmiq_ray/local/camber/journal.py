@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from rythmiq_ray.local.camber.answers import encode
+
 JOURNAL_NAME: Final = "journal.jsonl"
 """In the emulator's folder; made before anything else there."""
 
@@ -28,7 +30,7 @@ class Journal:
 
     def write(self, event: str, time: float, **facts: Any) -> None:
         """Appends one event; ``time`` is in seconds since the epoch."""
-        line = json.dumps({"event": event, "time": time, **facts}, separators=(",", ":")).encode() + b"\n"
+        line = encode({"event": event, "time": time, **facts}) + b"\n"
         while line:
             line = line[os.write(self._file, line) :]
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from time import gmtime, strftime, time
 from typing import Any, Final
 
@@ -44,6 +45,11 @@ class Answer(StrEnum):
 
 def timestamp(time_s: float) -> str:
     """RFC 3339 in UTC with whole seconds, as the service writes it."""
+    return _timestamp(int(time_s))
+
+
+@lru_cache(maxsize=1024)
+def _timestamp(time_s: int) -> str:
     return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(time_s))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -148,6 +149,8 @@ class Processes:
         job = run.job
         self._ledger.start(job)
         try:
+            if "\0" in job.request.command:  # uvloop would end the command there
+                raise ValueError("it holds a NUL")
             with self.log(job).open("wb") as log:
                 run.process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -186,7 +189,7 @@ class Processes:
         beside = self._stash.unfinished()
         target = run.workdir / name
         with suppress(OSError):  # removed meanwhile, or the job has a folder of that name
-            known = copy_file(self._stash.place(path), beside)
+            known = copy_file(Path(self._stash.place(path)), beside)
             target.parent.mkdir(parents=True, exist_ok=True)
             beside.replace(target)
             run.known[name] = known
@@ -210,12 +213,12 @@ class Processes:
     def _copy_half(self, source: Path, path: str, half: int, *, first: bool) -> None:
         with source.open("rb") as reader:
             if first:
-                with self._stash.open_new(path) as writer:
+                with os.fdopen(self._stash.open_new(path), "wb") as writer:
                     while (left := half - writer.tell()) and (chunk := reader.read(min(left, 1 << 20))):
                         writer.write(chunk)
             else:
                 reader.seek(half)
-                with self._stash.place(path).open("ab") as writer:
+                with Path(self._stash.place(path)).open("ab") as writer:
                     shutil.copyfileobj(reader, writer, 1 << 20)
 
 
