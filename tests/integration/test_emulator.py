@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -21,9 +20,8 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 import requests
-import uvloop
 
-from rythmiq_ray.local.camber import Cancelling, Emulator, Faults, ListShape, Outage, Settings, loop
+from rythmiq_ray.local.camber import Cancelling, Emulator, Faults, ListShape, Outage, Settings
 from rythmiq_ray.local.camber.faults import OPERATIONS
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -285,25 +283,6 @@ def test_a_missing_job_is_500_with_code_2(camber: Caller) -> None:
         answer = camber.call(method, path)
         assert (answer.status_code, answer.json()["code"]) == (500, 2)
     assert camber.call("GET", "/jobs/x").json()["code"] == 1
-
-
-# The event loop
-
-
-@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_runs_in_either_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
-) -> None:
-    monkeypatch.setattr(loop, "new_event_loop", new_event_loop)
-    data = os.urandom(3_000_000)
-    with running(tmp_path) as camber:
-        camber.put("a/1/in", data)
-        job_id = camber.create("cp in out; exit 3", "a/1")
-        camber.wait(job_id, "FAILED")
-        until(lambda: camber.has("a/1/out", data), "the file that the job wrote")
-        killed = camber.create("sleep 300", "a/2")
-        camber.wait(killed, "RUNNING")
-        assert camber.data("DELETE", f"/jobs/{killed}")["job_status"] == "CANCELLED"
 
 
 # The life of a job

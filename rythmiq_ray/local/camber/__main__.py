@@ -10,9 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
+
 from rythmiq_ray.local.camber.emulator import Emulator
 from rythmiq_ray.local.camber.faults import Faults
-from rythmiq_ray.local.camber.loop import run
 from rythmiq_ray.local.camber.settings import Range, Settings
 
 
@@ -31,7 +32,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
-        run(_serve(emulator))
+        uvloop.run(_serve(emulator))
     except OSError as error:
         sys.stderr.write(f"the emulator cannot start: {error}\n")
         return 1

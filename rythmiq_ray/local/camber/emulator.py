@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
+import uvloop
 from aiohttp import web
 
 from rythmiq_ray.local.camber.app import API, Api
@@ -17,7 +18,6 @@ from rythmiq_ray.local.camber.deadlines import Deadlines
 from rythmiq_ray.local.camber.faults import Faults, Mischief, Outage
 from rythmiq_ray.local.camber.journal import JOURNAL_NAME, Journal
 from rythmiq_ray.local.camber.ledger import Ledger
-from rythmiq_ray.local.camber.loop import run
 from rythmiq_ray.local.camber.processes import Processes
 from rythmiq_ray.local.camber.scheduler import Scheduler
 from rythmiq_ray.local.camber.settings import Settings
@@ -108,7 +108,7 @@ class Emulator:
 
         def serve() -> None:
             try:
-                run(self.serve(listening.set))
+                uvloop.run(self.serve(listening.set))
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
                 errors.append(error)
                 listening.set()
