@@ -165,6 +165,11 @@ class World:
         unfinished = "SELECT EXISTS (SELECT FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING'))"
         wait_for(lambda: not self.one(unfinished), "all jobs end", every_s=every_s)
 
+    def wait_cleaned(self, *, every_s: float = 0.02) -> None:
+        """Until every attempt's path is gone from the stash, and its row says so."""
+        left = "SELECT EXISTS (SELECT FROM rythmiq.attempts WHERE finished_at IS NOT NULL AND cleaned_at IS NULL)"
+        wait_for(lambda: not self.one(left), "all paths are removed", every_s=every_s)
+
     def calls(self) -> dict[str, int]:
         """How often each operation was called since the last reset."""
         return dict(self._calls()["counts"])

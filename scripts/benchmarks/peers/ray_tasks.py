@@ -1,4 +1,4 @@
-"""Ray alone: what tasks cost that carry 20 orders each and do nothing; three of them for a job, as the runner has."""
+"""Ray alone: what tasks cost that carry 50 orders each and do nothing; three of them for a job, as the runner has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ray
 
 from benchmarks.peers import arguments
 
-ORDERS = 20
+ORDERS = 50
 STEPS = 3
 
 
