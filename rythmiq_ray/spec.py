@@ -11,10 +11,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -71,7 +71,9 @@ def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
     Trusts no type hint: what a caller without a type checker passes is named too. ``catalog`` is what Camber
     offers (``conf/camber.yaml``).
     """
-    return [*_faults_of_values(job), *_faults_against(catalog, job.spec)]
+    faults = _faults_of_values(job)
+    faults.extend(_faults_against(catalog, job.spec))
+    return faults
 
 
 def parse(data: Mapping[str, Any]) -> NewJob:
@@ -474,7 +476,7 @@ def _fault_of_env_name(name: str) -> str | None:
 
 
 def _env(field: str, value: object) -> Sequence[str]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, (dict, Mapping)):  # an abstract class alone takes three times as long to ask
         return (_wrong(field, "an object of strings", value),)
     if not value:
         return _FINE
@@ -570,13 +572,18 @@ class _Checks:
 
     def __init__(self, model: type[JobSpec] | type[NewJob], checks: Mapping[str, _Check]) -> None:
         defaults = {field.name: field.default for field in fields(model)}
-        self._checks = [(name, defaults[name], check) for name, check in checks.items()]
-        self._values = attrgetter(*checks)
+        self._all = [(name, defaults[name], check) for name, check in checks.items()]
+        self._always = [row for row in self._all if row[1] is MISSING]
+        optional = [name for name in checks if defaults[name] is not MISSING]
+        self._values = attrgetter(*optional)
+        self._defaults = [defaults[name] for name in optional]
 
     def faults(self, of: JobSpec | NewJob) -> list[str]:
         found: list[str] = []
-        # Most fields of most jobs are the very default, which needs no check.
-        for value, (name, default, test) in zip(self._values(of), self._checks, strict=True):
+        # Most fields of most jobs are the very default, which needs no check. To be equal is not enough: True == 1.
+        plain = all(map(is_, self._values(of), self._defaults))
+        for name, default, test in self._always if plain else self._all:
+            value = getattr(of, name)
             if value is not default and (faults := test(name, value)):
                 found.extend(faults)
         return found
@@ -588,7 +595,8 @@ _OF_QUEUE: Final = _Checks(NewJob, _QUEUE_CHECKS)
 
 def _faults_of_values(job: NewJob) -> list[str]:
     spec = job.spec
-    faults = _OF_SPEC.faults(spec) + _OF_QUEUE.faults(job)
+    faults = _OF_SPEC.faults(spec)
+    faults.extend(_OF_QUEUE.faults(job))
     if spec.secrets and spec.env and isinstance(spec.secrets, (tuple, list)) and isinstance(spec.env, Mapping):
         names = (name for name in spec.secrets if isinstance(name, str) and name in spec.env)
         faults.extend(f"secrets: {_quote(name)} is in env too" for name in dict.fromkeys(names))

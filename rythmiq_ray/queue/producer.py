@@ -7,9 +7,11 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import tee
+from json.encoder import encode_basestring
 from typing import Final, TextIO, cast
 from uuid import UUID
 
@@ -26,7 +28,7 @@ _SQL: Final = queries("producer")
 _UNIQUE_TRIES: Final = 5
 """How often an enqueue races with the end of the job that holds its key before it gives up; once is rare."""
 _to_json: Final = json.JSONEncoder(ensure_ascii=False).encode
-_COPY_BYTES: Final = 64 * 1024
+_COPY_CHARACTERS: Final = 64 * 1024
 _COPY_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -64,7 +66,8 @@ def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJ
     jobs = list(jobs)
     faults: list[str] = []
     for number, job in enumerate(jobs, 1):
-        faults.extend(fault if len(jobs) == 1 else f"job {number}: {fault}" for fault in check(job, catalog))
+        if found := check(job, catalog):
+            faults.extend(found if len(jobs) == 1 else [f"job {number}: {fault}" for fault in found])
     if faults:
         raise InvalidJob(faults)
     return insert(connection, jobs)
@@ -72,11 +75,12 @@ def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJ
 
 def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
     """Adds jobs that :mod:`rythmiq_ray.spec` checked before, in the caller's transaction."""
-    ids = new_job_ids(len(jobs))
-    plain = [at for at, job in enumerate(jobs) if job.unique_key is None]
+    # Tee keeps for the caller what the rows take: the ids too are made while Postgres takes in those before them.
+    of_rows, of_caller = tee(_new_job_ids(len(jobs)))
     keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
-    if plain:
-        _copy(connection, [(ids[at], jobs[at]) for at in plain])
+    if len(keyed) < len(jobs):
+        _copy(connection, of_rows, jobs)
+    ids = list(of_caller)
     if keyed:
         holders = _insert_unique(connection, [(ids[at], jobs[at]) for at in keyed])
         for at in keyed:
@@ -90,7 +94,7 @@ _last_id = 0
 _id_lock: Final = threading.Lock()
 
 
-def new_job_ids(count: int) -> list[UUID]:
+def _new_job_ids(count: int) -> Iterator[UUID]:
     """UUIDs of version 7 (RFC 9562): ids made later sort later, so new rows share index pages.
 
     The 12 bits behind the milliseconds count fractions of one (method 3), and a process never goes back, so jobs
@@ -102,48 +106,60 @@ def new_job_ids(count: int) -> list[UUID]:
         first = max(_last_id + 1, milliseconds << 12 | rest_ns * 4096 // 1_000_000)
         _last_id = first + count - 1
     random = struct.unpack(f"{count}Q", os.urandom(8 * count))
-    ids = []
     for ticks, low in zip(range(first, first + count), random, strict=True):
         high = (ticks >> 12) << 16 | 0x7 << 12 | ticks & 0xFFF
-        ids.append(UUID(int=high << 64 | 0x2 << 62 | low >> 2))
-    return ids
+        yield UUID(int=high << 64 | 0x2 << 62 | low >> 2)
 
 
-def _copy(connection: psycopg2.extensions.connection, rows: Sequence[tuple[UUID, NewJob]]) -> None:
+def _copy(connection: psycopg2.extensions.connection, ids: Iterable[UUID], jobs: Sequence[NewJob]) -> None:
+    """Adds those jobs that have no unique key."""
     with translated(), connection.cursor() as cursor:
-        delayed = any(job.delay_s for _, job in rows)
+        delayed = any(job.delay_s for job in jobs)
         now: datetime | None = fetch(connection, _SQL["now"], {})[0]["now"] if delayed else None
-        cursor.copy_expert(_SQL["copy"], cast("TextIO", _Lines(rows, now)), _COPY_BYTES)  # needs read() alone
+        lines = (_line(job_id, job, now) for job_id, job in zip(ids, jobs, strict=True) if job.unique_key is None)
+        cursor.copy_expert(_SQL["copy"], cast("TextIO", _Stream(lines)), _COPY_CHARACTERS)  # needs read() alone
 
 
-class _Lines:
-    """Rows in the text format of COPY, made while Postgres takes in those before them."""
+class _Stream:
+    """Lines for COPY, made while Postgres takes in those before them."""
 
-    def __init__(self, rows: Sequence[tuple[UUID, NewJob]], now: datetime | None) -> None:
-        """``now``: the transaction's time; needed for delayed jobs only."""
-        self._rows = iter(rows)
-        self._now = now
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
         self._rest = ""
 
-    def read(self, size: int = _COPY_BYTES, /) -> str:
+    def read(self, size: int, /) -> str:
         """At most so many characters; none at the end."""
-        lines, length = [self._rest], len(self._rest)
-        while length < size and (row := next(self._rows, None)) is not None:
-            lines.append(self._line(*row))
-            length += len(lines[-1])
-        text = "".join(lines)
+        taken, length = [self._rest], len(self._rest)
+        if length < size:
+            for line in self._lines:
+                taken.append(line)
+                length += len(line)
+                if length >= size:
+                    break
+        text = "".join(taken)
         self._rest = text[size:]
         return text[:size]
 
-    def _line(self, job_id: UUID, job: NewJob) -> str:
-        user_id = "\\N" if job.user_id is None else _escaped(job.user_id)
-        queue = _escaped(job.queue)
-        # JSON itself escapes all else that COPY reads as its own.
-        spec = _to_json(job.spec.as_dict()).replace("\\", "\\\\")
-        visible = "now"  # To Postgres that is the transaction's time.
-        if job.delay_s and self._now is not None:
-            visible = (self._now + timedelta(seconds=job.delay_s)).isoformat()
-        return f"{job_id.int:032x}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}\n"
+
+def _line(job_id: UUID, job: NewJob, now: datetime | None) -> str:
+    """A row in the text format of COPY; ``now`` is the transaction's time, needed for delayed jobs only."""
+    user_id = "\\N" if job.user_id is None else _escaped(job.user_id)
+    queue = _escaped(job.queue)
+    # JSON itself escapes all else that COPY reads as its own.
+    spec = _spec_json(job.spec).replace("\\", "\\\\")
+    visible = "now"  # To Postgres that is the transaction's time.
+    if job.delay_s and now is not None:
+        visible = (now + timedelta(seconds=job.delay_s)).isoformat()
+    return f"{job_id.int:032x}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}\n"
+
+
+def _spec_json(spec: JobSpec) -> str:
+    known = spec.as_dict()
+    if len(known) > 3:
+        return _to_json(known)
+    # Most specs are no more than the three texts that are always there; the encoder would take six times as long.
+    command, engine, node_size = map(encode_basestring, known.values())
+    return f'{{"command": {command}, "engine": {engine}, "node_size": {node_size}}}'
 
 
 @lru_cache

@@ -146,6 +146,29 @@ def test_bad_jobs_are_refused_before_anything_is_stored(connection: Connection) 
     assert inspect.counts(connection) == []
 
 
+def test_any_text_comes_back(connection: Connection) -> None:
+    characters = [chr(code) for code in range(1, 0x11000) if not 0xD800 <= code < 0xE000]
+    texts = ["x" + "".join(characters[at : at + 256]) for at in range(0, len(characters), 256)]
+    # One with defaults alone and one with more go by different ways.
+    specs = [spec for text in texts for spec in (JobSpec(command=text), JobSpec(command=text, env={"A": text}))]
+    ids = enqueue_many(connection, [NewJob(spec=spec) for spec in specs])
+    assert stored(connection) == {job_id: spec.as_dict() for job_id, spec in zip(ids, specs, strict=True)}
+
+
+def test_ids_are_in_the_order_of_the_jobs_whatever_these_are(connection: Connection) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"unique_key": "k"}, {"delay_s": 60.0}, {"unique_key": "l", "delay_s": 60.0}, {}]
+    ids = enqueue_many(connection, [NewJob(spec=JobSpec(command=f"{at}"), **kind) for at, kind in enumerate(kinds)])
+    assert ids == sorted(ids)
+    commands = stored(connection)
+    assert [commands[job_id]["command"] for job_id in ids] == ["0", "1", "2", "3", "4"]
+
+
+def stored(connection: Connection) -> dict[UUID, Any]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT job_id, spec FROM rythmiq.jobs")
+        return dict(cursor.fetchall())
+
+
 def test_a_hundred_thousand_jobs_are_enqueued_in_order(connection: Connection) -> None:
     ids = enqueue_many(connection, [NewJob(spec=JobSpec(command="true"))] * 100_000)
     connection.commit()

@@ -300,6 +300,33 @@ def test_check_trusts_no_type_hint() -> None:
     ]
 
 
+_LOOKALIKES: dict[str, list[object]] = {
+    "num_nodes": [True, 1.0],
+    "gpu": [0, 0.0],
+    "inputs": ["", {}],
+    "outputs": ["", {}],
+    "env": [None, (), ""],
+    "secrets": ["", {}],
+    "timeout_s": [False, 0],
+    "retry_exit_codes": [False, ""],
+    "queue": [None, ""],
+    "priority": [False, 0.0, -0.0],
+    "max_attempts": [3.0],
+    "user_id": [False, 0],
+    "unique_key": [False, ""],
+    "delay_s": [False, None, ""],
+}
+
+
+@given(st.fixed_dictionaries({}, optional={name: st.sampled_from(odd) for name, odd in _LOOKALIKES.items()}))
+def test_what_equals_a_default_or_is_as_empty_is_checked_too(odd: dict[str, Any]) -> None:
+    """Also beside any other fields, faulty or not: each fault is there, in the order of the fields."""
+    of_spec = {name: value for name, value in odd.items() if name in JobSpec.__dataclass_fields__}
+    of_queue = {name: value for name, value in odd.items() if name not in of_spec}
+    found = check(NewJob(spec=JobSpec(command="true", **of_spec), **of_queue), CATALOG)
+    assert [fault.partition(":")[0] for fault in found] == [name for name in _LOOKALIKES if name in odd]
+
+
 def test_every_bad_line_is_named_and_refuses_the_file() -> None:
     lines = [
         b'\xef\xbb\xbf{"command": "true"}\n',

@@ -28,8 +28,8 @@ async def main() -> None:
         await queries.install()
 
     async def put(count: int) -> float:
-        begun = time.perf_counter()
         payloads = [f"pgqueuer/{uuid4()}".encode() for _ in range(count)]
+        begun = time.perf_counter()
         await queries.enqueue(["work"] * count, payloads, [0] * count)
         return time.perf_counter() - begun
 

@@ -31,8 +31,9 @@ async def main() -> None:
     task = empty if options.empty else work
 
     async def put(count: int) -> float:
+        paths = [f"procrastinate/{uuid4()}" for _ in range(count)]
         begun = time.perf_counter()
-        await task.batch_defer_async(*({"path": f"procrastinate/{uuid4()}"} for _ in range(count)))
+        await task.batch_defer_async(*({"path": path} for path in paths))
         return time.perf_counter() - begun
 
     async def run() -> float:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 
 from benchmarks.measure import Bench, Row
-from benchmarks.rows.queue import drain
+from benchmarks.peers.rythmiq_worker import drain
 from benchmarks.world import World
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.fibers import Fibers

@@ -1,0 +1,58 @@
+"""The queue of rythmiq-ray alone, measured as its peers are: claimed and finished in batches, with no work."""
+
+from __future__ import annotations
+
+import os
+import time
+from uuid import uuid4
+
+import psycopg2
+
+from benchmarks.peers import arguments
+from rythmiq_ray import JobSpec, NewJob, enqueue_many
+from rythmiq_ray.model import JobState
+from rythmiq_ray.queue import Ending, Queue
+from rythmiq_ray.secret import Secret
+
+BATCH = 100
+
+
+def main() -> None:
+    options = arguments.parse(__doc__ or "")
+    url = os.environ["DATABASE_URL"]
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+
+    def put(count: int) -> float:
+        commands = [f"true rythmiq/{uuid4()}" for _ in range(count)]
+        begun = time.perf_counter()
+        enqueue_many(connection, [NewJob(spec=JobSpec(command=command)) for command in commands])
+        return time.perf_counter() - begun
+
+    def run() -> float:
+        begun = time.perf_counter()
+        drain(url)
+        return time.perf_counter() - begun
+
+    put(options.warm)
+    run()
+    arguments.report(enqueue=put(options.jobs), work=run())
+    connection.close()
+
+
+def drain(url: str) -> int:
+    """Claims and finishes all that is queued, in batches, without remote work and without artifacts; how many."""
+    queue = Queue(Secret(url), lease_s=600)
+    queue.register()
+    done = 0
+    while batch := queue.claim(BATCH):
+        endings = [
+            Ending(job_id=job.job_id, attempt=job.attempt, state=JobState.SUCCEEDED, exit_code=0) for job in batch
+        ]
+        done += len(queue.finish(endings))
+    queue.close()
+    return done
+
+
+if __name__ == "__main__":
+    main()
