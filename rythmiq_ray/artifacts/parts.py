@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 
 from rythmiq_ray.artifacts.streaming import budget
 
-_PARTS_AT_ONCE: Final = 2
+_PARTS_AT_ONCE: Final = 4
 
 
 class PartBuffer:

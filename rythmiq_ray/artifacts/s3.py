@@ -44,15 +44,19 @@ smart_open.s3.RETRY.client_error_codes = []
 @cache
 def shared_client() -> Any:
     """The process's one S3 client, which is thread-safe. Credentials and endpoint are boto3's business (``AWS_*``)."""
-    return boto3.session.Session().client(
-        "s3",
-        config=BotoConfig(
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
-            retries={"mode": "standard", "total_max_attempts": _TRIES},
-            max_pool_connections=_CONNECTIONS,
-        ),
+    session = boto3.session.Session()
+    config = BotoConfig(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": _TRIES},
+        max_pool_connections=_CONNECTIONS,
     )
+    client = session.client("s3", config=config)
+    if client.meta.endpoint_url.startswith("http://"):
+        # The signature covers the body's SHA-256 there, so that a CRC beside it would guard nothing more.
+        config = config.merge(BotoConfig(request_checksum_calculation="when_required"))
+        client = session.client("s3", config=config)
+    return client
 
 
 class S3ArtifactStore:

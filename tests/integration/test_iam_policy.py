@@ -94,7 +94,7 @@ def test_the_nodes_policy_is_what_a_driver_and_its_tasks_do(recorder: Recorder) 
     store.check()
     store.write(job_id, 1, "small", [b"x"], expected_bytes=1)
     large = store.write(job_id, 1, "large", parts)
-    store.write_manifest(job_id, 1, {})
+    store.write_manifest(job_id, 1, {"artifacts": []})
     with pytest.raises(ArtifactCorrupt):
         store.write(job_id, 1, "half", parts, expected_bytes=3 * PART_BYTES)
     recorder.client.create_multipart_upload(Bucket=recorder.store._bucket, Key=f"rythmiq/{job_id}/1/dangling")

@@ -17,6 +17,7 @@ from rythmiq_ray.local.camber.stash import Stash
 _SMALL: Final = 64 * 1024
 """So much of a file is read or written in one go, which is cheaper than any thread."""
 _CHUNK: Final = 1024 * 1024
+_PIECE: Final = 512 * 1024
 
 
 async def send_file(
@@ -110,7 +111,7 @@ async def _stream(
     if cut:
         end = start + (end - start) // 2
     # In pieces, because uvloop has no sendfile.
-    while start < end and (piece := os.pread(file, min(_SMALL, end - start), start)):
+    while start < end and (piece := os.pread(file, min(_PIECE, end - start), start)):
         await response.write(piece)
         start += len(piece)
     if cut or start < end:  # it may have been cut short meanwhile
