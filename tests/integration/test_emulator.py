@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import psutil
@@ -652,6 +653,18 @@ def standalone(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[s
     finally:
         process.kill()
         process.communicate(timeout=TIMEOUT_S)
+
+
+def test_a_process_of_its_own_does_the_same_on_its_faster_loop(tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    with standalone(tmp_path / "state", "--owner", "ada", "--queue-wait", "0", "--sync-delay", "0") as (_, endpoint):
+        camber = Caller(SimpleNamespace(endpoint=endpoint, owner="ada"))  # type: ignore[arg-type]
+        camber.put("a/1/in", data)
+        camber.wait(camber.create("cp in out; exit 3", "a/1"), "FAILED")
+        until(lambda: camber.has("a/1/out", data), "the file that the job wrote")
+        killed = camber.create("sleep 300", "a/2")
+        camber.wait(killed, "RUNNING")
+        assert camber.data("DELETE", f"/jobs/{killed}")["job_status"] == "CANCELLED"
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

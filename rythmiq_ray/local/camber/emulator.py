@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
-import uvloop
 from aiohttp import web
 
 from rythmiq_ray.local.camber.app import API, Api
@@ -108,7 +107,8 @@ class Emulator:
 
         def serve() -> None:
             try:
-                uvloop.run(self.serve(listening.set))
+                # Not on uvloop: of its loops only one in a process can start processes at a time.
+                asyncio.run(self.serve(listening.set))
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
                 errors.append(error)
                 listening.set()
