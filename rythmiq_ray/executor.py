@@ -40,7 +40,7 @@ from rythmiq_ray.names import LOG_NAME, check_names
 
 SMALL_BYTES: Final = 256 * 1024
 """A file of no more is fetched in one call, whole."""
-ALONE_BYTES: Final = 64 * 1024 * 1024
+ALONE_BYTES: Final = 16 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
 SYNC_DELAY_S: Final = 1.0
 """Between two looks at a path whose late sync is not whole yet."""

@@ -108,5 +108,5 @@ class LoopThreadPool:
 
     def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
         self._at_work -= 1
-        if self._waiting and not self._at_work:
-            self._join(loop, 1)  # It came in after the last thread had looked.
+        if self._waiting:
+            self._join(loop, 1)  # What waits came in after this one had looked, while it still counted as at work.

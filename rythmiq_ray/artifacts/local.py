@@ -32,7 +32,7 @@ class LocalArtifactStore:
 
     def __init__(self, config: ArtifactsConfig, root: Path) -> None:
         self._root = root.absolute()
-        self._prefix = config.prefix
+        self._prefix = "/".join(filter(None, config.prefix.split("/")))
 
     def check(self) -> None:
         with self._translated():
@@ -122,13 +122,14 @@ class LocalArtifactStore:
     def _make_folder(self, path: str) -> None:
         try:
             os.mkdir(path)
+            _sync_folder(os.path.dirname(path))
         except FileExistsError:
             if not S_ISDIR(os.lstat(path).st_mode):
                 raise StoreUnavailable(
                     f"The artifact store {self._root} has a link or a file at {path}: remove it"
                 ) from None
         except FileNotFoundError:
-            os.makedirs(path, exist_ok=True)  # The root itself is still to be made.
+            os.makedirs(path, exist_ok=True)  # The root itself is still to be made, or somebody removed what is above.
 
     def _path(self, uri: str) -> Path:
         path = path_below(self._root, uri)
@@ -152,6 +153,15 @@ def _uri(path: str) -> str:
     return "file://" + quote_from_bytes(os.fsencode(path))
 
 
+def _sync_folder(path: str) -> None:
+    """Sees to it that what was made or renamed in a folder is there after a power cut."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 @contextmanager
 def replacing(target: str | Path) -> Iterator[BinaryIO]:
     """A file beside ``target`` that takes its place once all went well and is on the disk, and is gone otherwise."""
@@ -167,8 +177,4 @@ def replacing(target: str | Path) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             os.unlink(partial)
         raise
-    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)
+    _sync_folder(folder)

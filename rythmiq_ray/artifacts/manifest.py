@@ -54,10 +54,11 @@ def manifest(
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    """As JSON, a line for each artifact; json's own indentation is made in Python, at ten times the cost."""
-    head = _encode({name: value for name, value in manifest.items() if name != "artifacts"})
-    lines = ",\n".join(map(_encode, manifest["artifacts"]))
-    return f'{head[:-1]}, "artifacts": [\n{lines}\n]}}\n'.encode()
+    """As JSON, a line for each field and artifact; json's own indentation is made in Python, at ten times the cost."""
+    fields = [f"{_encode(name)}: {_encode(value)}" for name, value in manifest.items() if name != "artifacts"]
+    artifacts = ",\n".join(map(_encode, manifest.get("artifacts", ())))
+    fields.append(f'"artifacts": [\n{artifacts}\n]')
+    return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 
 
 def read_manifest(store: Readable, uri: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ read ``?versionId=`` in a name as a version.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache
@@ -34,6 +35,8 @@ _TRIES: Final = 4
 _CONNECTIONS: Final = 128
 """Of the one pool of a process, which all its jobs share; more are opened when needed and closed after use."""
 _MAX_PARTS: Final = 10_000
+_CHECKSUMS: Final = "AWS_REQUEST_CHECKSUM_CALCULATION"
+"""boto3's own variable, for a bucket that wants a checksum whatever the signature covers."""
 _GONE_CODES: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 
 # botocore retries by itself; smart-open's own retries would sleep a minute when the endpoint cannot be reached.
@@ -52,7 +55,7 @@ def shared_client() -> Any:
         max_pool_connections=_CONNECTIONS,
     )
     client = session.client("s3", config=config)
-    if client.meta.endpoint_url.startswith("http://"):
+    if client.meta.endpoint_url.startswith("http://") and _CHECKSUMS not in os.environ:
         # The signature covers the body's SHA-256 there, so that a CRC beside it would guard nothing more.
         config = config.merge(BotoConfig(request_checksum_calculation="when_required"))
         client = session.client("s3", config=config)

@@ -431,11 +431,13 @@ class Loop:
                                 self._limit.started(flight.submitted_at, now, in_flight=len(self.flights))
                 case Swept(sweep=sweep, error=None):
                     self._sweep = None
-                    self._pace_sweeps(sweep)
+                    self._pace_sweeps(sweep, now)
                     for ending in self.flights.swept(sweep.number, sweep.paths, sweep.waiting, sweep.started_at):
                         self._end(ending)
                 case Swept(error=ErrorInfo() as error):
                     self._sweep = None
+                    self._sweep_gap_s = self._config.driver.poll_interval_s
+                    self._sweep_at = now + self._sweep_gap_s
                     self._outages.note_fault(error, now)
                 case Probed(name=name, error=error):
                     self._outages.note_probe(name, error, now)
@@ -560,11 +562,15 @@ class Loop:
         )
         self._watcher.sweep(self._sweep)
 
-    def _pace_sweeps(self, sweep: Sweep) -> None:
+    def _pace_sweeps(self, sweep: Sweep, now: float) -> None:
         interval_s = self._config.driver.poll_interval_s
         elapsed_s = min(interval_s, sweep.started_at - self._last_sweep_at)
         self._sweep_gap_s = next_sweep_s(
-            interval_s, elapsed_s=elapsed_s, waiting=len(sweep.waiting), ended=self._sweep_ends
+            interval_s,
+            elapsed_s=elapsed_s,
+            waiting=len(sweep.waiting),
+            ended=self._sweep_ends,
+            took_s=now - sweep.started_at,
         )
         self._last_sweep_at = sweep.started_at
         self._sweep_at = sweep.started_at + self._sweep_gap_s

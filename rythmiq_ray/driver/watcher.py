@@ -60,16 +60,17 @@ class Probed:
 Report = Seen | Swept | Probed
 
 
-def next_sweep_s(interval_s: float, *, elapsed_s: float, waiting: int, ended: int) -> float:
+def next_sweep_s(interval_s: float, *, elapsed_s: float, waiting: int, ended: int, took_s: float = 0.0) -> float:
     """Seconds from the start of a sweep to that of the next: the interval, or less while many jobs end.
 
     A sweep costs a page for each hundred jobs that wait, ended or not. So it comes before its time only once, at the
     rate of the last ``elapsed_s``, in which ``ended`` were found, half of those that wait have ended, and never for a
-    few. So jobs of seconds do not wait for an interval that was made for jobs of hours.
+    few. So jobs of seconds do not wait for an interval that was made for jobs of hours. A sweep that took long, for
+    the pages and calls that old jobs cost, is followed by a pause of thrice that.
     """
     worth = max(FEWEST_ENDS, waiting / 2)
     early_s = interval_s if ended == 0 else elapsed_s * worth / ended
-    return min(interval_s, max(early_s, interval_s * SHORTEST_GAP))
+    return min(interval_s, max(early_s, interval_s * SHORTEST_GAP, 4 * took_s))
 
 
 class Watcher:

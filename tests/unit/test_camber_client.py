@@ -258,6 +258,26 @@ def test_calls_are_counted_and_told(server: Server) -> None:
     assert all(seconds >= 0 for _, _, seconds in told)
 
 
+def test_calls_go_by_the_proxy_that_the_environment_names(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.endpoint.removesuffix("/api/cli"))
+    server.replies = [ok({"username": "ada"})]
+    with CamberClient(make_config("http://camber.invalid/api/cli")) as client:
+        assert client.me() == "ada"
+    assert server.requests[0].target == "http://camber.invalid/api/cli/me"
+
+
+def test_a_create_that_did_not_get_past_the_proxy_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with (
+            CamberClient(make_config("http://camber.invalid")) as client,
+            pytest.raises(BackendUnavailable, match="proxy") as raised,
+        ):
+            client.create({})
+    assert type(raised.value) is BackendUnavailable
+
+
 def test_threads_share_the_client(server: Server, client: CamberClient) -> None:
     server.replies = [lambda request: ok({**JOB, "job_id": int(request.path.rpartition("/")[2])})]
     got: list[int] = []

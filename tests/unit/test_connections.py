@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
+import socket
 import ssl
+import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from rythmiq_ray.backends.camber import connections
 from rythmiq_ray.backends.camber.answers import Answer
@@ -137,6 +149,8 @@ def test_headers_are_found_in_lower_case() -> None:
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", CLOSE], "the connection broke"),
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nok", CLOSE], "the connection broke"),
         ([b"HTTP/1.1 200 OK\r\nContent-Le", CLOSE], "the connection broke"),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n", CLOSE], "the connection broke"),
+        ([b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"], "no HTTP"),
         ([b"SSH-2.0-OpenSSH\r\n"], "no HTTP"),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok"], "no HTTP"),
         (
@@ -218,6 +232,55 @@ def test_an_old_connection_and_a_closed_one_are_not_used_again(monkeypatch: pyte
     assert against([OK], [OK], work=old).connections == 2
 
 
+def test_an_idle_connection_closes_itself_and_holds_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_KEEP_S", 0.05)
+
+    async def work(pool: Connections, server: Server) -> None:
+        answer = weakref.ref(await ask(pool, timeout_s=0.1))
+        await asyncio.sleep(0)
+        assert len(pool._idle) == 1
+        assert answer() is None
+        await server.closed.wait()
+        await asyncio.sleep(0.01)
+        assert pool._idle == []
+
+    against([OK], work=work)
+
+
+def test_a_connection_in_use_while_the_pool_is_closed_is_not_kept() -> None:
+    async def work(pool: Connections, server: Server) -> None:
+        asking = asyncio.create_task(ask(pool))
+        await asyncio.sleep(0.003)
+        pool.close()
+        assert (await asking).body == b"ok"
+        await server.closed.wait()
+
+    against([OK[:9], OK[9:]], work=work)
+
+
+def test_a_dead_address_does_not_use_up_the_time_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(pool: Connections, _: Server) -> None:
+        with contextlib.ExitStack() as stack:
+            dead = stack.enter_context(socket.create_server(("127.0.0.3", pool._port), backlog=0))
+            for _ in range(3):  # Once its queue is full, it answers nobody any more.
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(dead.getsockname())
+            places = [("127.0.0.3", pool._port), ("127.0.0.1", pool._port)]
+
+            async def resolve(_: Connections) -> list[Any]:
+                return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+
+            monkeypatch.setattr(Connections, "_resolve", resolve)
+            began = time.monotonic()
+            for _ in range(10):
+                assert (await pool.exchange(REQUEST, connect_timeout_s=1.0, read_timeout_s=20)).body == b"ok"
+            assert time.monotonic() - began < 4.0, "the one that answered is not tried first"
+
+    closing = OK.replace(b"200 OK\r\n", b"200 OK\r\nConnection: close\r\n")
+    assert against(*[[closing, CLOSE]] * 10, work=work).connections == 10
+
+
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_ANSWER_BYTES", 1000)
 
@@ -226,6 +289,50 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
             await ask(pool)
 
     against([b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 600] * 3], work=work)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 127.0.0.1, with its key, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "here")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    plain = serialization.NoEncryption()
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+    return path
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_tls_is_spoken_with_whom_the_certificate_names_and_nobody_else(certificate: Path, trusted: bool) -> None:
+    server = Server([[OK]] * 3)
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(certificate)
+    ours = ssl.create_default_context(cafile=certificate if trusted else None)
+
+    async def main() -> None:
+        async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=theirs) as listening:
+            pool = Connections("127.0.0.1", listening.sockets[0].getsockname()[1], ours)
+            if trusted:
+                assert [(await ask(pool)).body for _ in range(3)] == [b"ok"] * 3
+            else:
+                with pytest.raises(Unanswered, match="not trusted") as raised:
+                    await ask(pool)
+                assert raised.value.never_sent
+            pool.close()
+
+    run(main())
+    assert (server.connections, len(server.requests)) == ((1, 3) if trusted else (0, 0))
 
 
 def test_a_server_without_tls_gets_no_request() -> None:

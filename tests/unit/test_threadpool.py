@@ -85,6 +85,18 @@ def test_a_call_that_comes_as_the_last_thread_leaves_is_run() -> None:
     in_loop(4, work)
 
 
+def test_a_call_that_comes_as_the_last_but_one_thread_leaves_is_run() -> None:
+    gate = threading.Event()
+
+    async def work(pool: LoopThreadPool) -> None:
+        long = pool.run(lambda: gate.wait(60))
+        assert [await pool.run(lambda n=n: n) for n in range(2000)] == list(range(2000))
+        gate.set()
+        assert await long
+
+    in_loop(2, work)
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(3), StopIteration()])
 def test_what_a_call_raises_reaches_who_waits_and_harms_no_other(error: BaseException) -> None:
     def fail() -> None:

@@ -29,6 +29,11 @@ def test_a_sweep_comes_early_only_where_many_will_have_ended(
     assert next_sweep_s(INTERVAL_S, elapsed_s=elapsed_s, waiting=waiting, ended=ended) == pytest.approx(after_s)
 
 
+def test_a_sweep_that_took_long_is_not_followed_at_once() -> None:
+    assert next_sweep_s(INTERVAL_S, elapsed_s=0.5, waiting=100, ended=100, took_s=0.3) == pytest.approx(1.2)
+    assert next_sweep_s(INTERVAL_S, elapsed_s=0.5, waiting=100, ended=100, took_s=30.0) == INTERVAL_S
+
+
 @pytest.mark.parametrize("rate", [1, 10, 100, 1000, 10_000])
 @pytest.mark.parametrize("waiting", [1, 50, 1000, 100_000])
 def test_at_a_steady_rate_the_calls_beyond_the_intervals_are_one_for_twenty_ends_at_most(

@@ -11,6 +11,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,12 @@ from rythmiq_ray.backends.camber.bundle import Upload
 from rythmiq_ray.backends.camber.connections import MAX_ANSWER_BYTES, Connections, Unanswered
 from rythmiq_ray.backends.camber.key import usable
 from rythmiq_ray.errors import ConfigurationError
-from rythmiq_ray.fibers import in_fiber, offload, wait_for
+from rythmiq_ray.fibers import in_fiber, wait_for
 from rythmiq_ray.secret import Secret
 
 _BLOCK_BYTES: Final = 256 * 1024
+_MOST_AT_ONCE: Final = 1000
+"""No task has more orders. A thread is made when it is needed."""
 _encode_json: Final = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -52,7 +55,10 @@ class Request:
 
 
 class Transport:
-    """Sends requests to one endpoint, with the key; follows no redirect and keeps no cookie. Thread-safe."""
+    """Sends requests to one endpoint, with the key; follows no redirect and keeps no cookie.
+
+    Thread-safe; fibers must be of one event loop.
+    """
 
     def __init__(self, endpoint: str, key: Callable[[], Secret], threads: int) -> None:
         """``threads``: how many may send at once on a pooled connection.
@@ -71,6 +77,8 @@ class Transport:
             settings = session.merge_environment_settings(self._endpoint, {}, None, None, None)
         self._settings: dict[str, Any] = {name: settings[name] for name in ("proxies", "verify", "cert")}
         self._by_proxy = select_proxy(self._endpoint, self._settings["proxies"]) is not None
+        # A call by a proxy is sent at once too: a create that waited for a thread could come after its lease.
+        self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="proxied")
         where = urlsplit(self._endpoint)
         self._base = where.path
         self._fixed_head = (
@@ -85,7 +93,7 @@ class Transport:
         if not in_fiber() or isinstance(request.data, Upload):
             return whole(self.open(request))
         if self._by_proxy:
-            return offload(lambda: whole(self.open(request)))
+            return wait_for(asyncio.wrap_future(self._threads.submit(lambda: whole(self.open(request)))))
         connections = self._connections or self._new_connections()
         return wait_for(
             connections.exchange(
@@ -116,6 +124,7 @@ class Transport:
     def close(self) -> None:
         """Closes the pooled connections."""
         self._adapter.close()
+        self._threads.shutdown(wait=False)
         if self._connections is not None and self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._connections.close)
 
@@ -182,6 +191,8 @@ def _translated() -> Iterator[None]:
 def _of_requests(error: requests.RequestException) -> Unanswered:
     cause = error.args[0] if error.args else None
     reason = cause.reason if isinstance(cause, MaxRetryError) else cause
+    if isinstance(error, requests.exceptions.ProxyError):  # Once past the proxy, an error is of another kind.
+        return Unanswered("no way through the proxy", never_sent=True)
     if isinstance(error, requests.ConnectTimeout):
         return Unanswered("no connection in time", never_sent=True)
     if isinstance(error, requests.Timeout):

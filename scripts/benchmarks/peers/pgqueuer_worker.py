@@ -1,7 +1,8 @@
-"""A pgqueuer worker: asynchronous entrypoints on one event loop, dequeued in batches."""
+"""A pgqueuer worker: asynchronous entrypoints on one event loop, dequeued in batches over two connections."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from datetime import timedelta
@@ -16,14 +17,15 @@ from benchmarks.peers import arguments
 from benchmarks.peers.work import Site, new_session, run_async
 
 BATCH = 100
+CONNECTIONS = 2
 
 
 async def main() -> None:
     options = arguments.parse(__doc__)
     site = Site.from_environ()
-    connection = await asyncpg.connect(os.environ["DATABASE_URL"])
-    driver = AsyncpgDriver(connection)
-    queries = Queries(driver)
+    connections = [await asyncpg.connect(os.environ["DATABASE_URL"]) for _ in range(CONNECTIONS)]
+    drivers = [AsyncpgDriver(connection) for connection in connections]
+    queries = Queries(drivers[0])
     if not await queries.has_table("pgqueuer"):
         await queries.install()
 
@@ -35,7 +37,7 @@ async def main() -> None:
 
     async with new_session() as session:
 
-        async def run() -> float:
+        async def drain(driver: AsyncpgDriver) -> None:
             # A queue that was drained has shut down, so each round has one of its own.
             pgq = PgQueuer(driver)
 
@@ -45,14 +47,18 @@ async def main() -> None:
                     assert job.payload is not None
                     await run_async(site, session, job.payload.decode())
 
-            begun = time.perf_counter()
             await pgq.qm.run(mode=QueueExecutionMode.drain, batch_size=BATCH, dequeue_timeout=timedelta(seconds=1))
+
+        async def run() -> float:
+            begun = time.perf_counter()
+            await asyncio.gather(*map(drain, drivers))
             return time.perf_counter() - begun
 
         await put(options.warm)
         await run()
         arguments.report(enqueue=await put(options.jobs), work=await run())
-    await connection.close()
+    for connection in connections:
+        await connection.close()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import ray
@@ -19,7 +20,7 @@ def carry(orders: list[bytes]) -> list[bytes]:
 
 def run(jobs: int) -> float:
     begun = time.perf_counter()
-    orders = [bytes(1000)] * ORDERS
+    orders = [os.urandom(1000) for _ in range(ORDERS)]
     pending = [carry.remote(orders) for _ in range(jobs * STEPS // ORDERS)]
     while pending:
         _ready, pending = ray.wait(pending, num_returns=min(len(pending), 50))

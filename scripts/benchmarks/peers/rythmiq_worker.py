@@ -1,7 +1,7 @@
 """The queue of rythmiq-ray alone, measured as its peers are: claimed and finished in batches, with no work.
 
-Two drivers' sides of the queue run in two threads, so that one makes its rows while Postgres works for the other. The
-peers' workers do the same on one event loop.
+Two drivers' sides of the queue run in two threads, each with its connection, so that one makes its rows while Postgres
+works for the other. pgqueuer's worker has two connections as well, procrastinate's a pool.
 """
 
 from __future__ import annotations

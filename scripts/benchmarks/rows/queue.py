@@ -17,15 +17,15 @@ def measure(bench: Bench) -> Row:
     row = Row("P10", "the queue alone: claim to finish of no-op jobs, and bulk enqueue")
     jobs = bench.size(100_000, 3_000)
     for run in range(bench.repeat):
-        # A server of its own for each run: what vacuum has seen of a table changes a rate twofold.
-        with World(bench.root / f"queue-{run}", "--instant") as world:
-            # Each in a process of its own, so that none pays for what another has in memory.
-            for name, module in WORKERS.items():
+        for name, module in WORKERS.items():
+            # Each has a server and a process of its own, so that none pays for what another has left. What vacuum has
+            # seen of a table changes a rate twofold.
+            with World(bench.root / f"queue-{run}-{module}", "--instant") as world:
                 count = jobs // 10 if name == SLOW else jobs
                 seconds = run_peer(world, module, jobs=count, concurrency=20, empty=True)
                 row.add(f"{name} enqueue", "jobs/s", count / seconds["enqueue"])
                 row.add(f"{name} claim to finish", "jobs/s", count / seconds["work"])
-            bench.say(", ".join(f"{series.name} {series.values[-1]:.0f}/s" for series in row.series))
+        bench.say(", ".join(f"{series.name} {series.values[-1]:.0f}/s" for series in row.series))
     for name in PEERS:
         for what in ("enqueue", "claim to finish"):
             row.compare(f"{OURS} {what}", f"{name} {what}", 1.5)
