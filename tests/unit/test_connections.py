@@ -253,7 +253,8 @@ def test_a_connection_in_use_while_the_pool_is_closed_is_not_kept() -> None:
         await asyncio.sleep(0.003)
         pool.close()
         assert (await asking).body == b"ok"
-        await server.closed.wait()
+        async with asyncio.timeout(5):
+            await server.closed.wait()
 
     against([OK[:9], OK[9:]], work=work)
 
