@@ -17,7 +17,7 @@ RUN_S = "1-3"
 
 def measure(bench: Bench) -> Row:
     row = Row("P3", "pick-up latency, and P4: finish latency")
-    picked, ended = bench.size(500, 40), bench.size(200, 20)
+    picked, ended = bench.size(500, 40), bench.size(200, 8)
     for run in range(bench.repeat):
         with World(bench.root / f"latency-{run}", "--instant", RUN_S) as world, world.driver():
             interval_s = world.config().driver.poll_interval_s

@@ -52,10 +52,21 @@ def measure(bench: Bench) -> Row:
             Goal("jobs lost or tried again", [total - good], 0, True),
             Goal("attempts with two remote jobs", [twice], 0, True),
         ]
+    if not bench.quick:
+        _restart(bench, row)
+    row.notes.append(
+        f"lease {LEASE_S:g} s, create time-out {CREATE_TIMEOUT_S} s; {DRIVERS} drivers that share one Ray;"
+        f" {unfinished} jobs unfinished at each kill"
+    )
+    return row
+
+
+def _restart(bench: Bench, row: Row) -> None:
+    """What a rolling restart costs."""
     with World(bench.root / "rolling", "--instant", "0-0.5") as world, ExitStack() as stack:
         environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
         fleet = Fleet(world, stack, environ)
-        jobs = bench.size(5000, 300)
+        jobs = 5000
         world.put(60)  # So that Ray's worker processes are there.
         world.wait_finished()
         for _ in range(bench.repeat):
@@ -63,11 +74,6 @@ def measure(bench: Bench) -> Row:
                 row.add(f"throughput {name}", "jobs/s", jobs / _throughput(world, fleet, jobs, restart=restart))
         last = world.one("SELECT count(*) FROM rythmiq.jobs WHERE state <> 'SUCCEEDED' OR attempt <> 1")
         row.goals.append(Goal("rolling restart: jobs lost or tried again", [float(last)], 0, True))
-    row.notes.append(
-        f"lease {LEASE_S:g} s, create time-out {CREATE_TIMEOUT_S} s; {DRIVERS} drivers that share one Ray;"
-        f" {unfinished} jobs unfinished at each kill"
-    )
-    return row
 
 
 NO_TOKEN = {

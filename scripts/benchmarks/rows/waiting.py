@@ -21,7 +21,8 @@ PEER_TASKS = 24
 def measure(bench: Bench) -> Row:
     row = Row("P2", "jobs that wait at once")
     waiting = bench.size(10_000, 600)
-    watched_s = bench.size(30, 8)
+    peer_tasks = bench.size(PEER_TASKS, 8)
+    watched_s = bench.size(30, 5)
     for run in range(bench.repeat):
         with World(bench.root / f"waiting-{run}", "--instant", HOURS) as world:
             with bare_ray(world) as bare:
@@ -46,7 +47,7 @@ def measure(bench: Bench) -> Row:
             row.add("all calls per job and interval", "calls", sum(calls.values()) / intervals / waiting)
             row.add("interval, as kept", "s", _interval(times, seconds))
             row.add("CPU of driver and Ray", "cores", cpu / seconds)
-            script_mb = _script(world, row["idle Ray"][-1])
+            script_mb = _script(world, row["idle Ray"][-1], peer_tasks)
             row.add("plain Ray script, per waiting job", "MB", script_mb)
             fit = psutil.virtual_memory().total / 1e6 / script_mb
             row.add("plain Ray script, jobs until memory is full", "jobs", fit)
@@ -60,7 +61,7 @@ def measure(bench: Bench) -> Row:
         Goal(f"interval as kept, s, of {interval_s:g} s", row["interval, as kept"], 1.1 * interval_s, at_most=True),
     ]
     row.notes.append(
-        f"the plain Ray script was measured with {PEER_TASKS} waiting jobs; what fills the memory is reckoned from it"
+        f"the plain Ray script was measured with {peer_tasks} waiting jobs; what fills the memory is reckoned from it"
     )
     return row
 
@@ -73,13 +74,13 @@ def _interval(times: list[float], seconds: float) -> float:
     return (starts[-1] - starts[0]) / (len(starts) - 1)
 
 
-def _script(world: World, idle_mb: float) -> float:
+def _script(world: World, idle_mb: float, tasks: int) -> float:
     """Memory in MB that the plain Ray script takes for each job that waits, beyond an idle Ray."""
     before = len(world.journal("create"))
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "benchmarks.peers.ray_script", "--jobs", str(PEER_TASKS), "--warm", "0"),
-            *("--concurrency", str(PEER_TASKS)),
+            *(sys.executable, "-m", "benchmarks.peers.ray_script", "--jobs", str(tasks), "--warm", "0"),
+            *("--concurrency", str(tasks)),
         ],
         env=world.environ(),
         cwd=world.root,
@@ -87,7 +88,7 @@ def _script(world: World, idle_mb: float) -> float:
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: len(world.journal("create")) - before >= PEER_TASKS, "the script's jobs wait", timeout_s=120)
-        return (memory_mb([process.pid]) - idle_mb) / PEER_TASKS
+        wait_for(lambda: len(world.journal("create")) - before >= tasks, "the script's jobs wait", timeout_s=120)
+        return (memory_mb([process.pid]) - idle_mb) / tasks
     finally:
         stop(process)
