@@ -27,7 +27,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def main(
     rows: Annotated[list[Choice], typer.Argument(help="what to measure")],
-    quick: Annotated[bool, typer.Option("--quick", help="small sizes, one run: two to two and a half minutes for all")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="small sizes, one run: two to two and a half minutes for all")
+    ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="runs of each row; 1 with --quick")] = 3,
     out: Annotated[Path, typer.Option(help="where JSON and picture go")] = Path("bench-output"),
     kills: Annotated[
