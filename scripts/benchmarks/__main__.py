@@ -21,19 +21,18 @@ from benchmarks.measure import Bench, Row
 
 ROWS = ("throughput", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "scale")
 Choice = StrEnum("Choice", ["all", *ROWS])  # type: ignore[misc]  # made of the names of the modules
+QUICK_NOTE = "measured in small, by --quick; the goals are set for the full sizes"
 MEMORY_FILES = Path("/dev/shm")
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def main(
     rows: Annotated[list[Choice], typer.Argument(help="what to measure")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="small sizes, one run: two to two and a half minutes for all")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="small sizes, one run: under two minutes for all")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="runs of each row; 1 with --quick")] = 3,
     out: Annotated[Path, typer.Option(help="where JSON and picture go")] = Path("bench-output"),
     kills: Annotated[
-        int | None, typer.Option(min=1, help="how often recovery kills a driver; 100, 2 with --quick")
+        int | None, typer.Option(min=1, help="how often recovery kills a driver; 100, 1 with --quick")
     ] = None,
     docs: Annotated[bool, typer.Option("--docs", help="put figures and picture into docs/benchmarks.md")] = False,
     root: Annotated[Path | None, typer.Option(help="where Postgres, S3 and emulator keep their files")] = None,
@@ -58,6 +57,8 @@ def main(
         try:
             bench = Bench(root=folder, quick=quick, repeat=1 if quick else repeat, kills=kills, console=console)
             row = import_module(f"benchmarks.rows.{name}").measure(bench)
+            if quick:
+                row.notes.append(QUICK_NOTE)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         row.at = datetime.now(UTC).isoformat(timespec="seconds")

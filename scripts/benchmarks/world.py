@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import requests
 
-from benchmarks.measure import wait_for
+from benchmarks.measure import tree, wait_for
 from rythmiq_ray import JobSpec, NewJob, enqueue_many
 from rythmiq_ray.config import Config
 from rythmiq_ray.layers import load
@@ -74,7 +74,7 @@ class World:
         try:
             yield process
         finally:
-            stop(process)
+            kill(process)
 
     @cached_property
     def s3(self) -> S3:
@@ -140,7 +140,7 @@ class World:
                 wait_for(is_ready, f"driver ready, see {log}", timeout_s=120)
             yield process
         finally:
-            stop(process)
+            kill(process)
 
     def put(self, count: int, *, command: str = "true") -> None:
         enqueue_many(self.connection, [NewJob(spec=JobSpec(command=command)) for _ in range(count)])
@@ -196,13 +196,11 @@ class World:
         return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
-def stop(process: subprocess.Popen[Any]) -> None:
-    """Asks it to end, and makes it end."""
+def kill(process: subprocess.Popen[Any]) -> None:
+    """Ends it with all below it, such as its Ray, at once: what is thrown away with its world need not be drained."""
     if process.poll() is not None:
         return
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    for member in tree(process.pid):
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()

@@ -1,4 +1,7 @@
-"""A plain Ray script: pending rows out of Postgres, one blocking task for each, its outcome written as it comes in."""
+"""A plain Ray script: pending rows out of Postgres, one blocking task for each, its outcome written as it comes in.
+
+Beside that it measures what Ray's tasks alone cost the runner for each job, as a Ray is up here.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import psycopg2
 import psycopg2.extras
 import ray
 
-from benchmarks.peers import arguments
+from benchmarks.peers import arguments, ray_tasks
 from benchmarks.peers.work import blocking_client, run_blocking
+
+TASK_JOBS = 2000
 
 
 @ray.remote(num_cpus=1, max_retries=3)
@@ -52,7 +57,9 @@ def main() -> None:
     begun = time.perf_counter()
     put(connection, options.jobs)
     run_pending(connection)
-    arguments.report(work=time.perf_counter() - begun)
+    work = time.perf_counter() - begun
+    ray_tasks.run(TASK_JOBS)
+    arguments.report(work=work, tasks_per_job=ray_tasks.run(TASK_JOBS) / TASK_JOBS)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import time
 
 import ray
 
-from benchmarks.peers import arguments
-
 ORDERS = 50
 STEPS = 3
 
@@ -19,20 +17,10 @@ def carry(orders: list[bytes]) -> list[bytes]:
 
 
 def run(jobs: int) -> float:
+    """Seconds that the tasks of so many jobs take."""
     begun = time.perf_counter()
     orders = [os.urandom(1000) for _ in range(ORDERS)]
     pending = [carry.remote(orders) for _ in range(jobs * STEPS // ORDERS)]
     while pending:
         _ready, pending = ray.wait(pending, num_returns=min(len(pending), 50))
     return time.perf_counter() - begun
-
-
-def main() -> None:
-    options = arguments.parse(__doc__)
-    ray.init(num_cpus=options.concurrency, include_dashboard=False, log_to_driver=False)
-    run(options.warm * ORDERS)
-    arguments.report(work=run(options.jobs))
-
-
-if __name__ == "__main__":
-    main()

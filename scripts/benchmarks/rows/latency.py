@@ -11,23 +11,25 @@ from benchmarks.world import World
 from rythmiq_ray import JobSpec, enqueue
 
 DEFAULT_INTERVAL_S = 2.0
-RUN_S = "1-3"
+RUN_S = "0-2"
 """How long remote jobs run, so that their ends lie anywhere in an interval."""
+
+SUBMITTED = "SELECT count(*) FROM rythmiq.attempts WHERE remote_id IS NOT NULL"
 
 
 def measure(bench: Bench) -> Row:
     row = Row("P3", "pick-up latency, and P4: finish latency")
-    picked, ended = bench.size(500, 40), bench.size(200, 8)
+    jobs = bench.size(500, 100)
     for run in range(bench.repeat):
         with World(bench.root / f"latency-{run}", "--instant", RUN_S) as world, world.driver():
             interval_s = world.config().driver.poll_interval_s
             world.put(20)
-            world.wait_finished()
-            latencies = _pick_up(world, picked)
+            wait_for(lambda world=world: int(world.one(SUBMITTED)) == 20, "Ray's worker processes are there")
+            latencies = _pick_up(world, jobs)
             row.add("pick-up p50", "ms", percentile(latencies, 50) * 1e3)
             row.add("pick-up p99", "ms", percentile(latencies, 99) * 1e3)
             world.wait_finished()
-            latencies = _finish(world, ended)
+            latencies = _finish(world)
             row.add("finish p50", "s", percentile(latencies, 50))
             row.add("finish p99", "s", percentile(latencies, 99))
             bench.say(", ".join(f"{series.name} {series.values[-1]:.3g} {series.unit}" for series in row.series))
@@ -51,11 +53,8 @@ def _pick_up(world: World, count: int) -> list[float]:
     return [arrived[job_id] - at for job_id, at in committed.items()]
 
 
-def _finish(world: World, count: int) -> list[float]:
+def _finish(world: World) -> list[float]:
     """Seconds from the end of each remote job to the time in its row."""
-    world.clear()
-    world.put(count)
-    world.wait_finished()
     ended = {UUID(record["mount_dir"].split("/")[1]): record["time"] for record in world.journal("end")}
     rows: list[tuple[str, datetime]] = world.rows("SELECT job_id::text, finished_at FROM rythmiq.jobs")
     return [finished.timestamp() - ended[UUID(job_id)] for job_id, finished in rows]

@@ -15,7 +15,7 @@ SLOW = "procrastinate"
 
 def measure(bench: Bench) -> Row:
     row = Row("P10", "the queue alone: claim to finish of no-op jobs, and bulk enqueue")
-    jobs = bench.size(100_000, 3_000)
+    jobs = bench.size(100_000, 8_000)
     for run in range(bench.repeat):
         for name, module in WORKERS.items():
             # Each has a server and a process of its own, so that none pays for what another has left. What vacuum has

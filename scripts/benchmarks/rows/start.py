@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.measure import Bench, Goal, Row
-from benchmarks.world import World
+from benchmarks.world import World, kill
 
-BARE = "import ray; ray.init(include_dashboard=False); print('ready', flush=True); input(); ray.shutdown()"
+BARE = "import ray; ray.init(include_dashboard=False); print('ready', flush=True); input()"
 BEYOND_S = 1.0
 
 
@@ -47,7 +47,7 @@ def bare_ray(world: World) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.communicate("\n", timeout=60)
+        kill(process)
 
 
 def _bare(world: World) -> float:
