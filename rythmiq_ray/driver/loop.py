@@ -17,11 +17,13 @@ from typing import Final, Protocol
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.flights import Flight, Flights
 from rythmiq_ray.driver.janitor import Janitor
+from rythmiq_ray.driver.lease import Lease
 from rythmiq_ray.driver.limit import InFlightLimit
 from rythmiq_ray.driver.outages import BACKEND, STORE, Outages
 from rythmiq_ray.driver.outbox import Outbox
+from rythmiq_ray.driver.sweeps import Sweeps
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Probed, Seen, Sweep, Swept, Watcher, next_sweep_s
+from rythmiq_ray.driver.watcher import Probed, Seen, Swept, Watcher
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode
 from rythmiq_ray.model import (
     Collected,
@@ -46,7 +48,6 @@ from rythmiq_ray.telemetry.metrics import Metrics
 log = get_logger("driver")
 
 SECRET_PREFIX: Final = "RYTHMIQ_SECRET_"  # noqa: S105 - where secrets are found, not one
-HEARTBEATS_PER_LEASE: Final = 3
 LONGEST_WAIT_S: Final = 1.0
 """Signals come by the wakeup pipe; this is for what gives no sign, such as a node that drains."""
 SLACK_SWEEPS: Final = 3.0
@@ -100,24 +101,18 @@ class Loop:
         self._metrics = metrics or Metrics()
         self.flights = Flights(config, on_phase_ended=self._metrics.phase_ended)
         self._limit = InFlightLimit(config.camber.max_in_flight, slack_s=SLACK_SWEEPS * config.driver.poll_interval_s)
+        self._lease = Lease(queue, config.driver.lease_s, clock=clock)
+        self._sweeps = Sweeps(config.driver.poll_interval_s, send=watcher.sweep)
         self._outbox = Outbox(config.driver.batch_size)
         self._outages = Outages(config.outage, probe=watcher.probe, over=self.flights.outage_over)
         self._janitor = Janitor(config.driver, queue, send=cluster.enqueue, cleaned=self._outbox.cleaned)
-        self._lease_until = 0.0
-        self._renew_at = 0.0
         self._claim_at = 0.0
         self._adopt_at = 0.0
         self._cancels_at = 0.0
-        self._sweep_at = 0.0
         self._limits_at = 0.0
         self._publish_at = 0.0
         self._ticked_at: float | None = None
         self._stage = Stage.STARTING
-        self._sweep: Sweep | None = None
-        self._sweeps = 0
-        self._sweep_ends = 0
-        self._sweep_gap_s = config.driver.poll_interval_s
-        self._last_sweep_at = 0.0
         self._database_error: str | None = None
         self._database_retry_at = 0.0
         self.stop_requested = False
@@ -127,10 +122,7 @@ class Loop:
 
     def register(self) -> None:
         """Takes the lease under which everything is done; raises DatabaseUnavailable."""
-        started_at = self._clock()
-        self._queue.register()
-        self._lease_until = started_at + self._config.driver.lease_s
-        self._renew_at = started_at + self._config.driver.lease_s / HEARTBEATS_PER_LEASE
+        self._lease.take()
 
     def run(self, *, drain: bool) -> None:
         """Works until a stop is requested or, with ``drain``, until nothing is left to do."""
@@ -155,7 +147,8 @@ class Loop:
         self._enforce_limits(now)
         self._send_orders()
         self._cluster.dispatch()
-        self._watch(now)
+        if self._outages.error(BACKEND) is None:
+            self._sweeps.begin(self.flights, now)
         if self._metrics.on:
             self._metrics.ticked(self._clock() - now)
             self._publish(now)
@@ -195,7 +188,6 @@ class Loop:
     def status(self) -> Status:
         """How the driver is. May be asked from any thread: it reads single values that the loop's own thread sets."""
         now, driver, database = self._clock(), self._config.driver, self._config.database
-        leased_at = self._lease_until - driver.lease_s
         checks: dict[str, Check] = {}
         if self._stage is not Stage.STARTING:
             checks = {
@@ -206,12 +198,12 @@ class Loop:
                 "ray": Check(ok=self._cluster.reachable),
                 f"{self._config.execution.backend}_breaker": _breaker_check(self._outages.error(BACKEND)),
                 "store_breaker": _breaker_check(self._outages.error(STORE)),
-                "lease": Check(ok=self._leased(now)),
+                "lease": Check(ok=self._lease.held(now)),
             }
         return Status(
             stage=Stage.STOPPING if self.stop_requested else self._stage,
             checks=checks,
-            lease_age_s=now - leased_at if self._lease_until else None,
+            lease_age_s=self._lease.age_s(now),
             tick_age_s=None if self._ticked_at is None else now - self._ticked_at,
             # A tick may wait for a connection and a statement that both run into their time-outs, and begin again.
             stuck_after_s=max(
@@ -266,7 +258,7 @@ class Loop:
         self._take_notifications()
         self._write_outcomes(now)
         self._heartbeat(now)
-        if not self._leased(now):
+        if not self._lease.held(now):
             return
         self._take_cancels(now)
         self._adopt(now)
@@ -282,23 +274,14 @@ class Loop:
             self._cancels_at = 0.0
 
     def _heartbeat(self, now: float) -> None:
-        if now < self._renew_at:
-            return
-        asked_at = self._clock()
-        if self._queue.renew():
-            self._lease_until = asked_at + self._config.driver.lease_s
-            self._renew_at = asked_at + self._config.driver.lease_s / HEARTBEATS_PER_LEASE
+        if now < self._lease.renew_at or self._lease.renew():
             return
         # Others may hold these jobs by now. Under a new lease they are taken over like anybody's.
         log.warning("The lease was lost; its jobs are taken over anew", jobs=len(self.flights))
         self._withdraw()
         self.flights.clear()
-        self.register()
+        self._lease.take()
         self._adopt_at = 0.0
-
-    def _leased(self, now: float) -> bool:
-        """Whether nobody else can hold this driver's jobs; without that nothing is begun."""
-        return now < self._lease_until
 
     def _claim(self, now: float) -> None:
         room = self._claim_room()
@@ -426,18 +409,16 @@ class Loop:
                         flight = self.flights.seen(number, remote, now)
                         if flight is not None:
                             self._note_progress(flight)
-                            self._sweep_ends += flight.phase is Phase.COLLECTING
+                            if flight.phase is Phase.COLLECTING:
+                                self._sweeps.found_end()
                             if flight.running_at == now and not flight.begun_before:
                                 self._limit.started(flight.submitted_at, now, in_flight=len(self.flights))
                 case Swept(sweep=sweep, error=None):
-                    self._sweep = None
-                    self._pace_sweeps(sweep, now)
+                    self._sweeps.succeeded(sweep, now)
                     for ending in self.flights.swept(sweep.number, sweep.paths, sweep.waiting, sweep.started_at):
                         self._end(ending)
                 case Swept(error=ErrorInfo() as error):
-                    self._sweep = None
-                    self._sweep_gap_s = self._config.driver.poll_interval_s
-                    self._sweep_at = now + self._sweep_gap_s
+                    self._sweeps.failed(now)
                     self._outages.note_fault(error, now)
                 case Probed(name=name, error=error):
                     self._outages.note_probe(name, error, now)
@@ -480,9 +461,9 @@ class Loop:
         # the tick's own time, which may be long past, would let a task create after others took the job over.
         wall = datetime.now(UTC)
         now = self._clock()
-        if not self._leased(now) or self.stop_requested or self._outages.any:
+        if not self._lease.held(now) or self.stop_requested or self._outages.any:
             return
-        lease_left_s = self._lease_until - now
+        lease_left_s = self._lease.left_s(now)
         create_before = wall + timedelta(seconds=lease_left_s)
         for flight in self.flights.due(now):
             if flight.busy:
@@ -542,39 +523,6 @@ class Loop:
                 flight.busy = False
                 self.flights.wake(flight)
 
-    # ----------------------------------------------------------------- watch
-
-    def _watch(self, now: float) -> None:
-        if self._sweep is not None or now < self._sweep_at or self._outages.error(BACKEND) is not None:
-            return
-        self._sweep_at = now + self._sweep_gap_s
-        waiting, paths = self.flights.waiting_ids(), self.flights.uncertain_paths()
-        if not waiting and not paths:
-            return
-        self._sweeps += 1
-        self._sweep_ends = 0
-        self._sweep = Sweep(
-            number=self._sweeps,
-            waiting=frozenset(waiting),
-            paths=frozenset(paths),
-            since=self.flights.uncertain_since(),
-            started_at=now,
-        )
-        self._watcher.sweep(self._sweep)
-
-    def _pace_sweeps(self, sweep: Sweep, now: float) -> None:
-        interval_s = self._config.driver.poll_interval_s
-        elapsed_s = min(interval_s, sweep.started_at - self._last_sweep_at)
-        self._sweep_gap_s = next_sweep_s(
-            interval_s,
-            elapsed_s=elapsed_s,
-            waiting=len(sweep.waiting),
-            ended=self._sweep_ends,
-            took_s=now - sweep.started_at,
-        )
-        self._last_sweep_at = sweep.started_at
-        self._sweep_at = sweep.started_at + self._sweep_gap_s
-
     # ------------------------------------------------------------------ ends
 
     def _idle(self) -> bool:
@@ -593,12 +541,12 @@ class Loop:
     def _next_due(self) -> float:
         """When the next thing is due by the clock alone. What cannot be done now must not be in it."""
         now = self._clock()
-        leased, paused = self._leased(now), self._outages.any
+        leased, paused = self._lease.held(now), self._outages.any
         times = [now + LONGEST_WAIT_S]
         if self._database_error is not None:
             times.append(self._database_retry_at)
         else:
-            times.append(self._renew_at)
+            times.append(self._lease.renew_at)
             if len(self._outbox):
                 times.append(now)
             if leased:
@@ -611,8 +559,8 @@ class Loop:
                     times.append(self._claim_at)
         if self.flights:
             times.append(self._limits_at)
-            if self._sweep is None and self._outages.error(BACKEND) is None:
-                times.append(self._sweep_at)
+            if self._sweeps.due_at is not None and self._outages.error(BACKEND) is None:
+                times.append(self._sweeps.due_at)
             due = self.flights.next_due()
             if due is not None and leased and not paused:
                 times.append(due)

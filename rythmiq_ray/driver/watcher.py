@@ -15,10 +15,6 @@ from rythmiq_ray.model import ErrorInfo, RemoteJob
 
 _CHUNK: Final = 100
 """Reports are handed over in this many, about a page, so that a long sweep is acted on while it goes on."""
-FEWEST_ENDS: Final = 20
-"""Jobs that must have ended for a sweep before its time; for fewer, a finish is not worth a call of its own."""
-SHORTEST_GAP: Final = 0.25
-"""Of the interval. A sweep reads all pages down to the oldest job that waits, so the fewer sweeps, the fewer pages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,19 +54,6 @@ class Probed:
 
 
 Report = Seen | Swept | Probed
-
-
-def next_sweep_s(interval_s: float, *, elapsed_s: float, waiting: int, ended: int, took_s: float = 0.0) -> float:
-    """Seconds from the start of a sweep to that of the next: the interval, or less while many jobs end.
-
-    A sweep costs a page for each hundred jobs that wait, ended or not. So it comes before its time only once, at the
-    rate of the last ``elapsed_s``, in which ``ended`` were found, half of those that wait have ended, and never for a
-    few. So jobs of seconds do not wait for an interval that was made for jobs of hours. A sweep that took long, for
-    the pages and calls that old jobs cost, is followed by a pause of thrice that.
-    """
-    worth = max(FEWEST_ENDS, waiting / 2)
-    early_s = interval_s if ended == 0 else elapsed_s * worth / ended
-    return min(interval_s, max(early_s, interval_s * SHORTEST_GAP, 4 * took_s))
 
 
 class Watcher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rythmiq_ray.driver.watcher import FEWEST_ENDS, next_sweep_s
+from rythmiq_ray.driver.sweeps import FEWEST_ENDS, next_sweep_s
 
 INTERVAL_S = 2.0
 
