@@ -22,6 +22,7 @@ class Lease:
         self._clock = clock
         self._until: float | None = None
         self.renew_at = 0.0
+        """When the next heartbeat is due; monotonic seconds."""
 
     def take(self) -> None:
         """Takes it as a new driver does; raises DatabaseUnavailable."""
@@ -42,6 +43,7 @@ class Lease:
         return self.left_s(now) > 0
 
     def left_s(self, now: float) -> float:
+        """Seconds until it ends; negative after that."""
         return 0.0 if self._until is None else self._until - now
 
     def age_s(self, now: float) -> float | None:

@@ -72,6 +72,7 @@ class Sweeps:
         self._ends += 1
 
     def succeeded(self, sweep: Sweep, now: float) -> None:
+        """Paces the next one by what this one found and by what it took."""
         self._under_way = False
         self._gap_s = next_sweep_s(
             self._interval_s,

@@ -29,6 +29,8 @@ from rythmiq_ray.secret import Secret
 API_KEY = "benchmark-key-0123456789"
 S3_KEYS = ("benchmark", "benchmark-secret")
 BUCKET = "artifacts"
+KILL_LIMIT_S = 10
+READY_LIMIT_S = 120
 
 
 class World:
@@ -39,7 +41,8 @@ class World:
         self.root = root
         self._arguments = emulator
         self._stack = ExitStack()
-        self._drivers = 0
+        self._logs: dict[int, Path] = {}
+        """Of each driver, by its process id."""
 
     def __enter__(self) -> World:
         # The emulator must be able to reach what it serves, and Postgres, which may run as another user, its folder.
@@ -117,9 +120,8 @@ class World:
     def driver(
         self, *overrides: str, environ: Mapping[str, str] | None = None, ready: bool = True
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """A driver with a Ray of its own, or in the one that ``environ`` names; ready when it is given."""
-        self._drivers += 1
-        log = self.root / f"driver-{self._drivers}.log"
+        """A driver with a Ray of its own, or in the one that ``environ`` names; ready when it is given, if so asked."""
+        log = self.root / f"driver-{len(self._logs) + 1}.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-m", "rythmiq_ray.driver", *overrides],
@@ -129,18 +131,24 @@ class World:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-
-        def is_ready() -> bool:
-            if process.poll() is not None:
-                raise RuntimeError(f"the driver ended with {process.returncode}:\n{log.read_text()}")
-            return "Worker ready" in log.read_text()
-
+        self._logs[process.pid] = log
         try:
             if ready:
-                wait_for(is_ready, f"driver ready, see {log}", timeout_s=120)
+                self.wait_ready(process)
             yield process
         finally:
             kill(process)
+
+    def wait_ready(self, driver: subprocess.Popen[bytes]) -> None:
+        """Raises RuntimeError with its log if it ends instead."""
+        log = self._logs[driver.pid]
+
+        def is_ready() -> bool:
+            if driver.poll() is not None:
+                raise RuntimeError(f"the driver ended with {driver.returncode}:\n{log.read_text()}")
+            return "Worker ready" in log.read_text()
+
+        wait_for(is_ready, f"driver ready, see {log}", timeout_s=READY_LIMIT_S)
 
     def put(self, count: int, *, command: str = "true") -> None:
         enqueue_many(self.connection, [NewJob(spec=JobSpec(command=command)) for _ in range(count)])
@@ -200,7 +208,16 @@ def kill(process: subprocess.Popen[Any]) -> None:
     """Ends it with all below it, such as its Ray, at once: what is thrown away with its world need not be drained."""
     if process.poll() is not None:
         return
-    for member in tree(process.pid):
+    members = tree(process.pid)
+    for member in members:
         with suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
+    wait_for(lambda: all(map(_ended, members)), "its processes end", timeout_s=KILL_LIMIT_S)
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
-from rythmiq_ray.driver.sweeps import FEWEST_ENDS, next_sweep_s
+from rythmiq_ray.driver.flights import Flights
+from rythmiq_ray.driver.sweeps import FEWEST_ENDS, Sweeps, next_sweep_s
+from rythmiq_ray.driver.watcher import Sweep
 
 INTERVAL_S = 2.0
 
@@ -49,3 +53,64 @@ def test_at_a_steady_rate_the_calls_beyond_the_intervals_are_one_for_twenty_ends
         ends += ended
     usual = time_s / INTERVAL_S * -(-waiting // 100)
     assert calls - usual <= ends / FEWEST_ENDS + 1
+
+
+class _Flights:
+    """What waits, as far as a sweep asks."""
+
+    def __init__(self, waiting: int) -> None:
+        self.waiting = waiting
+
+    def waiting_ids(self) -> list[int]:
+        return list(range(self.waiting))
+
+    def uncertain_paths(self) -> list[str]:
+        return []
+
+    def uncertain_since(self) -> None:
+        return None
+
+
+def _sweeps(waiting: int) -> tuple[Sweeps, Flights, list[Sweep]]:
+    sent: list[Sweep] = []
+    return Sweeps(INTERVAL_S, send=sent.append), cast("Flights", _Flights(waiting)), sent
+
+
+def test_one_sweep_is_under_way_at_a_time() -> None:
+    sweeps, flights, sent = _sweeps(waiting=100)
+    sweeps.begin(flights, 10.0)
+    assert sweeps.due_at is None
+    sweeps.begin(flights, 100.0)
+    assert [sweep.number for sweep in sent] == [1]
+    sweeps.succeeded(sent[0], 100.0)
+    sweeps.begin(flights, 100.0)
+    assert [sweep.number for sweep in sent] == [1, 2]
+
+
+def test_nothing_is_swept_while_nothing_waits() -> None:
+    sweeps, flights, sent = _sweeps(waiting=0)
+    sweeps.begin(flights, 10.0)
+    assert (sweeps.due_at, sent) == (12.0, [])
+
+
+def test_the_ends_that_a_sweep_finds_pace_the_next_one() -> None:
+    sweeps, flights, sent = _sweeps(waiting=100)
+    sweeps.begin(flights, 10.0)
+    for _ in range(100):
+        sweeps.found_end()
+    sweeps.succeeded(sent[0], 10.1)
+    assert sweeps.due_at == pytest.approx(11.0)
+    sweeps.begin(flights, 11.0)
+    sweeps.succeeded(sent[1], 11.1)
+    assert sweeps.due_at == pytest.approx(13.0)
+
+
+def test_after_a_fault_the_interval_is_kept() -> None:
+    sweeps, flights, sent = _sweeps(waiting=100)
+    sweeps.begin(flights, 10.0)
+    for _ in range(100):
+        sweeps.found_end()
+    sweeps.succeeded(sent[0], 10.1)
+    sweeps.begin(flights, 11.0)
+    sweeps.failed(11.5)
+    assert sweeps.due_at == pytest.approx(13.5)

@@ -1,1 +1,1 @@
-"""What users would pick instead, each doing exactly the same remote work; every module is a program of its own."""
+"""What users would pick instead, each a program of its own that does exactly the same remote work."""

@@ -11,10 +11,10 @@ from benchmarks.world import World
 from rythmiq_ray import JobSpec, enqueue
 
 DEFAULT_INTERVAL_S = 2.0
-RUN_S = "0-2"
-"""How long remote jobs run, so that their ends lie anywhere in an interval."""
+RUN_S = "2-4"
+"""How long remote jobs run, so that they end anywhere in an interval; shorter ones would bring about more sweeps."""
 
-SUBMITTED = "SELECT count(*) FROM rythmiq.attempts WHERE remote_id IS NOT NULL"
+SUBMITTED = "SELECT count(*) FROM rythmiq.jobs WHERE remote_id IS NOT NULL"
 
 
 def measure(bench: Bench) -> Row:

@@ -29,7 +29,7 @@ def measure(bench: Bench) -> Row:
     lease_s = bench.size(5, 3)
     unfinished = bench.size(1000, 200)
     # Remote jobs run for such times that at any moment some are in each phase.
-    with World(bench.root / "recovery", "--instant", "0-1" if bench.quick else "2-20") as world, ExitStack() as stack:
+    with World(bench.root / "recovery", "--instant", "1-3" if bench.quick else "2-20") as world, ExitStack() as stack:
         environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
         fleet = Fleet(world, stack, environ, lease_s)
         total = 0
@@ -95,13 +95,14 @@ class Fleet:
         self._environ = environ
         self._lease_s = lease_s
         self._drivers = [self._start(ready=False) for _ in range(DRIVERS)]
-        registered = "SELECT count(*) FROM rythmiq.drivers"
-        wait_for(lambda: int(world.one(registered)) == DRIVERS, "all drivers are registered")
+        for driver in self._drivers:
+            world.wait_ready(driver)
 
     def kill_one(self, row: Row, *, replace: bool) -> float:
         """Kills the oldest; seconds until its jobs belong to another. Their phases go into the row."""
         victim = self._drivers.pop(0)
-        driver_id = self._world.one("SELECT driver_id FROM rythmiq.drivers WHERE pid = %s", victim.pid)
+        latest = "SELECT driver_id FROM rythmiq.drivers WHERE pid = %s ORDER BY started_at DESC LIMIT 1"
+        driver_id = self._world.one(latest, victim.pid)
         victim.kill()
         victim.wait()
         killed = time.monotonic()
@@ -111,6 +112,8 @@ class Fleet:
                 driver_id,
             )
         )
+        if not held:
+            raise RuntimeError("the driver that was killed had no jobs, so there is nothing to measure")
         for phase in ("submitting", "waiting", "collecting"):
             row.add(f"its jobs in {phase}", "jobs", held.get(phase, 0))
         orphans = "SELECT count(*) FROM rythmiq.jobs WHERE driver_id = %s AND state = 'RUNNING'"

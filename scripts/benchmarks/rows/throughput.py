@@ -53,6 +53,7 @@ def measure(bench: Bench) -> Row:
     row.compare("rythmiq-ray", "sum of the parts alone", 0.6)
     for name in PEERS:
         row.compare("rythmiq-ray", name, 2.0)
+    row.notes.append(f"{' and '.join(SLOW)}: {jobs // 2:,} jobs, the others {jobs:,}")
     row.goals.append(Goal("P8: calls of Camber per job", row["calls per job"], CALLS_GOAL, at_most=True))
     return row
 
@@ -98,7 +99,7 @@ def run_peer(world: World, module: str, *, jobs: int, concurrency: int, empty: b
 
 
 def _parts(world: World, jobs: int) -> dict[str, float]:
-    """Seconds a job in each component, one after the other, with nothing else to do: the queue in batches of 100,
+    """Seconds a job in queue and executor, one after the other, with nothing else to do: the queue in batches of 100,
     the executor's calls and files from one thread."""
     world.clear()
     config = world.config()

@@ -14,7 +14,6 @@ from benchmarks.rows.start import bare_ray
 from benchmarks.world import World, kill
 
 HOURS = "7200"
-PAUSE_S = 0.3
 WAITING = "SELECT count(*) FROM rythmiq.jobs WHERE phase = 'waiting'"
 PEER_TASKS = 24
 """Of the plain Ray script, of which each waiting job has a worker process: as many as a small machine can spare."""
@@ -23,7 +22,7 @@ PEER_TASKS = 24
 def measure(bench: Bench) -> Row:
     row = Row("P2", "jobs that wait at once")
     waiting = bench.size(10_000, 600)
-    watched_s = bench.size(30, 4)
+    watched_s = bench.size(30, 5)
     interval_s = bench.size(2, 1)
     for run in range(bench.repeat):
         with World(bench.root / f"waiting-{run}", "--instant", HOURS) as world:
@@ -44,7 +43,7 @@ def measure(bench: Bench) -> Row:
                 times = world.call_times("list")
                 calls = world.calls()
                 row.add(f"driver and Ray with {waiting:,} waiting", "MB", memory_mb([driver.pid]))
-            starts = _sweeps(times)
+            starts = _sweeps(times, pause_s=interval_s / 2)
             kept_s = (starts[-1] - starts[0]) / (len(starts) - 1)
             lists = sum(at < starts[-1] for at in times if at >= starts[0]) / (len(starts) - 1)
             others = (sum(calls.values()) - calls["list"]) * kept_s / seconds
@@ -74,9 +73,9 @@ def measure(bench: Bench) -> Row:
     return row
 
 
-def _sweeps(times: list[float]) -> list[float]:
+def _sweeps(times: list[float], *, pause_s: float) -> list[float]:
     """When each sweep began whose beginning was seen: after a pause, as its pages follow each other closely."""
-    starts = [at for before, at in pairwise(times) if at - before > PAUSE_S]
+    starts = [at for before, at in pairwise(times) if at - before > pause_s]
     if len(starts) < 2:
         raise RuntimeError(f"{len(starts)} sweeps began in the time watched; two at least were expected")
     return starts
