@@ -14,11 +14,12 @@ class PartBuffer:
     """What smart-open fills for each part, in place of its BytesIO, which takes twice the memory while it grows."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
         self._size = 0
 
     def write(self, data: memoryview) -> int:
-        self._pieces.append(bytes(data))
+        # What cannot change need not be copied; getvalue does that once.
+        self._pieces.append(data if isinstance(data.obj, bytes) else bytes(data))
         self._size += len(data)
         return len(data)
 

@@ -13,19 +13,22 @@ from benchmarks.world import World, kill
 
 BARE = "import ray; ray.init(include_dashboard=False); print('ready', flush=True); input()"
 BEYOND_S = 1.0
+STARTS = 3
+"""In a run, of which the fastest counts: Ray itself takes a second more now and then, whoever starts it."""
 
 
 def measure(bench: Bench) -> Row:
     row = Row("P9", 'cold start, command to "Worker ready"')
     with World(bench.root / "start", "--instant") as world:
         for _ in range(bench.repeat):
-            row.add("bare ray.init()", "s", _bare(world))
-            begun = time.perf_counter()
-            with world.driver():
-                row.add("driver", "s", time.perf_counter() - begun)
+            starts = [(_bare(world), _driver(world)) for _ in range(bench.size(STARTS, 1))]
+            for name, seconds in zip(("bare ray.init()", "driver"), map(min, zip(*starts, strict=True)), strict=True):
+                row.add(name, "s", seconds)
             bench.say(", ".join(f"{series.name} {series.values[-1]:.2f} s" for series in row.series))
     beyond = [driver - bare for driver, bare in zip(row["driver"], row["bare ray.init()"], strict=True)]
     row.goals.append(Goal("driver beyond a bare ray.init(), seconds", beyond, BEYOND_S, at_most=True))
+    if not bench.quick:
+        row.notes.append(f"the fastest of {STARTS} starts in each run")
     return row
 
 
@@ -53,4 +56,10 @@ def bare_ray(world: World) -> Iterator[subprocess.Popen[str]]:
 def _bare(world: World) -> float:
     begun = time.perf_counter()
     with bare_ray(world):
+        return time.perf_counter() - begun
+
+
+def _driver(world: World) -> float:
+    begun = time.perf_counter()
+    with world.driver():
         return time.perf_counter() - begun
