@@ -76,6 +76,15 @@ def _sweeps(waiting: int) -> tuple[Sweeps, Flights, list[Sweep]]:
     return Sweeps(INTERVAL_S, send=sent.append), cast("Flights", _Flights(waiting)), sent
 
 
+def _after_a_sweep_that_found_all_ended() -> tuple[Sweeps, Flights, list[Sweep]]:
+    sweeps, flights, sent = _sweeps(waiting=100)
+    sweeps.begin(flights, 10.0)
+    for _ in range(100):
+        sweeps.found_end()
+    sweeps.succeeded(sent[0], 10.1)
+    return sweeps, flights, sent
+
+
 def test_one_sweep_is_under_way_at_a_time() -> None:
     sweeps, flights, sent = _sweeps(waiting=100)
     sweeps.begin(flights, 10.0)
@@ -94,11 +103,7 @@ def test_nothing_is_swept_while_nothing_waits() -> None:
 
 
 def test_the_ends_that_a_sweep_finds_pace_the_next_one() -> None:
-    sweeps, flights, sent = _sweeps(waiting=100)
-    sweeps.begin(flights, 10.0)
-    for _ in range(100):
-        sweeps.found_end()
-    sweeps.succeeded(sent[0], 10.1)
+    sweeps, flights, sent = _after_a_sweep_that_found_all_ended()
     assert sweeps.due_at == pytest.approx(11.0)
     sweeps.begin(flights, 11.0)
     sweeps.succeeded(sent[1], 11.1)
@@ -106,11 +111,7 @@ def test_the_ends_that_a_sweep_finds_pace_the_next_one() -> None:
 
 
 def test_after_a_fault_the_interval_is_kept() -> None:
-    sweeps, flights, sent = _sweeps(waiting=100)
-    sweeps.begin(flights, 10.0)
-    for _ in range(100):
-        sweeps.found_end()
-    sweeps.succeeded(sent[0], 10.1)
+    sweeps, flights, sent = _after_a_sweep_that_found_all_ended()
     sweeps.begin(flights, 11.0)
     sweeps.failed(11.5)
     assert sweeps.due_at == pytest.approx(13.5)
