@@ -10,7 +10,6 @@ from benchmarks.measure import Bench, Goal, Row, percentile, wait_for
 from benchmarks.world import World
 from rythmiq_ray import JobSpec, enqueue
 
-DEFAULT_INTERVAL_S = 2.0
 RUN_S = "2-4"
 """How long remote jobs run, so that they end anywhere in an interval; shorter ones would bring about more sweeps."""
 
