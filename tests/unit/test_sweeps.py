@@ -111,7 +111,7 @@ def test_the_ends_that_a_sweep_finds_pace_the_next_one() -> None:
 
 
 def test_after_a_fault_the_interval_is_kept() -> None:
-    sweeps, flights, sent = _after_a_sweep_that_found_all_ended()
+    sweeps, flights, _sent = _after_a_sweep_that_found_all_ended()
     sweeps.begin(flights, 11.0)
     sweeps.failed(11.5)
     assert sweeps.due_at == pytest.approx(13.5)
