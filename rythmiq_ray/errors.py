@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     INPUT_UNREADABLE = "input_unreadable"
     OUTPUT_REFUSED = "output_refused"
     ARTIFACT_CORRUPT = "artifact_corrupt"
+    ARTIFACTS_NOT_STORED = "artifacts_not_stored"
     PHASE_FAILED = "phase_failed"
     INTERNAL = "internal"
     BACKEND_UNAVAILABLE = "backend_unavailable"
@@ -133,6 +134,12 @@ RULES: Final = MappingProxyType(
             verdict=Verdict.RETRY_ATTEMPT,
             meaning="an output never became what the job said it wrote (size or SHA-256 differ)",
             remedy="make sure that the command has ended all its writers before it exits",
+        ),
+        ErrorCode.ARTIFACTS_NOT_STORED: Rule(
+            verdict=Verdict.GIVE_UP,
+            meaning="the command ended, but the artifact store refused what it left; that is kept at Camber until"
+            " camber.keep_unstored_s is over",
+            remedy="mend the store, then `rythmiq collect`: no new remote job is created",
         ),
         ErrorCode.PHASE_FAILED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
 from rythmiq_ray.artifacts import ArtifactStore, manifest
 from rythmiq_ray.backends import ExecutionBackend
+from rythmiq_ray.clock import now_s
 from rythmiq_ray.errors import ArtifactCorrupt, CreateUncertain, ErrorCode, NotFound, RythmiqError
 from rythmiq_ray.fibers import offload, together
 from rythmiq_ray.model import (
@@ -42,6 +42,8 @@ SMALL_BYTES: Final = 256 * 1024
 """A file of no more is fetched in one call, whole."""
 ALONE_BYTES: Final = 16 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
+LATE_DELAY_S: Final = 1.0
+"""Before a create is sent again that would have come after its lease."""
 SYNC_DELAY_S: Final = 1.0
 """Between two looks at a path whose late sync is not whole yet."""
 
@@ -57,14 +59,19 @@ class Executor:
     concurrency: int
     """Files of one job that are streamed at once."""
 
-    def run(self, order: Order) -> StepResult:
-        """Carries out one order. Never raises: an error of ours keeps its code, any other is ``internal``."""
-        step: Callable[[Order], StepResult] = {
-            Step.SUBMIT: self.submit,
+    def run(self, order: Order, started_at: float | None = None) -> StepResult:
+        """Carries out one order of a task that began at ``started_at`` (:mod:`rythmiq_ray.clock`; None = now).
+
+        Never raises: an error of ours keeps its code, any other is ``internal``.
+        """
+        began_at = now_s() if started_at is None else started_at
+        steps: dict[Step, Callable[[Order], StepResult]] = {
+            Step.SUBMIT: partial(self.submit, began_at=began_at),
             Step.COLLECT: self.collect,
             Step.CANCEL: self.cancel,
             Step.CLEAN: self.clean,
-        }[order.step]
+        }
+        step = steps[order.step]
         try:
             return step(order)
         except RythmiqError as error:
@@ -74,7 +81,7 @@ class Executor:
             message = f"{type(error).__name__} in {order.step} at {place}"
             return Faulted(error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))
 
-    def submit(self, order: Order) -> StepResult:
+    def submit(self, order: Order, *, began_at: float) -> StepResult:
         job = order.job
         if not order.uploaded:
             self.backend.upload(
@@ -83,8 +90,10 @@ class Executor:
                 timeout_s=job.spec.timeout_s or self.timeout_s,
                 open_input=self.store.open_input,
             )
-        if order.create_before is not None and datetime.now(UTC) > order.create_before:
-            return NotYet(reason="the lease under which this was sent is over", uploaded=True)
+        if order.create_within_s is not None and now_s() - began_at > order.create_within_s:
+            return NotYet(
+                reason="the upload outlasted the lease it was sent under", delay_s=LATE_DELAY_S, uploaded=True
+            )
         try:
             return Submitted(remote=self.backend.create(job))
         except CreateUncertain as error:

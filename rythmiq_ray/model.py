@@ -178,7 +178,8 @@ class Job:
     """The attempt's own path under the stash owner's root: ``rythmiq/<job_id>/<attempt>``."""
     cancel_requested_at: datetime | None
     exit_code: int | None
-    error_code: ErrorCode | None
+    error_code: str | None
+    """An :class:`ErrorCode`, or a word that a newer version or a person wrote."""
     error_message: str | None
     retryable: bool | None
     artifact_uri: str | None
@@ -188,6 +189,12 @@ class Job:
     started_at: datetime | None
     """When this attempt was claimed."""
     finished_at: datetime | None
+    warnings: tuple[str, ...] = ()
+    """What was odd about the last attempt without ending it: outputs that were not brought, a log that was cut."""
+    free_attempts: int = 0
+    """Attempts that do not count against ``max_attempts``, because they never ran."""
+    collect_until: datetime | None = None
+    """Up to this Camber keeps what the last attempt left and the store refused; the next claim collects it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,8 +282,9 @@ class Order:
     step: Step
     job: Job
     secrets: Mapping[str, Secret] = field(default_factory=dict)
-    create_before: datetime | None = None
-    """SUBMIT: when the driver's lease ends, after which another driver may own the attempt."""
+    create_within_s: float | None = None
+    """SUBMIT: seconds from the start of its task in which the create may be sent; another driver may own the attempt
+    after that. A duration, because the clocks of two machines say nothing about each other."""
     uploaded: bool = False
     """SUBMIT: the bundle and the inputs are in place already."""
     remote: RemoteJob | None = None

@@ -199,13 +199,8 @@ class Flights:
         times = [self._flights[job_id].job.started_at for job_id in self._by_path.values()]
         return min((time for time in times if time is not None), default=None)
 
-    def order(
-        self, flight: Flight, now: float, *, secrets: Mapping[str, Secret], lease_left_s: float, create_before: datetime
-    ) -> Order | None:
-        """What is to be done for a flight now; None while there is nothing but to wait.
-
-        ``create_before`` is the wall clock's form of the end of the lease, ``lease_left_s`` from now.
-        """
+    def order(self, flight: Flight, now: float, *, secrets: Mapping[str, Secret], lease_left_s: float) -> Order | None:
+        """What is to be done for a flight now; None while there is nothing but to wait."""
         if flight.busy or now < flight.due_at:
             return None
         job = flight.job
@@ -215,7 +210,7 @@ class Flights:
                 step=Step.SUBMIT,
                 job=job,
                 secrets=secrets,
-                create_before=create_before,
+                create_within_s=lease_left_s,
                 uploaded=flight.uploaded,
                 alone=flight.alone,
             )

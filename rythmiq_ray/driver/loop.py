@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from rythmiq_ray.config import Config
@@ -457,14 +456,11 @@ class Loop:
     # ---------------------------------------------------------------- orders
 
     def _send_orders(self) -> None:
-        # A driver may be frozen at any line. Asked in this order, the two clocks can only give too early an end, where
-        # the tick's own time, which may be long past, would let a task create after others took the job over.
-        wall = datetime.now(UTC)
+        # Not the tick's own time: a driver may be frozen at any line, and then that is long past.
         now = self._clock()
         if not self._lease.held(now) or self.stop_requested or self._outages.any:
             return
         lease_left_s = self._lease.left_s(now)
-        create_before = wall + timedelta(seconds=lease_left_s)
         for flight in self.flights.due(now):
             if flight.busy:
                 continue
@@ -474,9 +470,7 @@ class Loop:
             if flight.phase is Phase.SUBMITTING and not self._may_submit(flight):
                 continue
             secrets = self._secrets(flight) if flight.phase is Phase.SUBMITTING else {}
-            order = self.flights.order(
-                flight, now, secrets=secrets, lease_left_s=lease_left_s, create_before=create_before
-            )
+            order = self.flights.order(flight, now, secrets=secrets, lease_left_s=lease_left_s)
             if order is not None:
                 flight.busy, flight.sent, flight.sent_at = True, order, now
                 self._cluster.enqueue(order, stream_bytes=flight.alone_bytes)

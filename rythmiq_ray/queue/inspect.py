@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg2.extensions
 
-from rythmiq_ray.errors import ErrorCode, NotFound
+from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact, Job, JobState, Phase, RemoteStatus
 from rythmiq_ray.queue.connection import fetch
 from rythmiq_ray.queue.rows import job_from_row
@@ -30,7 +30,7 @@ class Attempt:
     remote_id: int | None
     remote_status: RemoteStatus | None
     exit_code: int | None
-    error_code: ErrorCode | None
+    error_code: str | None
     error_message: str | None
     retryable: bool | None
     artifact_uri: str | None
@@ -94,7 +94,7 @@ def attempts(connection: psycopg2.extensions.connection, job_id: UUID) -> list[A
             remote_id=row["remote_id"],
             remote_status=RemoteStatus(row["remote_status"]) if row["remote_status"] else None,
             exit_code=row["exit_code"],
-            error_code=ErrorCode(row["error_code"]) if row["error_code"] else None,
+            error_code=row["error_code"],
             error_message=row["error_message"],
             retryable=row["retryable"],
             artifact_uri=row["artifact_uri"],

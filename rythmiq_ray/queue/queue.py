@@ -45,6 +45,18 @@ class Progress:
     phase: Phase
     remote_id: int | None = None
     remote_status: RemoteStatus | None = None
+    note: ErrorInfo | None = None
+    """Why it does not get on, while it goes on: shown in ``error_code`` and ``error_message``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What became of a batch of fenced writes, by job id."""
+
+    ours: frozenset[UUID]
+    """Written."""
+    locked: frozenset[UUID] = frozenset()
+    """Another session holds the row; to be written again later. All that is in neither was no longer ours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +77,11 @@ class Ending:
     remote_id: int | None = None
     remote_status: RemoteStatus | None = None
     artifacts: tuple[Artifact, ...] = ()
+    warnings: tuple[str, ...] = ()
+    keep_s: float | None = None
+    """For so long the attempt's path is kept, because what is in it could not be stored."""
+    free: bool = False
+    """The attempt never ran and does not count against ``max_attempts``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rythmiq_ray.errors import ErrorCode
 from rythmiq_ray.model import Job, JobSpec, JobState, Phase, RemoteStatus
 
 
@@ -28,7 +27,7 @@ def job_from_row(row: Mapping[str, Any]) -> Job:
         remote_path=row["remote_path"],
         cancel_requested_at=row["cancel_requested_at"],
         exit_code=row["exit_code"],
-        error_code=ErrorCode(row["error_code"]) if row["error_code"] else None,
+        error_code=row["error_code"],
         error_message=row["error_message"],
         retryable=row["retryable"],
         artifact_uri=row["artifact_uri"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -42,8 +41,7 @@ def executor(backend: Backend) -> Executor:
 
 
 def submit(**changes: Any) -> Order:
-    soon = datetime.now(UTC) + timedelta(minutes=1)
-    return Order(**{"step": Step.SUBMIT, "job": job(), "create_before": soon, **changes})
+    return Order(**{"step": Step.SUBMIT, "job": job(), "create_within_s": 60.0, **changes})
 
 
 def test_a_submit_uploads_and_creates() -> None:
@@ -54,7 +52,7 @@ def test_a_submit_uploads_and_creates() -> None:
 
 def test_nothing_is_created_once_the_lease_may_be_over() -> None:
     backend = Backend()
-    result = executor(backend).run(submit(create_before=datetime.now(UTC) - timedelta(milliseconds=1)))
+    result = executor(backend).run(submit(create_within_s=-1.0))
     assert isinstance(result, NotYet)
     assert result.uploaded
     assert backend.calls == ["upload"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 from samples import NOW, config, job, remote
 
@@ -42,9 +40,7 @@ class Pilot:
         self.flight: Flight = self.flights.begin(flight_job or job(), 0.0)
 
     def order(self, *, lease_left_s: float = 20.0) -> Order | None:
-        order = self.flights.order(
-            self.flight, self.now, secrets={}, lease_left_s=lease_left_s, create_before=NOW + timedelta(seconds=20)
-        )
+        order = self.flights.order(self.flight, self.now, secrets={}, lease_left_s=lease_left_s)
         if order is not None:
             self.flight.busy = True
         return order
