@@ -44,8 +44,11 @@ class ExecutionConfig:
     backend: Literal["camber"]
     timeout_ms: int
     """A job's time-out where the job names none."""
-    queue_timeout_s: float
-    """How long a remote job may wait to start before it is cancelled and retried on a fresh path."""
+    queue_timeout_s: float | None
+    """How long a remote job may wait to start before it is cancelled and begun anew, which burns no attempt; None =
+    for ever, as an account that is full is no fault of a job."""
+    overtaken_after_s: float | None
+    """The same for one that waits although later ones of its kind have started; None = never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,8 @@ class CamberConfig:
     """How far the remote list may lag behind a create."""
     sync_timeout_s: float
     """How long to wait for the result file of a job that ended."""
+    keep_unstored_s: float
+    """How long Camber keeps what an attempt left and the artifact store did not take."""
     page_size: int
     call_attempts: int
     """Tries of one idempotent call."""

@@ -79,7 +79,8 @@ RULES: Final = MappingProxyType(
         ),
         ErrorCode.QUEUE_TIMEOUT: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
-            meaning="Camber did not start the job within execution.queue_timeout_s",
+            meaning="Camber did not start the job within execution.queue_timeout_s, or started later ones before it;"
+            " that burns no attempt",
             remedy="look at Camber's capacity for this node size",
         ),
         ErrorCode.CANCELLED: Rule(
@@ -131,9 +132,10 @@ RULES: Final = MappingProxyType(
             remedy="rename the output; the others are in the manifest",
         ),
         ErrorCode.ARTIFACT_CORRUPT: Rule(
-            verdict=Verdict.RETRY_ATTEMPT,
-            meaning="an output never became what the job said it wrote (size or SHA-256 differ)",
-            remedy="make sure that the command has ended all its writers before it exits",
+            verdict=Verdict.GIVE_UP,
+            meaning="an output never became what the job said it wrote (size or SHA-256 differ); what is there is"
+            " kept until camber.keep_unstored_s is over",
+            remedy="make sure that the command ends all its writers before it exits; `rythmiq collect` looks again",
         ),
         ErrorCode.ARTIFACTS_NOT_STORED: Rule(
             verdict=Verdict.GIVE_UP,
@@ -219,6 +221,14 @@ class RythmiqError(Exception):
     @property
     def verdict(self) -> Verdict:
         return RULES[self.code].verdict
+
+
+def place_of(error: BaseException) -> str:
+    """``module:line`` of the innermost frame, which tells where without telling any value."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "unknown" if trace is None else f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"
 
 
 class ConfigurationError(RythmiqError):

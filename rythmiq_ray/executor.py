@@ -59,14 +59,14 @@ class Executor:
     concurrency: int
     """Files of one job that are streamed at once."""
 
-    def run(self, order: Order, started_at: float | None = None) -> StepResult:
-        """Carries out one order of a task that began at ``started_at`` (:mod:`rythmiq_ray.clock`; None = now).
+    def run(self, order: Order, *, clock_offset_s: float | None = 0.0) -> StepResult:
+        """Carries out one order. Never raises: an error of ours keeps its code, any other is ``internal``.
 
-        Never raises: an error of ours keeps its code, any other is ``internal``.
+        ``clock_offset_s``: how far this machine's clock is ahead of the driver's, at least; 0 on the driver's own
+        machine, None where the driver has not heard of this one yet.
         """
-        began_at = now_s() if started_at is None else started_at
         steps: dict[Step, Callable[[Order], StepResult]] = {
-            Step.SUBMIT: partial(self.submit, began_at=began_at),
+            Step.SUBMIT: partial(self.submit, clock_offset_s=clock_offset_s),
             Step.COLLECT: self.collect,
             Step.CANCEL: self.cancel,
             Step.CLEAN: self.clean,
@@ -81,7 +81,7 @@ class Executor:
             message = f"{type(error).__name__} in {order.step} at {place}"
             return Faulted(error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))
 
-    def submit(self, order: Order, *, began_at: float) -> StepResult:
+    def submit(self, order: Order, *, clock_offset_s: float | None) -> StepResult:
         job = order.job
         if not order.uploaded:
             self.backend.upload(
@@ -90,17 +90,18 @@ class Executor:
                 timeout_s=job.spec.timeout_s or self.timeout_s,
                 open_input=self.store.open_input,
             )
-        if order.create_within_s is not None and now_s() - began_at > order.create_within_s:
-            return NotYet(
-                reason="the upload outlasted the lease it was sent under", delay_s=LATE_DELAY_S, uploaded=True
-            )
+        if order.create_by is not None:
+            if clock_offset_s is None:
+                return NotYet(reason="the node is new to the driver, which cannot tell its time yet", uploaded=True)
+            if now_s() > order.create_by + clock_offset_s:
+                return NotYet(reason="the lease it was sent under is over", delay_s=LATE_DELAY_S, uploaded=True)
         try:
             return Submitted(remote=self.backend.create(job))
         except CreateUncertain as error:
             return SubmitUncertain(error=ErrorInfo.of(error))
 
     def cancel(self, order: Order) -> StepResult:
-        return Cancelling(accepted=self.backend.cancel(order.job))
+        return Cancelling(accepted=self.backend.cancel(order.job, mark=not order.stray))
 
     def clean(self, order: Order) -> StepResult:
         self.backend.remove(order.job)

@@ -282,9 +282,9 @@ class Order:
     step: Step
     job: Job
     secrets: Mapping[str, Secret] = field(default_factory=dict)
-    create_within_s: float | None = None
-    """SUBMIT: seconds from the start of its task in which the create may be sent; another driver may own the attempt
-    after that. A duration, because the clocks of two machines say nothing about each other."""
+    create_by: float | None = None
+    """SUBMIT: when the driver's lease ends, by the driver's own :mod:`rythmiq_ray.clock`; another driver may own the
+    attempt after that. A node translates it to its own clock, by what the driver has heard of that."""
     uploaded: bool = False
     """SUBMIT: the bundle and the inputs are in place already."""
     remote: RemoteJob | None = None
@@ -295,6 +295,8 @@ class Order:
     """COLLECT: waiting for a late sync is over; keep what is there."""
     alone: bool = False
     """This order has a Ray task of its own."""
+    stray: bool = False
+    """CANCEL: the remote job is a second one on the path of an attempt, which itself goes on."""
     again: bool = False
     """COLLECT: another task or driver may have begun this and died; what it left half done is discarded first."""
     listing: tuple[RemoteFile, ...] | None = None
@@ -339,6 +341,8 @@ class NotYet:
     """How much such a task will stream."""
     uploaded: bool = False
     listing: tuple[RemoteFile, ...] | None = None
+    seen: tuple[int, int] | None = None
+    """Files and bytes of a late sync that have arrived; while that grows, it is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)

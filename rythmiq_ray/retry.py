@@ -25,13 +25,18 @@ def retry_delay_s(
     exit_code: int | None,
     config: RetryConfig,
     uniform: Callable[[float, float], float] = random.uniform,
+    *,
+    free: bool = False,
 ) -> float | None:
     """Seconds until the next attempt, or None where there is none.
+
+    ``free``: this attempt never ran and does not count against ``max_attempts``.
 
     Exponential with full jitter, so that jobs which failed together do not come back together; never sooner than
     the server asked for.
     """
-    if not retryable(job, error, exit_code) or job.attempt >= job.max_attempts:
+    used = job.attempt - job.free_attempts
+    if not retryable(job, error, exit_code) or (used >= job.max_attempts and not free):
         return None
     ceiling_s = min(config.max_delay_s, config.base_delay_s * 2.0 ** min(job.attempt - 1, 60))
     return max(uniform(0.0, ceiling_s), error.retry_after_s or 0.0)

@@ -6,8 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
+from rythmiq_ray.driver.loop import Loop
+from rythmiq_ray.errors import RythmiqError
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.model import Order, Step, StepResult, TaskLost
+from rythmiq_ray.model import ErrorInfo, Order, Phase, Step, StepResult, TaskLost
+
+
+def in_phase(loop: Loop, phase: Phase) -> int:
+    """How many attempts of a driver are in a phase."""
+    return sum(attempt.phase is phase for attempt in loop.attempts)
 
 
 class InlineCluster:
@@ -27,6 +34,7 @@ class InlineCluster:
         self._wake = wake
         self._threads = ThreadPoolExecutor(threads)
         self._ended: SimpleQueue[tuple[Order, StepResult]] = SimpleQueue()
+        self._probed: SimpleQueue[tuple[str, ErrorInfo | None]] = SimpleQueue()
         self._pending: list[Order] = []
         self._running = 0
         self._size = threads
@@ -54,6 +62,25 @@ class InlineCluster:
 
     def backlog(self, step: Step) -> int:
         return sum(order.step is step for order in self._pending)
+
+    def unplaced(self) -> tuple[int, float]:
+        return len(self._pending), 0.0
+
+    def probe(self, part: str) -> None:
+        probe = {"backend": self._executor.backend.check, "store": self._executor.store.check}[part]
+        try:
+            probe()
+        except RythmiqError as error:
+            self._probed.put((part, ErrorInfo.of(error)))
+        else:
+            self._probed.put((part, None))
+        self._wake()
+
+    def probed(self) -> list[tuple[str, ErrorInfo | None]]:
+        out = []
+        while not self._probed.empty():
+            out.append(self._probed.get())
+        return out
 
     def draining(self) -> bool:
         return False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from datetime import datetime
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from rythmiq_ray.model import Job, RemoteFile, RemoteJob, RemoteResult
+from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
 
@@ -15,6 +15,14 @@ class InputOpener(Protocol):
     """Opens an input's URI for streaming; raises InputMissing, InputUnreadable or StoreUnavailable."""
 
     def __call__(self, uri: str) -> AbstractContextManager[BinaryIO]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unclear:
+    """A remote job of which the backend gives no clear answer; that says nothing about any other."""
+
+    remote_id: int
+    error: ErrorInfo
 
 
 class ExecutionBackend(Protocol):
@@ -48,12 +56,20 @@ class ExecutionBackend(Protocol):
         """
         ...
 
-    def watch(self, waiting: Collection[int], paths: Collection[str], since: datetime | None) -> Iterator[RemoteJob]:
-        """One sweep over the remote list.
+    def watch(
+        self,
+        waiting: Collection[int],
+        searched: Collection[str],
+        search_age_s: float,
+        *,
+        paths: Collection[str] = frozenset(),
+    ) -> Iterator[list[RemoteJob | Unclear]]:
+        """One poll of the remote list, a page at a time.
 
-        Yields the state of every remote id in ``waiting`` that still exists and every remote job whose path is in
-        ``paths`` (attempts whose create is uncertain, none of them created before ``since``). It costs pages of the
-        list, not calls a job, and stops at the oldest that it looks for.
+        Gives the state of every remote id in ``waiting`` that still exists and every remote job whose path is in
+        ``searched`` (attempts whose create is uncertain, none of them created longer ago than ``search_age_s``). What
+        else lies on one of ``paths`` is given where it is come upon. It costs pages of the list, not calls a job, and
+        stops at the oldest that it looks for.
         """
         ...
 
@@ -77,8 +93,11 @@ class ExecutionBackend(Protocol):
         """Streams the log as the service has it, also of a running job; raises NotFound where it has none."""
         ...
 
-    def cancel(self, job: Job) -> bool:
-        """Asks for the end of the remote job, through the API and by the marker file; True if the API took it."""
+    def cancel(self, job: Job, *, mark: bool = True) -> bool:
+        """Asks for the end of the remote job, through the API and by the marker file; True if the API took it.
+
+        Without ``mark`` there is no marker file, which would end every job on that path.
+        """
         ...
 
     def remove(self, job: Job) -> None:

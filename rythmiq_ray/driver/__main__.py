@@ -16,8 +16,9 @@ from typing import Final
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.poller import Poller
+from rythmiq_ray.driver.vitals import Vitals
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.errors import RULES, ConfigurationError, RythmiqError
 from rythmiq_ray.layers import Loaded, load
 from rythmiq_ray.queue import Queue
@@ -123,22 +124,28 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
     api_key = ApiKey(config.camber, on_change=_key_changed)
     executor = build_executor(settings, api_key, on_call=on_call)
     wakeup = Wakeup()
-    queue = Queue(
-        config.database.url,
-        queues=config.driver.queues,
-        lease_s=config.driver.lease_s,
-        connect_timeout_s=config.database.connect_timeout_s,
-        statement_timeout_s=config.database.statement_timeout_s,
-    )
-    watcher = Watcher(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
+
+    def connect() -> Queue:
+        return Queue(
+            config.database.url,
+            queues=config.driver.queues,
+            lease_s=config.driver.lease_s,
+            connect_timeout_s=config.database.connect_timeout_s,
+            statement_timeout_s=config.database.statement_timeout_s,
+        )
+
+    queue, heartbeat = connect(), connect()
+    poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
     cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key, on_call=on_call)
-    loop = Loop(config, queue, cluster, watcher, wakeup, metrics=metrics)
+    loop = Loop(config, queue, heartbeat, cluster, poller, wakeup, metrics=metrics)
+    vitals = Vitals(config, loop, cluster, queue, metrics)
+    loop.after_tick = vitals.publish
 
     def scrape(accept: str) -> tuple[bytes, str]:
-        metrics.status(loop.status())  # The loop's own word would be old where it is stuck.
+        metrics.status(vitals.status())  # The loop's own word would be old where it is stuck.
         return scraped.page(accept)
 
-    health = HealthServer(loop.status, scrape)
+    health = HealthServer(vitals.status, scrape)
     try:
         if config.health.port is not None:
             health.start(config.health.host, config.health.port)
@@ -153,7 +160,7 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         if metrics.on:
             metrics.attach(RayMetrics())
         _handle_signals(loop, wakeup)
-        watcher.start()
+        poller.start()
         # Not before: a Ray that is slow to start would outlast the lease.
         loop.register()
         log.info(
@@ -164,8 +171,9 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
         loop.stop()
     finally:
         health.stop()
-        watcher.stop()
+        poller.stop()
         queue.close()
+        heartbeat.close()
         cluster.shutdown()
     log.info("Worker stopped", uptime=f"{time.monotonic() - started_at:.0f}s")
     return EXIT_JOBS_FAILED if drain and loop.any_failed else 0

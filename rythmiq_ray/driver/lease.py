@@ -1,50 +1,99 @@
-"""The lease under which a driver does everything: while it holds, nobody else can have the driver's jobs."""
+"""The lease under which a driver does everything: while it holds, nobody else can have the driver's jobs.
+
+It is renewed in a thread of its own, on a connection of its own, so that no write that waits for a lock costs the
+driver its jobs.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
+from uuid import UUID
 
-from rythmiq_ray.queue import Queue
+from rythmiq_ray.errors import DatabaseUnavailable
 
-HEARTBEATS_PER_LEASE: Final = 3
+RENEWALS_PER_LEASE: Final = 3
+TRIES_PER_LEASE: Final = 15
+"""While Postgres does not answer."""
+
+
+class Heartbeat(Protocol):
+    """What the lease needs of :class:`rythmiq_ray.queue.Heartbeat`; each call raises DatabaseUnavailable."""
+
+    def register(self) -> UUID: ...
+    def renew(self) -> bool: ...
+    def resign(self) -> None: ...
 
 
 class Lease:
-    """A lease of ``lease_s`` seconds, from when it was asked for: so it ends here no later than in Postgres.
+    """A lease of ``lease_s`` seconds, counted from when it was asked for: so it ends here no later than in Postgres.
 
-    ``clock`` is monotonic seconds.
+    Thread-safe. Times are seconds of :mod:`rythmiq_ray.clock`.
     """
 
-    def __init__(self, queue: Queue, lease_s: float, *, clock: Callable[[], float]) -> None:
-        self._queue = queue
+    def __init__(
+        self, heartbeat: Heartbeat, lease_s: float, *, clock: Callable[[], float], lost: Callable[[], None]
+    ) -> None:
+        """``lost`` is called in the lease's own thread, once each time that others may have the jobs."""
+        self._heartbeat = heartbeat
         self._lease_s = lease_s
         self._clock = clock
+        self._tell_lost = lost
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._until: float | None = None
-        self.renew_at = 0.0
-        """When the next heartbeat is due; monotonic seconds."""
+        self._due_at = 0.0
+        self.lost = False
+        """Whether it has to be taken anew, under another driver id."""
 
-    def take(self) -> None:
-        """Takes it as a new driver does; raises DatabaseUnavailable."""
-        asked_at = self._clock()
-        self._queue.register()
-        self._begin(asked_at)
-
-    def renew(self) -> bool:
-        """False if it was lost, so that others may have the jobs by now. Raises DatabaseUnavailable."""
-        asked_at = self._clock()
-        held = self._queue.renew()
-        if held:
+    def take(self) -> UUID:
+        """Takes it as a new driver does, and returns the driver's id; raises DatabaseUnavailable."""
+        with self._lock:
+            asked_at = self._clock()
+            driver_id = self._heartbeat.register()
             self._begin(asked_at)
-        return held
+            self.lost = False
+            return driver_id
+
+    def start(self) -> None:
+        """Renews from now on, until :meth:`stop`."""
+        threading.Thread(target=self._work, name="rythmiq-lease", daemon=True).start()
+
+    def stop(self, *, resign: bool) -> None:
+        """Renews no more. ``resign`` ends the lease at once, so that others need not wait for it to run out."""
+        self._ended.set()
+        if resign:
+            with self._lock:
+                self._heartbeat.resign()
+
+    def run_once(self) -> float:
+        """Renews it if that is due; returns after how many seconds to call again."""
+        with self._lock:
+            now = self._clock()
+            if self.lost or now < self._due_at:
+                return max(0.0, self._due_at - now)
+            try:
+                held = self._heartbeat.renew()
+            except DatabaseUnavailable:
+                self._due_at = now + self._lease_s / TRIES_PER_LEASE
+                return self._due_at - now
+            # An answer that came after the end may be of a renewal that another driver has overtaken.
+            if held and self.held(self._clock()):
+                self._begin(now)
+                return self._due_at - now
+            self.lost = True
+        self._tell_lost()
+        return self._lease_s / RENEWALS_PER_LEASE
 
     def held(self, now: float) -> bool:
         """Whether it holds; without it nothing is begun."""
-        return self.left_s(now) > 0
+        return now < self.until
 
-    def left_s(self, now: float) -> float:
-        """Seconds until it ends; negative after that."""
-        return 0.0 if self._until is None else self._until - now
+    @property
+    def until(self) -> float:
+        """When it ends."""
+        return 0.0 if self._until is None or self.lost else self._until
 
     def age_s(self, now: float) -> float | None:
         """Since it was last taken or renewed; None before that."""
@@ -52,4 +101,9 @@ class Lease:
 
     def _begin(self, asked_at: float) -> None:
         self._until = asked_at + self._lease_s
-        self.renew_at = asked_at + self._lease_s / HEARTBEATS_PER_LEASE
+        self._due_at = asked_at + self._lease_s / RENEWALS_PER_LEASE
+
+    def _work(self) -> None:
+        pause_s = 0.0
+        while not self._ended.wait(pause_s):
+            pause_s = self.run_once()

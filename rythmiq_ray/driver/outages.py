@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import Final
 
 from rythmiq_ray.config import OutageConfig
@@ -17,13 +18,23 @@ FAULT_LOG_INTERVAL_S: Final = 30.0
 log = get_logger("driver")
 
 
-class Outages:
-    """A breaker for each part that may be away; times are monotonic seconds."""
+class Place(StrEnum):
+    """Where a call was made; a node may lack what the driver has, and the other way round."""
 
-    def __init__(self, config: OutageConfig, *, probe: Callable[[str], None], over: Callable[[], None]) -> None:
-        """``probe`` sends one to the part of that name; ``over`` is told when an outage that paused work has ended."""
+    DRIVER = "driver"
+    NODE = "node"
+
+
+class Outages:
+    """A breaker for each part that may be away; times are seconds of :mod:`rythmiq_ray.clock`."""
+
+    def __init__(
+        self, config: OutageConfig, *, probes: Mapping[Place, Callable[[str], None]], over: Callable[[], None]
+    ) -> None:
+        """``probes`` send one to the part of that name; ``over`` is told when an outage that paused work has ended."""
         self._breakers = {BACKEND: Breaker(config), STORE: Breaker(config)}
-        self._probe = probe
+        self._places = dict.fromkeys(self._breakers, Place.DRIVER)
+        self._probes = probes
         self._over = over
         self._told: set[str] = set()
         self._fault_logged_at = dict.fromkeys(self._breakers, -FAULT_LOG_INTERVAL_S)
@@ -33,45 +44,50 @@ class Outages:
         """Whether a part is away, so that nothing may be begun."""
         return any(breaker.open for breaker in self._breakers.values())
 
-    def error(self, name: str) -> ErrorInfo | None:
+    def error(self, part: str) -> ErrorInfo | None:
         """Why a part counts as away; None while it is there."""
-        return self._breakers[name].error
+        return self._breakers[part].error
 
     def due_at(self) -> list[float]:
         """When the next probes may be sent."""
         return [breaker.due_at for breaker in self._breakers.values() if breaker.due_at is not None]
 
-    def note_fault(self, error: ErrorInfo, now: float, job: Job | None = None) -> None:
-        """Takes any error of a call; one that is a part's fault and not a job's pauses dispatch."""
+    def note_fault(self, error: ErrorInfo, now: float, place: Place, job: Job | None = None) -> None:
+        """Takes any error of a call; one that is a part's fault and not a job's pauses dispatch.
+
+        It is probed from where it was seen.
+        """
         if error.verdict is not Verdict.PAUSE:
             return
-        name = STORE if error.code is ErrorCode.STORE_UNAVAILABLE else BACKEND
-        self._breakers[name].trip(error, now)
-        if now >= self._fault_logged_at[name] + FAULT_LOG_INTERVAL_S:
-            # One line now and then, also where the probe succeeds: a node may lack what the driver has.
-            self._fault_logged_at[name] = now
+        part = STORE if error.code is ErrorCode.STORE_UNAVAILABLE else BACKEND
+        self._places[part] = place
+        self._breakers[part].trip(error, now)
+        if now >= self._fault_logged_at[part] + FAULT_LOG_INTERVAL_S:
+            # One line now and then, also where the probe succeeds: it may be this job's alone.
+            self._fault_logged_at[part] = now
             log.warning(
                 "A call failed",
-                part=name,
+                part=part,
+                place=place,
                 error=error.message,
                 jobId=job.job_id if job else None,
                 attempt=job.attempt if job else None,
             )
 
     def send_probes(self, now: float) -> None:
-        for name, breaker in self._breakers.items():
+        for part, breaker in self._breakers.items():
             if breaker.due_at is not None and now >= breaker.due_at:
                 breaker.probe_sent()
-                self._probe(name)
+                self._probes[self._places[part]](part)
 
-    def note_probe(self, name: str, error: ErrorInfo | None, now: float) -> None:
+    def note_probe(self, part: str, error: ErrorInfo | None, now: float) -> None:
         """Takes what a probe brought."""
-        breaker = self._breakers[name]
+        breaker = self._breakers[part]
         if breaker.probe_ended(error, now):
-            if name in self._told:
-                self._told.discard(name)
+            if part in self._told:
+                self._told.discard(part)
                 self._over()
-                log.info("Dispatch resumed", part=name, after=f"{now - breaker.opened_at:.0f}s")
-        elif error is not None and name not in self._told:
-            self._told.add(name)
-            log.warning("Dispatch paused", part=name, error=error.code, message=error.message)
+                log.info("Dispatch resumed", part=part, after=f"{now - breaker.opened_at:.0f}s")
+        elif error is not None and part not in self._told:
+            self._told.add(part)
+            log.warning("Dispatch paused", part=part, place=self._places[part], error=error.code, message=error.message)

@@ -34,6 +34,12 @@ class Adopted:
 
     job: Job
     orphaned_s: float
+    age_s: float = 0.0
+    """Since its attempt was claimed, by the database's clock, as the next two."""
+    submitted_s: float = 0.0
+    """Since its remote job was known."""
+    running_s: float | None = None
+    """Since that was first seen to run; None where it was not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +51,8 @@ class Progress:
     phase: Phase
     remote_id: int | None = None
     remote_status: RemoteStatus | None = None
-    note: ErrorInfo | None = None
-    """Why it does not get on, while it goes on: shown in ``error_code`` and ``error_message``."""
+    waits_for: str | None = None
+    """Why it does not get on, in words; None: it does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +125,7 @@ class Queue:
         self.driver_id: UUID = uuid4()
         self.now: datetime | None = None
 
-    def register(self) -> None:
+    def register(self) -> UUID:
         """Takes a lease under a new driver id: after a lost lease the former id stays fenced off for good."""
         self.driver_id = uuid4()
         self._run(
@@ -129,6 +135,7 @@ class Queue:
             version=__version__,
             lease_s=self._lease_s,
         )
+        return self.driver_id
 
     def renew(self) -> bool:
         """The heartbeat; False when the lease was over already."""

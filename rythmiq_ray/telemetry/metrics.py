@@ -92,6 +92,29 @@ IN_FLIGHT_LIMIT: Final = Metric(
     kind=Kind.GAUGE,
     help="How many running attempts this driver may have: camber.max_in_flight, or what auto has found.",
 )
+WAITS: Final = Metric(
+    name="rythmiq_waits",
+    kind=Kind.GAUGE,
+    labels=("wait",),
+    help="How much waits: ray = Ray tasks that have no place yet, remote_queue = remote jobs that have not started,"
+    " step = attempts that a late sync or faults hold up.",
+)
+LONGEST_WAIT: Final = Metric(
+    name="rythmiq_longest_wait_seconds",
+    kind=Kind.GAUGE,
+    labels=("wait",),
+    help="How long the longest of these has waited.",
+)
+POLL_AGE: Final = Metric(
+    name="rythmiq_poll_age_seconds",
+    kind=Kind.GAUGE,
+    help="Since the last whole poll of the remote list, while anything waits; about driver.poll_interval_s.",
+)
+INTERNAL_FAULTS: Final = Metric(
+    name="rythmiq_internal_faults_total",
+    kind=Kind.COUNTER,
+    help="Faults of rythmiq-ray itself, each of which ended one attempt or cost one tick.",
+)
 REMOTE_JOBS: Final = Metric(
     name="rythmiq_remote_jobs",
     kind=Kind.GAUGE,
@@ -164,6 +187,10 @@ CATALOG: Final = (
     QUEUE_OLDEST,
     JOBS_IN_FLIGHT,
     IN_FLIGHT_LIMIT,
+    WAITS,
+    LONGEST_WAIT,
+    POLL_AGE,
+    INTERNAL_FAULTS,
     REMOTE_JOBS,
     JOBS_CLAIMED,
     JOBS_ADOPTED,
@@ -216,7 +243,7 @@ class Metrics:
         """From now on ``sink`` is told too."""
         sink.set(BUILD_INFO, (__version__,), 1)
         # A rate is only right from the first event on where the series was there before it.
-        for metric in (JOBS_CLAIMED, JOBS_ADOPTED, OUTCOMES_DROPPED, ARTIFACT_BYTES, COST_CREDITS):
+        for metric in (JOBS_CLAIMED, JOBS_ADOPTED, OUTCOMES_DROPPED, INTERNAL_FAULTS, ARTIFACT_BYTES, COST_CREDITS):
             sink.add(metric, (), 0)
         for state in _ENDS:
             sink.add(JOBS_ENDED, (state,), 0)
@@ -276,6 +303,19 @@ class Metrics:
             self._set(JOBS_IN_FLIGHT, (phase,), phases.get(phase, 0))
         for status in RemoteStatus:
             self._set(REMOTE_JOBS, (status,), statuses.get(status, 0))
+
+    def waits(self, wait: str, count: int, longest_s: float) -> None:
+        """How much waits for one thing, and for how long."""
+        self._set(WAITS, (wait,), count)
+        self._set(LONGEST_WAIT, (wait,), longest_s)
+
+    def polled(self, age_s: float) -> None:
+        """Since the last whole poll of the remote list."""
+        self._set(POLL_AGE, (), age_s)
+
+    def internal_fault(self) -> None:
+        """A fault of our own was met, and survived."""
+        self._add(INTERNAL_FAULTS, (), 1)
 
     def queue_depth(self, jobs: Mapping[tuple[str, str], int], oldest_claimable_s: float) -> None:
         """Waiting jobs by queue and state."""

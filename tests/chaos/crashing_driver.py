@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from inline_cluster import InlineCluster
+from inline_cluster import InlineCluster, in_phase
 from side_effects import Tripwire
 
 import rythmiq_ray.driver.janitor
@@ -16,8 +16,8 @@ from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.model import Phase
@@ -49,15 +49,16 @@ def main() -> int:
         concurrency=4,
     )
     wakeup = Wakeup()
-    queue = Queue(config.database.url, lease_s=config.driver.lease_s)
+    queue, heartbeat = (Queue(config.database.url, lease_s=config.driver.lease_s) for _ in range(2))
     probes = {BACKEND: executor.backend.check, STORE: executor.store.check}
-    watcher = Watcher(executor.backend, probes, wake=wakeup.set)
-    loop = Loop(config, queue, InlineCluster(executor, wake=wakeup.set), watcher, wakeup)
+    poller = Poller(executor.backend, probes, wake=wakeup.set)
+    loop = Loop(config, queue, heartbeat, InlineCluster(executor, wake=wakeup.set), poller, wakeup)
     executor.backend.check()
     loop.register()
-    watcher.start()
+    poller.start()
     if stop_when_waiting:
-        while not loop.flights.count(Phase.WAITING) or loop.flights.count(Phase.SUBMITTING):
+        loop.lease.start()
+        while not in_phase(loop, Phase.WAITING) or in_phase(loop, Phase.SUBMITTING):
             loop.tick()
             loop.wait()
     else:

@@ -1,6 +1,6 @@
 """A world whose time, Camber and Ray are scripted, for real drivers over a real Postgres.
 
-What is real: :class:`Loop`, :class:`Flights`, :class:`Queue`, :class:`Executor`, the local artifact store. What is
+What is real: :class:`Loop`, :class:`Attempts`, :class:`Queue`, :class:`Executor`, the local artifact store. What is
 scripted is what no server does on demand: when a call lands, whether its answer arrives, how far the list lags, which
 task dies and whether it goes on acting, where in a tick a driver is frozen, and which statement loses its answer.
 
@@ -28,11 +28,11 @@ import psycopg2.extras
 import samples
 
 from rythmiq_ray.artifacts import open_store
-from rythmiq_ray.backends import InputOpener
+from rythmiq_ray.backends import InputOpener, Unclear
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.poller import Poll, Poller
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Sweep, Watcher
 from rythmiq_ray.errors import (
     BackendBusy,
     BackendUnavailable,
@@ -43,6 +43,7 @@ from rythmiq_ray.errors import (
 )
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import (
+    ErrorInfo,
     Faulted,
     Job,
     Order,
@@ -181,7 +182,7 @@ class World:
             for driver in self.drivers:
                 if driver is not but:
                     driver.tick()
-                    driver.watcher.look()
+                    driver.poller.look()
                     driver.run_all()
             self.advance(min(1.0, until - self.clock))
 
@@ -257,13 +258,20 @@ class Camber:
             raise CreateUncertain("the answer was lost")
         return remote.as_job()
 
-    def watch(self, waiting: Collection[int], paths: Collection[str], since: datetime | None) -> Iterator[RemoteJob]:
+    def watch(
+        self,
+        waiting: Collection[int],
+        searched: Collection[str],
+        search_age_s: float,
+        *,
+        paths: Collection[str] = frozenset(),
+    ) -> Iterator[list[RemoteJob | Unclear]]:
         if self.down:
             raise BackendUnavailable("down")
         for remote in list(self.remotes.values()):
-            listed = remote.visible_at <= self._world.clock and remote.path in paths
+            listed = remote.visible_at <= self._world.clock and (remote.path in searched or remote.path in paths)
             if remote.remote_id in waiting or listed:
-                yield remote.as_job()
+                yield [remote.as_job()]
 
     def read_result(self, job: Job) -> RemoteResult | None:
         for remote in self.remotes.values():
@@ -293,7 +301,7 @@ class Camber:
         raise NotFound("no log")
         yield iter([])
 
-    def cancel(self, job: Job) -> bool:
+    def cancel(self, job: Job, *, mark: bool = True) -> bool:
         remote = self.remotes.get(job.remote_id or 0)
         if remote is None or not self.fate.stops:
             return False
@@ -366,12 +374,14 @@ class ScriptedQueue(Queue):
 class ScriptedCluster:
     """A Fanout whose tasks run when they are told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._pending: list[Order] = []
         self.sent: list[Order] = []
         self.slow: list[Order] = []
         """Sent, and at it for long: a large input is being streamed, or the node is cut off."""
         self.ended: list[tuple[Order, StepResult]] = []
+        self.probes: list[str] = []
         self._under_way = 0
 
     def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None:
@@ -392,6 +402,20 @@ class ScriptedCluster:
 
     def backlog(self, step: Step) -> int:
         return sum(order.step is step for order in self._pending)
+
+    def unplaced(self) -> tuple[int, float]:
+        return len(self.sent), 0.0
+
+    def probe(self, part: str) -> None:
+        self.probes.append(part)
+
+    def probed(self) -> list[tuple[str, ErrorInfo | None]]:
+        down = ErrorInfo(code=ErrorCode.BACKEND_UNAVAILABLE, message="down")
+        told: list[tuple[str, ErrorInfo | None]] = [
+            (part, down if part == BACKEND and self._world.camber.down else None) for part in self.probes
+        ]
+        self.probes.clear()
+        return told
 
     def draining(self) -> bool:
         return False
@@ -422,35 +446,35 @@ class ScriptedCluster:
             arrive()
 
 
-class ScriptedWatcher(Watcher):
-    """The real watcher without its thread: it looks when it is told to."""
+class ScriptedPoller(Poller):
+    """The real poller without its threads: it looks when it is told to."""
 
     def __init__(self, world: World) -> None:
         probes = {BACKEND: world.camber.check, STORE: lambda: None}
         super().__init__(world.camber, probes, wake=lambda: None)
-        self._outstanding = 0
+        self._outstanding: list[Callable[[], bool]] = []
 
-    def sweep(self, sweep: Sweep) -> None:
-        self._outstanding += 1
-        super().sweep(sweep)
+    def poll(self, poll: Poll) -> None:
+        self._outstanding.append(self.poll_once)
+        super().poll(poll)
 
-    def probe(self, name: str) -> None:
-        self._outstanding += 1
-        super().probe(name)
+    def probe(self, part: str) -> None:
+        self._outstanding.append(self.probe_once)
+        super().probe(part)
 
     def look(self) -> None:
         while self._outstanding:
-            self._outstanding -= 1
-            self.run_once()
+            self._outstanding.pop(0)()
 
 
 class _Wakeup(Wakeup):
-    def __init__(self, world: World) -> None:
+    def __init__(self, driver: Driver) -> None:
         super().__init__()
-        self._world = world
+        self._driver = driver
 
     def wait(self, timeout_s: float, descriptors: Iterable[int] = ()) -> None:
-        self._world.advance(max(0.1, timeout_s))
+        self._driver.world.advance(max(0.1, timeout_s))
+        self._driver.loop.lease.run_once()
 
 
 @dataclass
@@ -460,16 +484,22 @@ class Driver:
     world: World
     queue: ScriptedQueue = field(init=False)
     cluster: ScriptedCluster = field(init=False)
-    watcher: ScriptedWatcher = field(init=False)
+    poller: ScriptedPoller = field(init=False)
     loop: Loop = field(init=False)
 
     def __post_init__(self) -> None:
         self.queue = ScriptedQueue(self.world)
-        self.cluster = ScriptedCluster()
-        self.watcher = ScriptedWatcher(self.world)
-        self._wakeup = _Wakeup(self.world)
+        self.cluster = ScriptedCluster(self.world)
+        self.poller = ScriptedPoller(self.world)
+        self._wakeup = _Wakeup(self)
         self.loop = Loop(
-            self.world.config, self.queue, self.cluster, self.watcher, self._wakeup, clock=lambda: self.world.clock
+            self.world.config,
+            self.queue,
+            self.queue,
+            self.cluster,
+            self.poller,
+            self._wakeup,
+            clock=lambda: self.world.clock,
         )
         self.loop.register()
 
@@ -477,6 +507,7 @@ class Driver:
         self, *, freeze: tuple[int, Callable[[], None]] | None = None, lose: tuple[int, bool] | None = None
     ) -> None:
         self.queue.statement, self.queue.freeze, self.queue.lose = 0, freeze, lose
+        self.loop.lease.run_once()
         self.loop.tick()
         self.queue.freeze = self.queue.lose = None
 

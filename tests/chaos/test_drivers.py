@@ -31,8 +31,8 @@ from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults, Settings
@@ -118,17 +118,20 @@ def driver(config: Config, loses: Callable[[Order], bool]) -> Iterator[Loop]:
         concurrency=2,
     )
     wakeup = Wakeup()
-    queue = Queue(config.database.url, lease_s=config.driver.lease_s)
-    watcher = Watcher(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
-    loop = Loop(config, queue, InlineCluster(executor, wake=wakeup.set, threads=4, loses=loses), watcher, wakeup)
+    queue, heartbeat = (Queue(config.database.url, lease_s=config.driver.lease_s) for _ in range(2))
+    poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
+    cluster = InlineCluster(executor, wake=wakeup.set, threads=4, loses=loses)
+    loop = Loop(config, queue, heartbeat, cluster, poller, wakeup)
     loop.register()
-    watcher.start()
+    poller.start()
     try:
         yield loop
         loop.stop()
     finally:
-        watcher.stop()
+        loop.lease.stop(resign=False)
+        poller.stop()
         queue.close()
+        heartbeat.close()
 
 
 class Died(Exception):
@@ -147,6 +150,7 @@ def run_drivers(
                 if ticks is None:
                     loop.run(drain=True)
                     return
+                loop.lease.start()
                 for _ in range(ticks):
                     loop.tick()
                     loop.wait()

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from scripted_world import CREATE_TIMEOUT_S, LEASE_S, SETTLE_S, Fate, World
 
-import rythmiq_ray.driver.loop
 import rythmiq_ray.executor
 from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.model import NotYet, RemoteStatus, Step
@@ -17,8 +16,7 @@ from rythmiq_ray.model import NotYet, RemoteStatus, Step
 @pytest.fixture
 def world(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world = World(database_url, tmp_path)
-    for module in (rythmiq_ray.driver.loop, rythmiq_ray.executor):
-        monkeypatch.setattr(module, "datetime", world)
+    monkeypatch.setattr(rythmiq_ray.executor, "now_s", lambda: world.clock)
     enqueue(world.connection, JobSpec(command="true"))
     yield world
     world.close()
@@ -45,7 +43,7 @@ def test_a_submit_sent_under_a_lost_lease_does_not_let_a_third_one_go_beside_the
     world.advance(LEASE_S + 2)
     for _ in range(int(CREATE_TIMEOUT_S + SETTLE_S) + 3):
         driver.tick()
-        driver.watcher.look()
+        driver.poller.look()
         world.advance(1)
     driver.tick()
     assert [order.step for order in driver.cluster.sent] == [Step.SUBMIT]
@@ -80,7 +78,7 @@ def test_the_outcome_of_a_driver_that_wakes_too_late_changes_nothing(world: Worl
     world.camber.end(remote, RemoteStatus.COMPLETED, 0)
     while not any(order.step is Step.COLLECT for order in late.cluster.sent):
         late.tick()
-        late.watcher.look()
+        late.poller.look()
         world.advance(0.5)
     late.slow_down(0)
     world.advance(LEASE_S + 2)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from scripted_world import World
 
-import rythmiq_ray.driver.loop
 import rythmiq_ray.executor
 from rythmiq_ray import JobSpec, NewJob, enqueue_many
 
@@ -20,8 +19,7 @@ def test_a_full_account_costs_no_attempt(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     world = World(database_url, tmp_path, f"camber.max_in_flight={setting}", "retry.max_delay_s=60")
-    for module in (rythmiq_ray.driver.loop, rythmiq_ray.executor):
-        monkeypatch.setattr(module, "datetime", world)
+    monkeypatch.setattr(rythmiq_ray.executor, "now_s", lambda: world.clock)
     enqueue_many(world.connection, [NewJob(spec=JobSpec(command="true"), max_attempts=1) for _ in range(JOBS)])
     world.camber.cap = CAP
     world.start_driver()

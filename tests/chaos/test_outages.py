@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from inline_cluster import InlineCluster
+from inline_cluster import InlineCluster, in_phase
 from samples import API_KEY
 
 from rythmiq_ray import JobSpec, enqueue
@@ -19,8 +19,8 @@ from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults, Outage
@@ -50,11 +50,13 @@ class Run:
         backend, artifacts = CamberExecutionBackend(config.camber), open_store(config.artifacts)
         executor = Executor(backend=backend, store=artifacts, timeout_s=60.0, concurrency=2)
         wakeup = Wakeup()
-        self.queue = Queue(config.database.url, lease_s=config.driver.lease_s)
-        self.watcher = Watcher(backend, {BACKEND: backend.check, STORE: artifacts.check}, wake=wakeup.set)
-        self.loop = Loop(config, self.queue, InlineCluster(executor, wake=wakeup.set), self.watcher, wakeup)
+        self.queue, self.heartbeat = (Queue(config.database.url, lease_s=config.driver.lease_s) for _ in range(2))
+        self.poller = Poller(backend, {BACKEND: backend.check, STORE: artifacts.check}, wake=wakeup.set)
+        cluster = InlineCluster(executor, wake=wakeup.set)
+        self.loop = Loop(config, self.queue, self.heartbeat, cluster, self.poller, wakeup)
         self.loop.register()
-        self.watcher.start()
+        self.loop.lease.start()
+        self.poller.start()
         self.jobs = 0
         self.connection = psycopg2.connect(url)
         self.connection.autocommit = True
@@ -79,8 +81,10 @@ class Run:
 
     def close(self) -> None:
         self.loop.stop()
-        self.watcher.stop()
+        self.loop.lease.stop(resign=False)
+        self.poller.stop()
         self.queue.close()
+        self.heartbeat.close()
         self.connection.close()
 
 
@@ -102,7 +106,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Message:
 )
 def test_camber_away(run: Run, camber: Emulator, said: Message, faults: Faults) -> None:
     run.put(4, "sleep 0.5; echo done")
-    run.until(lambda: run.loop.flights.count(Phase.WAITING) == 4, "all wait")
+    run.until(lambda: in_phase(run.loop, Phase.WAITING) == 4, "all wait")
     camber.faults = faults
     run.put(4)
     run.until(lambda: "Dispatch paused" in said(), "dispatch pauses")
@@ -156,7 +160,7 @@ def test_disk_of_the_local_store_full(small_disk: Path, run: Run, said: Message)
 @pytest.mark.parametrize("crash", [False, True])
 def test_postgres_away(run: Run, postgres: Postgres, said: Message, crash: bool) -> None:
     run.put(4, "sleep 0.3; echo done")
-    run.until(lambda: run.loop.flights.count(Phase.WAITING) >= 1, "some wait")
+    run.until(lambda: in_phase(run.loop, Phase.WAITING) >= 1, "some wait")
     postgres.restart(crash=crash)
     run.connection = psycopg2.connect(run.connection.dsn)
     run.connection.autocommit = True

@@ -21,7 +21,6 @@ from hypothesis.stateful import (
 )
 from scripted_world import CREATE_TIMEOUT_S, LEASE_S, SETTLE_S, Answer, Driver, Fate, Remote, World
 
-import rythmiq_ray.driver.loop
 import rythmiq_ray.executor
 from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.model import RemoteStatus
@@ -61,8 +60,7 @@ class Chaos(RuleBasedStateMachine):
         cursor.execute("ALTER TABLE rythmiq.jobs SET (autovacuum_enabled = off)")  # It changes the order of rows.
         cursor.execute("TRUNCATE rythmiq.jobs, rythmiq.drivers CASCADE")
         self._patch = pytest.MonkeyPatch()
-        for module in (rythmiq_ray.driver.loop, rythmiq_ray.executor):
-            self._patch.setattr(module, "datetime", self.world)  # It is asked for now() alone.
+        self._patch.setattr(rythmiq_ray.executor, "now_s", lambda: self.world.clock)
         self._ended: dict[tuple[Any, int], dict[str, Any]] = {}
 
     def teardown(self) -> None:
@@ -143,7 +141,7 @@ class Chaos(RuleBasedStateMachine):
     @precondition(lambda self: self.world.drivers)
     @rule(pick=picks)
     def driver_looks_at_the_list(self, pick: int) -> None:
-        self._driver(pick).watcher.look()
+        self._driver(pick).poller.look()
 
     @precondition(lambda self: self.world.camber.remotes)
     @rule(which=picks, status=st.sampled_from([RemoteStatus.COMPLETED, RemoteStatus.FAILED, RemoteStatus.CANCELLED]))
@@ -223,8 +221,8 @@ class Chaos(RuleBasedStateMachine):
         held = {driver.queue.driver_id: driver.loop for driver in self.world.drivers}
         for job in self.world.rows("SELECT * FROM rythmiq.jobs WHERE state = 'RUNNING'"):
             loop = held.get(job["driver_id"])
-            if loop is not None and loop._database_error is None:
-                assert loop.flights.get(job["job_id"], job["attempt"]) is not None
+            if loop is not None and loop.database_error is None:
+                assert loop.attempts.get(job["job_id"], job["attempt"]) is not None
 
     # ------------------------------------------------------------------------------------------------ how it ends
 

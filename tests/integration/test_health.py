@@ -22,10 +22,12 @@ from samples import API_KEY
 from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.clock import now_s
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.poller import Poller
+from rythmiq_ray.driver.vitals import Vitals
 from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.driver.watcher import Watcher
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults
@@ -65,24 +67,33 @@ class Driver:
         artifacts = open_store(self.config.artifacts)
         executor = Executor(backend=backend, store=artifacts, timeout_s=60.0, concurrency=2)
         wakeup = Wakeup()
-        self.queue = Queue(self.config.database.url, lease_s=self.config.driver.lease_s)
-        self.watcher = Watcher(backend, {BACKEND: backend.check, STORE: artifacts.check}, wake=wakeup.set)
+        self.queue, self.heartbeat = (
+            Queue(self.config.database.url, lease_s=self.config.driver.lease_s) for _ in range(2)
+        )
+
+        def clock() -> float:
+            return now_s() + self.ahead_s
+
+        self.poller = Poller(backend, {BACKEND: backend.check, STORE: artifacts.check}, wake=wakeup.set)
         cluster = InlineCluster(executor, wake=wakeup.set, loses=Once())
         self.loop = Loop(
             self.config,
             self.queue,
+            self.heartbeat,
             cluster,
-            self.watcher,
+            self.poller,
             wakeup,
             metrics=metrics,
-            clock=lambda: time.monotonic() + self.ahead_s,
+            clock=clock,
         )
+        self.vitals = Vitals(self.config, self.loop, cluster, self.queue, metrics, clock=clock)
+        self.loop.after_tick = self.vitals.publish
 
         def scrape(accept: str) -> tuple[bytes, str]:
-            metrics.status(self.loop.status())
+            metrics.status(self.vitals.status())
             return scraped.page(accept)
 
-        self.server = HealthServer(self.loop.status, scrape)
+        self.server = HealthServer(self.vitals.status, scrape)
         self.url = f"http://127.0.0.1:{self.server.start('127.0.0.1', 0)}"
 
     def until(self, condition: Callable[[], object], what: str) -> None:
@@ -125,8 +136,10 @@ def driver(database_url: str, tmp_path: Path, camber: Emulator) -> Iterator[Driv
     driver = Driver(database_url, tmp_path / "store", camber)
     yield driver
     driver.server.stop()
-    driver.watcher.stop()
+    driver.poller.stop()
+    driver.loop.lease.stop(resign=False)
     driver.queue.close()
+    driver.heartbeat.close()
 
 
 @pytest.fixture
@@ -145,12 +158,12 @@ def test_readiness_follows_the_drivers_life_and_its_outages(
     assert driver.get("/livez").status_code == 200, "a start has time-outs of its own"
 
     driver.loop.register()
-    driver.watcher.start()
+    driver.poller.start()
     driver.loop.run(drain=True)
     code, body = driver.ready()
     assert code == 200
     assert body["checks"] == {
-        name: {"ok": True} for name in ("postgres", "ray", "camber_breaker", "store_breaker", "lease")
+        name: {"ok": True} for name in ("postgres", "ray", "camber_breaker", "store_breaker", "lease", "polls")
     }
     assert 0 <= body["lease_age_s"] < driver.config.driver.lease_s
 
@@ -185,7 +198,7 @@ def test_readiness_follows_the_drivers_life_and_its_outages(
 
 def test_metrics_tell_what_happened(driver: Driver, connection: psycopg2.extensions.connection) -> None:
     driver.loop.register()
-    driver.watcher.start()
+    driver.poller.start()
     for _ in range(3):
         enqueue(connection, JobSpec(command="echo done; printf 12345 > out.txt", outputs=("out.txt",)))
     enqueue(connection, JobSpec(command="exit 3"), max_attempts=2)
@@ -196,7 +209,7 @@ def test_metrics_tell_what_happened(driver: Driver, connection: psycopg2.extensi
         return sum(state.finished for state in states) == 4 and JobState.QUEUED in states
 
     driver.until(ended, "four jobs end")
-    driver.loop._publish_at = 0.0
+    driver.vitals._publish_at = 0.0
     driver.loop.tick()
     samples = driver.samples()
 
@@ -289,7 +302,7 @@ def test_log_lines_about_a_job_name_it_and_its_attempt(
 ) -> None:
     caplog.set_level("DEBUG", logger="rythmiq")
     driver.loop.register()
-    driver.watcher.start()
+    driver.poller.start()
     job_id = enqueue(connection, JobSpec(command="exit 3", outputs=("none*",)), max_attempts=2)
     driver.until(lambda: all(job.state.finished for job in inspect.jobs(connection)), "the job ends")
     said = [(record.getMessage(), getattr(record, "fields", {})) for record in caplog.records]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from samples import job, remote
 
+from rythmiq_ray.clock import now_s
 from rythmiq_ray.errors import BackendBusy, CreateUncertain, ErrorCode
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import Faulted, NotYet, Order, RemoteStatus, Step, Submitted, SubmitUncertain
@@ -41,7 +42,7 @@ def executor(backend: Backend) -> Executor:
 
 
 def submit(**changes: Any) -> Order:
-    return Order(**{"step": Step.SUBMIT, "job": job(), "create_within_s": 60.0, **changes})
+    return Order(**{"step": Step.SUBMIT, "job": job(), "create_by": now_s() + 60.0, **changes})
 
 
 def test_a_submit_uploads_and_creates() -> None:
@@ -52,7 +53,7 @@ def test_a_submit_uploads_and_creates() -> None:
 
 def test_nothing_is_created_once_the_lease_may_be_over() -> None:
     backend = Backend()
-    result = executor(backend).run(submit(create_within_s=-1.0))
+    result = executor(backend).run(submit(create_by=now_s() - 0.001))
     assert isinstance(result, NotYet)
     assert result.uploaded
     assert backend.calls == ["upload"]

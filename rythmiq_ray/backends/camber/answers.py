@@ -77,8 +77,21 @@ class Answer:
         return code if isinstance(code, int) and not isinstance(code, bool) else None
 
     @property
+    def date(self) -> datetime | None:
+        """When it was given, by the server's clock; None where it does not say."""
+        value = self._header("date")
+        try:
+            date = None if value is None else parsedate_to_datetime(value)
+        except (ValueError, OverflowError):
+            return None
+        return None if date is None else date.replace(tzinfo=date.tzinfo or UTC)
+
+    def _header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers.items() if key.lower() == name), None)
+
+    @property
     def retry_after_s(self) -> float | None:
-        value = next((v for k, v in self.headers.items() if k.lower() == "retry-after"), None)
+        value = self._header("retry-after")
         if value is None:
             return None
         try:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from rythmiq_ray.backends import InputOpener
+from rythmiq_ray.backends import InputOpener, Unclear
 from rythmiq_ray.backends.camber.answers import job_id_of, job_of, path_of, time_of
 from rythmiq_ray.backends.camber.bundle import (
     CANCEL_NAME,
@@ -25,12 +25,15 @@ from rythmiq_ray.backends.camber.bundle import (
 from rythmiq_ray.backends.camber.client import CamberClient, JobPage, OnCall
 from rythmiq_ray.backends.camber.result import parse_result
 from rythmiq_ray.config import CamberConfig
-from rythmiq_ray.errors import NotFound, RythmiqError, SpecRejected
-from rythmiq_ray.model import Job, RemoteFile, RemoteJob, RemoteResult
+from rythmiq_ray.errors import BackendUnavailable, NotFound, RythmiqError, SpecRejected
+from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
 _CLOCK_SKEW: Final = timedelta(minutes=1)
-"""Between Camber's clock, which dates jobs, and ours, which dates creates."""
+"""Between those of Camber's clocks that date jobs and answers."""
+_LONGEST_SEARCH_S: Final = 10 * 365 * 86400.0
+_OUTAGE: Final = 3
+"""Jobs in a row about which there is no clear answer."""
 _STUCK_PAGES: Final = 3
 """Pages in a row that reach no older job: the list moves faster than it is read, or does not page."""
 
@@ -101,40 +104,53 @@ class CamberExecutionBackend:
         )
         return _at(remote, path)
 
-    def watch(self, waiting: Collection[int], paths: Collection[str], since: datetime | None) -> Iterator[RemoteJob]:
+    def watch(
+        self,
+        waiting: Collection[int],
+        searched: Collection[str],
+        search_age_s: float,
+        *,
+        paths: Collection[str] = frozenset(),
+    ) -> Iterator[list[RemoteJob | Unclear]]:
         """See the protocol. What the list does not show is asked for by itself before it is taken for gone.
 
         Where only few are left and they are old, that is cheaper than going on: after as many pages without a find as
         there are jobs left, one call for each costs no more than what was spent.
         """
-        unseen = set(waiting)
-        places = {path.strip("/") for path in paths}
-        unseen_places = set(places)
+        unseen, unseen_paths = set(waiting), set(searched)
         reported: set[int] = set()
-        horizon = None if since is None else since - _CLOCK_SKEW
+        horizon: datetime | None = None
         barren = 0
-        for page in self._pages(to_the_end=bool(places)):
+        for page in self._pages(to_the_end=bool(unseen_paths)):
+            if horizon is None and page.at is not None:
+                # Camber's dates are compared with Camber's clock alone.
+                horizon = page.at - timedelta(seconds=min(search_age_s, _LONGEST_SEARCH_S)) - _CLOCK_SKEW
             barren += 1
+            found: list[RemoteJob | Unclear] = []
             for item in page.jobs:
                 remote_id, path = job_id_of(item), path_of(item)
-                if remote_id in reported or (remote_id not in unseen and path not in places):
+                wanted = remote_id in unseen or path in searched
+                if remote_id in reported or not (wanted or path in paths):
                     continue
                 remote = job_of(item)
                 if remote is None:
                     continue
-                barren = 0
+                barren = 0 if wanted else barren
                 reported.add(remote.remote_id)
                 unseen.discard(remote.remote_id)
-                unseen_places.discard(path)
-                yield remote
+                unseen_paths.discard(path)
+                found.append(remote)
+            if found:
+                yield found
             if barren >= len(unseen) > 0:
-                yield from self._ask_for_each(unseen)
+                yield self._ask_for_each(unseen)
                 reported |= unseen
                 unseen.clear()
             ids_done = not unseen or _lowest(page) < min(unseen)
-            if ids_done and (not unseen_places or _reaches_before(page, horizon)):
+            if ids_done and (not unseen_paths or _reaches_before(page, horizon)):
                 break
-        yield from self._ask_for_each(unseen)
+        if unseen:
+            yield self._ask_for_each(unseen)
 
     def read_result(self, job: Job) -> RemoteResult | None:
         try:
@@ -167,9 +183,10 @@ class CamberExecutionBackend:
         with ExitStack() as stack:
             yield self._open_any_log(job, stack)
 
-    def cancel(self, job: Job) -> bool:
-        with suppress(RythmiqError):
-            self.client.stash_write(self._uri(job, CANCEL_NAME), b"cancel\n")
+    def cancel(self, job: Job, *, mark: bool = True) -> bool:
+        if mark:
+            with suppress(RythmiqError):
+                self.client.stash_write(self._uri(job, CANCEL_NAME), b"cancel\n")
         return job.remote_id is not None and self.client.cancel(job.remote_id)
 
     def remove(self, job: Job) -> None:
@@ -203,10 +220,22 @@ class CamberExecutionBackend:
             stuck = stuck + 1 if lowest is not None and _lowest(page) >= lowest else 0
             lowest = _lowest(page) if lowest is None else min(lowest, _lowest(page))
 
-    def _ask_for_each(self, remote_ids: Collection[int]) -> Iterator[RemoteJob]:
+    def _ask_for_each(self, remote_ids: Collection[int]) -> list[RemoteJob | Unclear]:
+        """What cannot be found is left out. A fault about one job is that job's; the same about all is an outage."""
+        out: list[RemoteJob | Unclear] = []
+        in_a_row = 0
         for remote_id in sorted(remote_ids):
-            with suppress(NotFound):
-                yield self.client.get(remote_id)
+            try:
+                out.append(self.client.get(remote_id))
+                in_a_row = 0
+            except NotFound:
+                in_a_row = 0
+            except (BackendUnavailable, SpecRejected) as error:
+                in_a_row += 1
+                if in_a_row >= _OUTAGE:
+                    raise
+                out.append(Unclear(remote_id=remote_id, error=ErrorInfo.of(error)))
+        return out
 
     def _open_any_log(self, job: Job, stack: ExitStack) -> Iterator[bytes]:
         if job.remote_id is not None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, BinaryIO, Final, Self, TypeVar
 from urllib.parse import quote
@@ -65,6 +66,8 @@ class JobPage:
     jobs: list[dict[str, Any]]
     total: int | None
     """How many jobs the whole list has, where the server says."""
+    at: datetime | None
+    """When the server answered, by its own clock, where it says."""
 
 
 class CamberClient:
@@ -152,7 +155,7 @@ class CamberClient:
         jobs = items_of(answer, "job_id")
         if jobs is None:
             raise BackendUnavailable("Camber's answer to list holds no list of jobs")
-        return JobPage(jobs=jobs, total=total_of(answer))
+        return JobPage(jobs=jobs, total=total_of(answer), at=answer.date)
 
     def cancel(self, remote_id: int) -> bool:
         """Asks for the end of a job; False where the server refuses or cannot (404, 405, a finished job)."""

@@ -152,7 +152,7 @@ def _timed(spent: dict[str, float], name: str, call: Any) -> Any:
 def _carry_out(run: Any, claimed: Job) -> Collected:
     """Submit, collect and clean of one job."""
     job = replace(claimed, remote_path=f"rythmiq/{claimed.job_id}/{claimed.attempt}-{uuid4().hex[:8]}")
-    submitted = run(Order(step=Step.SUBMIT, job=job, create_within_s=600.0))
+    submitted = run(Order(step=Step.SUBMIT, job=job))
     assert isinstance(submitted, Submitted), submitted
     now = datetime.now(UTC)
     remote = replace(submitted.remote, status=RemoteStatus.COMPLETED, started_at=now, finished_at=now)
