@@ -235,6 +235,10 @@ class Attempts:
             return attempt
         return self._cleaning.get((job_id, number))
 
+    def find(self, remote: RemoteJob) -> Attempt | None:
+        """The running attempt that a remote job is of, by its id or by its path."""
+        return self._index.by_remote_id.get(remote.remote_id) or self._index.by_path.get(remote.path)
+
     def due(self, now: float) -> Iterator[Attempt]:
         """Those for which something may be to do, each once; one that only waits costs nothing here."""
         while self._agenda and self._agenda[0][0] <= now:
@@ -440,8 +444,8 @@ class Attempts:
 
     def seen(self, sweep: int, remote: RemoteJob, now: float) -> Attempt | None:
         """Takes what a sweep saw; returns the attempt whose state that changed."""
-        attempt = self._index.by_remote_id.get(remote.remote_id) or self._index.searched.get(remote.path)
-        if attempt is None:
+        attempt = self.find(remote)
+        if attempt is None or attempt.job.remote_id not in (None, remote.remote_id):
             return None
         state = attempt.state
         if isinstance(state, Waiting):
@@ -456,7 +460,7 @@ class Attempts:
 
     def stray(self, remote: RemoteJob) -> Job | None:
         """The job as which this remote one is to be cancelled: a second one on the path of an attempt that has one."""
-        attempt = self._index.by_path.get(remote.path)
+        attempt = self.find(remote)
         if attempt is None or remote.status.terminal or attempt.job.remote_id in (None, remote.remote_id):
             return None
         return replace(attempt.job, remote_id=remote.remote_id)

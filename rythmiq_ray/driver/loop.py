@@ -21,7 +21,7 @@ from rythmiq_ray.driver.limit import InFlightLimit
 from rythmiq_ray.driver.outages import BACKEND, Outages, Place
 from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.driver.poll_schedule import PollSchedule
-from rythmiq_ray.driver.poller import Polled, Poller, Probed, Seen
+from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, place_of
 from rythmiq_ray.model import (
@@ -351,8 +351,8 @@ class Loop:
     # -------------------------------------------------------------- results
 
     @contextmanager
-    def _concerning(self, job: Job) -> Iterator[None]:
-        """An exception about one job ends that job's attempt, and nothing else."""
+    def _concerning(self, job: Job | None) -> Iterator[None]:
+        """An exception about one job ends that job's attempt, and nothing else; about none, it is only told."""
         try:
             yield
         except DatabaseUnavailable:
@@ -360,8 +360,9 @@ class Loop:
         except Exception as error:
             where = place_of(error)
             self._metrics.internal_fault()
-            log.exception("A fault of rythmiq-ray itself", jobId=job.job_id, attempt=job.attempt, place=where)
-            attempt = self.attempts.get(job.job_id, job.attempt)
+            about = {} if job is None else {"jobId": job.job_id, "attempt": job.attempt}
+            log.exception("A fault of rythmiq-ray itself", **about, place=where)
+            attempt = None if job is None else self.attempts.get(job.job_id, job.attempt)
             if attempt is not None and attempt.phase is not None:
                 message = f"{type(error).__name__} in the driver at {where}"
                 self._end(self.attempts.give_up(attempt, ErrorInfo(code=ErrorCode.INTERNAL, message=message)))
@@ -402,31 +403,35 @@ class Loop:
 
     def _take_reports(self, now: float) -> None:
         for report in self._poller.reports():
-            match report:
-                case Seen(poll=number, remotes=remotes):
-                    for remote in remotes:
-                        self._see(number, remote, now)
-                case Polled(poll=poll, error=None, unclear=unclear):
-                    self.schedule.succeeded(poll, now)
-                    for item in unclear:
-                        log.warning(
-                            "No clear answer about a remote job", remoteId=item.remote_id, error=item.error.message
-                        )
-                    odd = [item.remote_id for item in unclear]
-                    for changed in self.attempts.swept(
-                        poll.number, poll.searched, poll.waiting, poll.started_at, unclear=odd
-                    ):
-                        if isinstance(changed, Ending):
-                            self._end(changed)
-                        else:
-                            self._note_progress(changed)
-                case Polled(error=ErrorInfo() as error):
-                    self.schedule.failed(now)
-                    self.outages.note_fault(error, now, Place.DRIVER)
-                case Probed(part=part, error=error):
-                    self.outages.note_probe(part, error, now)
+            with self._concerning(None):
+                self._take_report(report, now)
         for part, error in self._cluster.probed():
             self.outages.note_probe(part, error, now)
+
+    def _take_report(self, report: Report, now: float) -> None:
+        match report:
+            case Seen(poll=number, remotes=remotes):
+                for remote in remotes:
+                    attempt = self.attempts.find(remote)
+                    with self._concerning(None if attempt is None else attempt.job):
+                        self._see(number, remote, now)
+            case Polled(poll=poll, error=None, unclear=unclear):
+                self.schedule.succeeded(poll, now)
+                for item in unclear:
+                    log.warning("No clear answer about a remote job", remoteId=item.remote_id, error=item.error.message)
+                odd = [item.remote_id for item in unclear]
+                for changed in self.attempts.swept(
+                    poll.number, poll.searched, poll.waiting, poll.started_at, unclear=odd
+                ):
+                    if isinstance(changed, Ending):
+                        self._end(changed)
+                    else:
+                        self._note_progress(changed)
+            case Polled(error=ErrorInfo() as error):
+                self.schedule.failed(now)
+                self.outages.note_fault(error, now, Place.DRIVER)
+            case Probed(part=part, error=error):
+                self.outages.note_probe(part, error, now)
 
     def _see(self, poll: int, remote: RemoteJob, now: float) -> None:
         stray = self.attempts.stray(remote)
