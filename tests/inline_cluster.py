@@ -6,8 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
+from rythmiq_ray.clock import now_s
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.model import Order, Step, StepResult, TaskLost
+from rythmiq_ray.model import ErrorInfo, Order, Step, StepResult, TaskLost
 
 
 class InlineCluster:
@@ -27,6 +28,7 @@ class InlineCluster:
         self._wake = wake
         self._threads = ThreadPoolExecutor(threads)
         self._ended: SimpleQueue[tuple[Order, StepResult]] = SimpleQueue()
+        self._probed: SimpleQueue[tuple[str, ErrorInfo | None]] = SimpleQueue()
         self._pending: list[Order] = []
         self._running = 0
         self._size = threads
@@ -38,7 +40,7 @@ class InlineCluster:
         while self._pending:
             order = self._pending.pop(0)
             self._running += 1
-            future = self._threads.submit(self._executor.run, order)
+            future = self._threads.submit(self._executor.run, order, now_s())
             future.add_done_callback(lambda done, order=order: self._done(order, done))  # type: ignore[misc]
 
     def completed(self) -> list[tuple[Order, StepResult]]:
@@ -51,6 +53,22 @@ class InlineCluster:
     def withdraw(self) -> list[Order]:
         orders, self._pending = self._pending, []
         return orders
+
+    def unplaced(self) -> tuple[int, float]:
+        return 0, 0.0
+
+    def probe(self, part: str) -> None:
+        def look() -> None:
+            self._probed.put((part, self._executor.probe(part)))
+            self._wake()
+
+        self._threads.submit(look)
+
+    def probed(self) -> list[tuple[str, ErrorInfo | None]]:
+        found = []
+        while not self._probed.empty():
+            found.append(self._probed.get())
+        return found
 
     def backlog(self, step: Step) -> int:
         return sum(order.step is step for order in self._pending)

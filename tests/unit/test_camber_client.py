@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
@@ -23,7 +22,6 @@ import pytest
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.answers import Answer, items_of, time_of
 from rythmiq_ray.backends.camber.client import CamberClient
-from rythmiq_ray.backends.camber.transport import Transport
 from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberRoute, NodeSize
 from rythmiq_ray.errors import (
     ArtifactCorrupt,
@@ -37,7 +35,6 @@ from rythmiq_ray.errors import (
     RythmiqError,
     SpecRejected,
 )
-from rythmiq_ray.fibers import Fibers
 from rythmiq_ray.model import RemoteStatus
 from rythmiq_ray.secret import Secret
 
@@ -167,18 +164,6 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
-
-
-@pytest.fixture(params=["thread", "fiber"], autouse=True)
-def caller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both ways that a call can travel must behave the same."""
-    if request.param == "thread":
-        yield
-        return
-    fibers, call = Fibers(threads=2), Transport.call
-    monkeypatch.setattr(Transport, "call", lambda self, sent: fibers.map(partial(call, self), [sent])[0])
-    yield
-    fibers.close()
 
 
 @pytest.fixture
@@ -669,14 +654,15 @@ def test_file_that_looks_like_an_error_is_a_file(server: Server, client: CamberC
 def test_connection_goes_back_to_the_pool(server: Server, client: CamberClient) -> None:
     ports: set[int] = set()
     server.replies = [ranged]
-    original = socket.socket.connect
+    original = socket.socket.connect_ex
 
-    def connect(self: socket.socket, address: Any) -> None:
-        original(self, address)
+    def connect(self: socket.socket, address: Any) -> int:
+        code = original(self, address)
         ports.add(self.getsockname()[1])
+        return code
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", connect)
+        patch.setattr(socket.socket, "connect_ex", connect)
         for _ in range(5):
             client.stash_read("stash://ada/x")
             with client.stash_open("stash://ada/x") as chunks:
