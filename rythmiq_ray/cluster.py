@@ -3,10 +3,15 @@
 The facts it builds on are measured for Ray 2.60: a task is run once (``max_retries=0``) because Postgres decides
 about retries; task names are few, since each new one costs memory for good; many orders share one task with
 threads in it, since a task that waits costs a process; results are data, since an exception may not unpickle.
+
+A task is a stream: first that it has begun, then its results as they come. So its time counts from its own start,
+one slow order hides no other, and what came before a worker died counts. A message costs the driver some 0.4 ms, so
+those that are ready within :data:`_LINGER_S` share one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pickle
@@ -14,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -35,11 +40,11 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.client import OnCall
+from rythmiq_ray.clock import clock_id, now_s
 from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
-from rythmiq_ray.errors import RayUnavailable
-from rythmiq_ray.executor import Executor
-from rythmiq_ray.fibers import Fibers
-from rythmiq_ray.model import Order, Step, StepResult, TaskLost
+from rythmiq_ray.errors import RayUnavailable, RythmiqError
+from rythmiq_ray.executor import PROBES, Executor
+from rythmiq_ray.model import ErrorInfo, Faulted, Order, Step, StepResult, TaskLost
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
 
@@ -54,6 +59,9 @@ _SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
 """Below this rate a large transfer counts as hung."""
 _INPUT_ALLOWANCE_S: Final = 3600.0
 """Inputs of a size that is not known may take this long."""
+_LINGER_S: Final = 0.01
+_PROBE_S: Final = 150.0
+"""A probe's calls have deadlines of their own; one that runs for longer than these hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +76,24 @@ class TaskSettings:
     """Whether a task sends back what it knows of its calls to the backend, for metrics."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """The first message of every task: which clock its machine has, and what that shows."""
+
+    clock: str
+    at: float
+
+
+def _begun() -> bytes:
+    return pickle.dumps(_Begun(clock=clock_id(), at=now_s()), _PICKLE_PROTOCOL)
+
+
 ApiCall = tuple[str, str, float]
 """A call to the backend, as :data:`rythmiq_ray.backends.camber.client.OnCall` is told of it."""
 
 
 _executor_lock: Final = threading.Lock()
-_executor: tuple[bytes, Executor, Fibers] | None = None
+_executor: tuple[bytes, Executor, ThreadPoolExecutor] | None = None
 _calls: Final[deque[ApiCall]] = deque(maxlen=10_000)
 """Of this process, since its last task ended."""
 
@@ -83,27 +103,30 @@ def build_executor(
 ) -> Executor:
     """An executor with clients of its own; ``api_key`` is asked for the key of each call, where it may change."""
     return Executor(
-        backend=CamberExecutionBackend(settings.camber, key=api_key, on_call=on_call),
+        backend=CamberExecutionBackend(settings.camber, key=api_key, threads=settings.threads, on_call=on_call),
         store=open_store(settings.artifacts),
         timeout_s=settings.timeout_s,
         concurrency=settings.artifacts.concurrency,
     )
 
 
-def _process_executor(pickled: bytes) -> tuple[Executor, Fibers]:
-    """Clients and fibers are made once for a worker process: connections stay warm between tasks.
+def _process_executor(pickled: bytes) -> tuple[Executor, ThreadPoolExecutor]:
+    """Clients and threads are made once for a worker process: connections stay warm between tasks.
 
     They are made anew for other settings, as after a change of the key; no task of this process uses the former then.
+    Raises BackendUnavailable where this node cannot even begin a call.
     """
     global _executor
     with _executor_lock:
         if _executor is None or _executor[0] != pickled:
             if _executor is not None:
                 _executor[1].backend.close()
-                _executor[2].close()
+                _executor[2].shutdown(wait=False)
+                _executor = None
             settings: TaskSettings = pickle.loads(pickled)  # noqa: S301 - the driver's, by way of Ray
             on_call = _note_call if settings.report_calls else None
-            _executor = (pickled, build_executor(settings, on_call=on_call), Fibers(settings.threads))
+            threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="order")
+            _executor = (pickled, build_executor(settings, on_call=on_call), threads)
         return _executor[1], _executor[2]
 
 
@@ -115,19 +138,68 @@ def _take_calls() -> list[ApiCall]:
     return [_calls.popleft() for _ in range(len(_calls))]
 
 
-@ray.remote(max_retries=0, num_cpus=1)
-def _run(settings: bytes, orders: bytes) -> bytes:
-    """Both ways as bytes, because Ray's own pickler calls back into Python for every object."""
-    executor, fibers = _process_executor(settings)
-    results = fibers.map(executor.run, pickle.loads(orders))  # noqa: S301 - the driver's, by way of Ray
-    return pickle.dumps((results, _take_calls()), _PICKLE_PROTOCOL)
+@ray.remote(max_retries=0, num_cpus=1, num_returns="streaming")
+def _run(settings: bytes, orders: bytes, clocks: dict[str, float]) -> Iterator[bytes]:
+    """Orders and results go as bytes, because Ray's own pickler calls back into Python for every object.
+
+    ``clocks``: by the name of each clock that the driver has heard of, how far it is ahead of the driver's at least.
+    """
+    yield _begun()
+    todo: list[Order] = pickle.loads(orders)  # noqa: S301 - the driver's, by way of Ray
+    for results in _results(settings, todo, clocks.get(clock_id())):
+        yield pickle.dumps((results, _take_calls()), _PICKLE_PROTOCOL)
+
+
+def _results(
+    settings: bytes, orders: Sequence[Order], clock_offset_s: float | None
+) -> Iterator[list[tuple[int, StepResult]]]:
+    """Each order's place and its result, those that are ready at about the same time together."""
+    try:
+        executor, threads = _process_executor(settings)
+    except RythmiqError as error:
+        fault = Faulted(error=ErrorInfo.of(error))
+        yield [(place, fault) for place in range(len(orders))]
+        return
+    ended: SimpleQueue[tuple[int, StepResult]] = SimpleQueue()
+
+    def run(place: int, order: Order) -> None:
+        ended.put((place, executor.run(order, clock_offset_s=clock_offset_s)))
+
+    for place, order in enumerate(orders):
+        threads.submit(run, place, order)
+    left = len(orders)
+    while left:
+        results = [ended.get()]
+        if left > 1:
+            time.sleep(_LINGER_S)
+        while not ended.empty():
+            results.append(ended.get())
+        left -= len(results)
+        yield results
+
+
+@ray.remote(max_retries=0, num_cpus=0.01, num_returns="streaming")
+def _probe(settings: bytes, part: str) -> Iterator[bytes]:
+    """A hundredth of a CPU, so that it needs no free one but runs where work runs: a head without CPUs is no node."""
+    yield _begun()
+    try:
+        error = _process_executor(settings)[0].probe(part)
+    except RythmiqError as fault:
+        error = ErrorInfo.of(fault)
+    yield pickle.dumps((error, _take_calls()), _PICKLE_PROTOCOL)
 
 
 @dataclass(slots=True)
 class _Task:
-    ref: Any
-    orders: list[Order]
-    deadline: float
+    stream: Any
+    orders: dict[int, Order]
+    """Those without a result yet, by their place; none in a probe."""
+    part: str | None
+    """What a probe looks at."""
+    allowed_s: float
+    sent_at: float
+    deadline: float | None = None
+    """None while it has not begun."""
 
 
 class Cluster:
@@ -141,7 +213,7 @@ class Cluster:
         wake: Callable[[], None],
         api_key: Callable[[], Secret] | None = None,
         on_call: OnCall | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now_s,
     ) -> None:
         """``api_key`` is asked for the key that each task is sent; without it, that is the settings' own.
 
@@ -157,7 +229,11 @@ class Cluster:
         self._pending: dict[Step, deque[Order]] = {step: deque() for step in Step}
         self._alone: deque[tuple[Order, int]] = deque()
         self._running: dict[int, _Task] = {}
-        self._ended: SimpleQueue[tuple[int, bytes | TaskLost]] = SimpleQueue()
+        self._probing: dict[int, _Task] = {}
+        self._messages: SimpleQueue[tuple[int, bytes | TaskLost | None]] = SimpleQueue()
+        self._results: list[tuple[Order, StepResult]] = []
+        self._probed: list[tuple[str, ErrorInfo | None]] = []
+        self._clocks = {clock_id(): 0.0}
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
         self._slots_read_at = -_CAPACITY_INTERVAL_S
@@ -165,6 +241,8 @@ class Cluster:
         self._asked_at: float | None = None
         self._drain_read_at = -_DRAIN_INTERVAL_S
         self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
+        self._listening = asyncio.new_event_loop()
+        threading.Thread(target=self._listening.run_forever, name="ray-results", daemon=True).start()
 
     def start(self) -> None:
         """Joins the cluster that Ray's own environment names, or starts one of its own; raises RayUnavailable.
@@ -233,39 +311,44 @@ class Cluster:
         return bool(self._running or self._alone or any(self._pending.values()))
 
     def withdraw(self) -> list[Order]:
-        """Takes back what no task has yet."""
+        """Takes back what no task has yet, or none that has begun."""
         orders = [order for order, _ in self._alone]
         self._alone.clear()
         for pending in self._pending.values():
             orders.extend(pending)
             pending.clear()
+        self._read_messages()
+        for number, task in list(self._running.items()):
+            if task.deadline is None:
+                orders.extend(self._give_up(number))
         return orders
 
     def completed(self) -> list[tuple[Order, StepResult]]:
         """The orders that came to an end since the last call, those of hung tasks among them."""
-        out: list[tuple[Order, StepResult]] = []
-        while not self._ended.empty():
-            number, ended = self._ended.get()
-            task = self._running.pop(number, None)
-            if task is None:  # given up before
-                continue
-            if isinstance(ended, TaskLost):
-                out.extend((order, ended) for order in task.orders)
-                continue
-            results, calls = pickle.loads(ended)  # noqa: S301 - a task's of ours, by way of Ray
-            out.extend(zip(task.orders, results, strict=True))
-            if self._on_call is not None:
-                for call in calls:
-                    self._on_call(*call)
+        self._read_messages()
         now = self._clock()
-        for number, task in list(self._running.items()):
-            if now >= task.deadline:
-                del self._running[number]
-                with suppress(Exception):
-                    ray.cancel(task.ref, force=True)
-                lost = TaskLost(reason="a hang: its time was over", dead=False)
-                out.extend((order, lost) for order in task.orders)
-        return out
+        for number, task in [*self._running.items(), *self._probing.items()]:
+            if task.deadline is not None and now >= task.deadline:
+                self._lose(number, task, TaskLost(reason="a hang: its time was over", dead=False))
+        results, self._results = self._results, []
+        return results
+
+    def unplaced(self) -> tuple[int, float]:
+        """How many tasks were sent and have not begun, and for how many seconds the oldest of them has waited."""
+        sent_at = [task.sent_at for task in self._running.values() if task.deadline is None]
+        return len(sent_at), self._clock() - min(sent_at) if sent_at else 0.0
+
+    def probe(self, part: str) -> None:
+        """Has a part, a name of :data:`~rythmiq_ray.executor.PROBES`, looked at from a node; see :meth:`probed`."""
+        self._refresh_key()
+        stream = _probe.options(name="rythmiq.probe").remote(self._pickled_settings, part)
+        self._follow(stream, {}, part, _PROBE_S)
+
+    def probed(self) -> list[tuple[str, ErrorInfo | None]]:
+        """What came of probes since the last call, those that were lost or hang among them; None = all is well."""
+        self._read_messages()
+        found, self._probed = self._probed, []
+        return found
 
     def draining(self) -> bool:
         """Whether the driver's own node is about to be taken away. A SIGTERM to the node reaches no driver."""
@@ -291,29 +374,89 @@ class Cluster:
         return self._answered if asked_at is None else self._clock() - asked_at < _SLOW_ANSWER_S
 
     def _send(self, orders: Sequence[Order], *, extra_s: float = 0.0) -> None:
-        number = self._next_task
-        self._next_task += 1
         if any(order.step is Step.SUBMIT and order.job.spec.inputs for order in orders):
             extra_s += _INPUT_ALLOWANCE_S
+        self._refresh_key()
+        stream = self._remote[orders[0].step].remote(
+            self._pickled_settings, pickle.dumps(orders, _PICKLE_PROTOCOL), self._clocks
+        )
+        self._follow(stream, dict(enumerate(orders)), None, self._config.task_timeout_s + extra_s)
+
+    def _refresh_key(self) -> None:
         key = self._api_key()
         if key != self._settings.camber.api_key:
             self._settings = replace(self._settings, camber=replace(self._settings.camber, api_key=key))
             self._pickled_settings = pickle.dumps(self._settings, _PICKLE_PROTOCOL)
-        ref = self._remote[orders[0].step].remote(self._pickled_settings, pickle.dumps(orders, _PICKLE_PROTOCOL))
-        self._running[number] = _Task(
-            ref=ref, orders=list(orders), deadline=self._clock() + self._config.task_timeout_s + extra_s
-        )
-        ref.future().add_done_callback(lambda future: self._on_done(number, future))
 
-    def _on_done(self, number: int, future: Future[bytes]) -> None:
-        error = future.exception()
-        if error is None:
-            self._ended.put((number, future.result()))
-        else:
+    def _follow(self, stream: Any, orders: dict[int, Order], part: str | None, allowed_s: float) -> None:
+        """Takes note of a task that was sent, and has what it tells handed over."""
+        number = self._next_task
+        self._next_task += 1
+        task = _Task(stream=stream, orders=orders, part=part, allowed_s=allowed_s, sent_at=self._clock())
+        (self._running if part is None else self._probing)[number] = task
+        asyncio.run_coroutine_threadsafe(self._listen(number, stream), self._listening)
+
+    async def _listen(self, number: int, stream: Any) -> None:
+        """Hands over what a task says, up to how it ended: None where it came to its own end."""
+        ended: TaskLost | None = None
+        try:
+            async for ref in stream:
+                self._messages.put((number, await ref))
+                del ref  # Each that is kept keeps its message in Ray's memory.
+                self._wake()
+        except Exception as error:  # noqa: BLE001 - Ray raises many kinds
             # Its text can quote anything, a secret too; the class says what happened.
             dead = isinstance(error, (WorkerCrashedError, OutOfMemoryError))
-            self._ended.put((number, TaskLost(reason=type(error).__name__, dead=dead)))
-        self._wake()
+            ended = TaskLost(reason=type(error).__name__, dead=dead)
+        self._messages.put((number, ended))
+        if ended is not None:  # Nobody waits for a normal end: the last result came before it.
+            self._wake()
+
+    def _read_messages(self) -> None:
+        while not self._messages.empty():
+            number, message = self._messages.get()
+            task = self._running.get(number) or self._probing.get(number)
+            if task is None:  # given up, or all its results are here
+                continue
+            if isinstance(message, bytes):
+                self._take(number, task, message)
+            else:
+                self._lose(number, task, message or TaskLost(reason="a task that ended early", dead=True))
+
+    def _take(self, number: int, task: _Task, message: bytes) -> None:
+        content = pickle.loads(message)  # noqa: S301 - a task's of ours, by way of Ray
+        if isinstance(content, _Begun):
+            now = self._clock()
+            task.deadline = now + task.allowed_s
+            # Its clock showed this before now: so it is ahead of ours by no less.
+            offset_s = content.at - now
+            self._clocks[content.clock] = max(offset_s, self._clocks.get(content.clock, offset_s))
+            return
+        found, calls = content
+        if self._on_call is not None:
+            for call in calls:
+                self._on_call(*call)
+        if task.part is not None:
+            del self._probing[number]
+            self._probed.append((task.part, found))
+            return
+        self._results.extend((task.orders.pop(place), result) for place, result in found)
+        if not task.orders:
+            del self._running[number]
+
+    def _lose(self, number: int, task: _Task, lost: TaskLost) -> None:
+        """What has no result yet gets none."""
+        self._results.extend((order, lost) for order in self._give_up(number))
+        if task.part is not None:
+            message = f"the probe's Ray task was lost: {lost.reason}"
+            self._probed.append((task.part, ErrorInfo(code=PROBES[task.part], message=message)))
+
+    def _give_up(self, number: int) -> list[Order]:
+        """Ends a task whatever it does, so that nothing comes of it any more; returns what it had not done."""
+        task = self._running.pop(number, None) or self._probing.pop(number)
+        with suppress(Exception):
+            ray.cancel(task.stream, force=True)
+        return list(task.orders.values())
 
     def _capacity(self) -> int:
         now = self._clock()

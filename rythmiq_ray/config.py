@@ -140,11 +140,11 @@ class RayConfig:
     num_cpus: int | None
     """CPUs of a Ray that the driver starts itself; None = all of the machine."""
     jobs_per_task: int
-    """Steps that ride in one Ray task, all under way at once."""
+    """Steps that ride in one Ray task; it has a CPU, and one more waits for each CPU."""
     threads_per_task: int
-    """How many of them may stream or write files at once; a call alone needs no thread."""
+    """How many of them are under way at once: each has a thread, which waits for Camber and the store."""
     task_timeout_s: float
-    """After this a task counts as hung and its phase is run again; plus the time its bytes need."""
+    """So long after its start a task counts as hung and its phase is run again; plus the time its bytes need."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,19 @@ Each step is idempotent, and every error comes back as data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from threading import BoundedSemaphore
+from types import MappingProxyType
 from typing import Final
 
 from rythmiq_ray.artifacts import ArtifactStore, manifest
 from rythmiq_ray.backends import ExecutionBackend
 from rythmiq_ray.clock import now_s
-from rythmiq_ray.errors import ArtifactCorrupt, CreateUncertain, ErrorCode, NotFound, RythmiqError
-from rythmiq_ray.fibers import offload, together
+from rythmiq_ray.errors import ArtifactCorrupt, CreateUncertain, ErrorCode, NotFound, RythmiqError, place_of
 from rythmiq_ray.model import (
     Artifact,
     Cancelling,
@@ -40,24 +42,29 @@ from rythmiq_ray.names import LOG_NAME, check_names
 
 SMALL_BYTES: Final = 256 * 1024
 """A file of no more is fetched in one call, whole."""
+PROBES: Final = MappingProxyType({"backend": ErrorCode.BACKEND_UNAVAILABLE, "store": ErrorCode.STORE_UNAVAILABLE})
+"""What :meth:`Executor.probe` can look at, and what it means where even that fails."""
 ALONE_BYTES: Final = 16 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
 LATE_DELAY_S: Final = 1.0
 """Before a create is sent again that would have come after its lease."""
+STREAMS: Final = 32
+"""Files above :data:`SMALL_BYTES` that a process streams at once: each holds up to an upload's part in memory."""
 SYNC_DELAY_S: Final = 1.0
 """Between two looks at a path whose late sync is not whole yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Executor:
-    """Runs orders with a backend and an artifact store, in threads or in fibers; one serves all of a process."""
+    """Runs orders with a backend and an artifact store, in many threads; one serves all of a process."""
 
     backend: ExecutionBackend
     store: ArtifactStore
     timeout_s: float
     """A job's time-out where the job names none."""
     concurrency: int
-    """Files of one job that are streamed at once."""
+    """Files of one job that are fetched at once."""
+    streams: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(STREAMS), init=False)
 
     def run(self, order: Order, *, clock_offset_s: float | None = 0.0) -> StepResult:
         """Carries out one order. Never raises: an error of ours keeps its code, any other is ``internal``.
@@ -77,9 +84,22 @@ class Executor:
         except RythmiqError as error:
             return Faulted(error=ErrorInfo.of(error))
         except Exception as error:  # noqa: BLE001 - its class may not unpickle in the driver, and its text may hold a secret
-            place = _place(error)
+            place = place_of(error)
             message = f"{type(error).__name__} in {order.step} at {place}"
             return Faulted(error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))
+
+    def probe(self, part: str) -> ErrorInfo | None:
+        """Whether the backend or the store, named as in :data:`PROBES`, can be used from here; None = it can."""
+        try:
+            if part == "backend":
+                self.backend.check()
+            else:
+                self.store.check()
+        except RythmiqError as error:
+            return ErrorInfo.of(error)
+        except Exception as error:  # noqa: BLE001 - as in run()
+            return ErrorInfo(code=PROBES[part], message=f"{type(error).__name__} in a probe at {place_of(error)}")
+        return None
 
     def submit(self, order: Order, *, clock_offset_s: float | None) -> StepResult:
         job = order.job
@@ -135,13 +155,8 @@ class Executor:
 
         try:
             if order.again:
-                offload(lambda: self.store.discard_partial(job.job_id, job.attempt))
-            if log is not None and not files and log.size_bytes <= SMALL_BYTES:
-                # Most jobs: one call, and then one turn of a thread for all that goes to the store.
-                content = self.backend.read_file(job, log.name)
-                return offload(lambda: conclude((self._write(job, log, LOG_NAME, [content]),)))
-            artifacts = self._copy_all(job, log, files)
-            return offload(lambda: conclude(artifacts))
+                self.store.discard_partial(job.job_id, job.attempt)
+            return conclude(self._copy_all(job, log, files))
         except (ArtifactCorrupt, NotFound) as error:
             if not order.final:
                 return NotYet(reason=error.message, delay_s=SYNC_DELAY_S, alone=order.alone, alone_bytes=total_bytes)
@@ -150,24 +165,18 @@ class Executor:
     def _copy_all(self, job: Job, log: RemoteFile | None, files: tuple[RemoteFile, ...]) -> tuple[Artifact, ...]:
         """Stash to store, several files at once; the log first in the result."""
         calls: list[Callable[[], Artifact | None]] = [
-            partial(offload, partial(self._service_log, job))
-            if log is None
-            else partial(self._copy, job, log, LOG_NAME),
+            partial(self._service_log, job) if log is None else partial(self._copy, job, log, LOG_NAME),
             *(partial(self._copy, job, file, file.name) for file in files),
         ]
-        done = together(calls, self.concurrency)
+        done = _together(calls, self.concurrency)
         return tuple(artifact for artifact in done if artifact is not None)
 
     def _copy(self, job: Job, file: RemoteFile, name: str) -> Artifact:
         if file.size_bytes <= SMALL_BYTES:
             content = self.backend.read_file(job, file.name)
-            return offload(lambda: self._write(job, file, name, [content]))
-
-        def stream() -> Artifact:
-            with self.backend.open_file(job, file.name) as chunks:
-                return self._write(job, file, name, chunks)
-
-        return offload(stream)
+            return self._write(job, file, name, [content])
+        with self.streams, self.backend.open_file(job, file.name) as chunks:
+            return self._write(job, file, name, chunks)
 
     def _write(self, job: Job, file: RemoteFile, name: str, chunks: Iterable[bytes]) -> Artifact:
         return self.store.write(
@@ -224,6 +233,14 @@ class Executor:
         )
 
 
+def _together(calls: Sequence[Callable[[], Artifact | None]], at_once: int) -> list[Artifact | None]:
+    """The outcomes of calls, so many at once. Raises what one of them raised, once none runs any more."""
+    if len(calls) == 1:
+        return [calls[0]()]
+    with ThreadPoolExecutor(min(at_once, len(calls))) as pool:
+        return list(pool.map(lambda call: call(), calls))  # Where one raises, those that have not begun are cancelled.
+
+
 def _safe(files: tuple[RemoteFile, ...]) -> tuple[tuple[RemoteFile, ...], tuple[str, ...]]:
     """Those whose names may be stored, and why each other one may not."""
     accepted, refused = check_names(file.name for file in files)
@@ -259,11 +276,3 @@ def _verdict(
     if result is not None or remote.status is RemoteStatus.CANCELLED:
         return failed(ErrorCode.REMOTE_CANCELLED, "Camber cancelled the job by itself")
     return failed(ErrorCode.REMOTE_KILLED, "the remote job failed and left no result: it was killed")
-
-
-def _place(error: BaseException) -> str:
-    """``module:line`` of the innermost frame, which tells where without telling any value."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "unknown" if trace is None else f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"

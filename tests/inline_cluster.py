@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 from rythmiq_ray.driver.loop import Loop
-from rythmiq_ray.errors import RythmiqError
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import ErrorInfo, Order, Phase, Step, StepResult, TaskLost
 
@@ -60,27 +59,24 @@ class InlineCluster:
         orders, self._pending = self._pending, []
         return orders
 
-    def backlog(self, step: Step) -> int:
-        return sum(order.step is step for order in self._pending)
-
     def unplaced(self) -> tuple[int, float]:
-        return len(self._pending), 0.0
+        return 0, 0.0
 
     def probe(self, part: str) -> None:
-        probe = {"backend": self._executor.backend.check, "store": self._executor.store.check}[part]
-        try:
-            probe()
-        except RythmiqError as error:
-            self._probed.put((part, ErrorInfo.of(error)))
-        else:
-            self._probed.put((part, None))
-        self._wake()
+        def look() -> None:
+            self._probed.put((part, self._executor.probe(part)))
+            self._wake()
+
+        self._threads.submit(look)
 
     def probed(self) -> list[tuple[str, ErrorInfo | None]]:
-        out = []
+        found = []
         while not self._probed.empty():
-            out.append(self._probed.get())
-        return out
+            found.append(self._probed.get())
+        return found
+
+    def backlog(self, step: Step) -> int:
+        return sum(order.step is step for order in self._pending)
 
     def draining(self) -> bool:
         return False

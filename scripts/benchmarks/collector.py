@@ -14,7 +14,6 @@ from uuid import UUID
 import psutil
 
 from rythmiq_ray.cluster import TaskSettings, build_executor
-from rythmiq_ray.fibers import Fibers
 from rythmiq_ray.layers import load
 from rythmiq_ray.model import Collected, Job, JobSpec, JobState, Order, Phase, RemoteJob, RemoteStatus, Step
 
@@ -61,8 +60,6 @@ def main() -> None:
         )
     )
 
-    fibers = Fibers(config.ray.threads_per_task)
-
     def collect(job_id: UUID) -> int:
         job = job_of(job_id)
         now = datetime.now(UTC)
@@ -70,7 +67,7 @@ def main() -> None:
             remote_id=1, status=RemoteStatus.COMPLETED, path=job.remote_path or "", created_at=now, started_at=now
         )
         order = Order(step=Step.COLLECT, job=job, remote=replace(remote), alone=True)
-        (result,) = fibers.map(executor.run, [order])
+        result = executor.run(order)
         if not isinstance(result, Collected):
             raise RuntimeError(f"not collected: {result}")
         return len(result.artifacts)

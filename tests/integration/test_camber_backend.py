@@ -61,6 +61,7 @@ def make_config(endpoint: str, **changes: Any) -> CamberConfig:
         create_timeout_s=10,
         settle_s=1,
         sync_timeout_s=5,
+        keep_unstored_s=60.0,
         page_size=100,
         call_attempts=4,
         routes=ROUTES,

@@ -13,17 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 import pytest
 
+from rythmiq_ray.backends import Unclear
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.answers import Answer, items_of, time_of
 from rythmiq_ray.backends.camber.client import CamberClient
-from rythmiq_ray.backends.camber.transport import Transport
 from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberRoute, NodeSize
 from rythmiq_ray.errors import (
     ArtifactCorrupt,
@@ -37,8 +36,7 @@ from rythmiq_ray.errors import (
     RythmiqError,
     SpecRejected,
 )
-from rythmiq_ray.fibers import Fibers
-from rythmiq_ray.model import RemoteStatus
+from rythmiq_ray.model import RemoteJob, RemoteStatus
 from rythmiq_ray.secret import Secret
 
 KEY = "canary0123456789abcdef0123456789abcdef01"
@@ -69,6 +67,7 @@ def make_config(endpoint: str, **changes: Any) -> CamberConfig:
         create_timeout_s=5,
         settle_s=1,
         sync_timeout_s=1,
+        keep_unstored_s=60.0,
         page_size=100,
         call_attempts=3,
         routes=ROUTES,
@@ -138,8 +137,8 @@ class Server:
                 if reply.status == 0:
                     self.close_connection = True
                     return
-                self.send_response(reply.status)
-                for name, value in reply.headers.items():
+                self.send_response_only(reply.status)
+                for name, value in {"Date": self.date_time_string(), **reply.headers}.items():
                     self.send_header(name, value)
                 declared = len(reply.payload) if reply.declared is None else reply.declared
                 self.send_header("Content-Length", str(declared))
@@ -167,18 +166,6 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
-
-
-@pytest.fixture(params=["thread", "fiber"], autouse=True)
-def caller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both ways that a call can travel must behave the same."""
-    if request.param == "thread":
-        yield
-        return
-    fibers, call = Fibers(threads=2), Transport.call
-    monkeypatch.setattr(Transport, "call", lambda self, sent: fibers.map(partial(call, self), [sent])[0])
-    yield
-    fibers.close()
 
 
 @pytest.fixture
@@ -669,14 +656,15 @@ def test_file_that_looks_like_an_error_is_a_file(server: Server, client: CamberC
 def test_connection_goes_back_to_the_pool(server: Server, client: CamberClient) -> None:
     ports: set[int] = set()
     server.replies = [ranged]
-    original = socket.socket.connect
+    original = socket.socket.connect_ex
 
-    def connect(self: socket.socket, address: Any) -> None:
-        original(self, address)
+    def connect(self: socket.socket, address: Any) -> int:
+        code = original(self, address)
         ports.add(self.getsockname()[1])
+        return code
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", connect)
+        patch.setattr(socket.socket, "connect_ex", connect)
         for _ in range(5):
             client.stash_read("stash://ada/x")
             with client.stash_open("stash://ada/x") as chunks:
@@ -684,7 +672,10 @@ def test_connection_goes_back_to_the_pool(server: Server, client: CamberClient) 
     assert len(ports) == 1
 
 
-# ---- The sweep over the list
+# ---- The poll of the list
+
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Listing:
@@ -694,120 +685,151 @@ class Listing:
         self.ids = sorted(ids, reverse=True)
         self.page, self.total, self.aged = page, total, aged
         self.hidden: set[int] = set()
+        self.odd: set[int] = set()
+        """Answered with a fault when they are asked for."""
+        self.headers = {"Date": format_datetime(START + timedelta(minutes=100), usegmt=True)}
 
     def job(self, number: int) -> dict[str, Any]:
-        created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
+        created = START + timedelta(minutes=number)
         job = {"job_id": number, "job_status": "RUNNING", "mount_dir": f"/rythmiq/{number}/1/"}
         return {**job, "created_at": created.isoformat()} if self.aged else job
 
     def __call__(self, request: Request) -> Reply:
         if "page" not in request.params:
             number = int(request.path.rpartition("/")[2])
+            if number in self.odd:
+                return Reply(status=500, data={"code": 2, "message": "the job's record is malformed"})
             if number in self.ids:
                 return ok(self.job(number))
             return Reply(status=500, data={"code": 2, "message": "job not found"})
         first = (int(request.params["page"]) - 1) * self.page
         shown = [self.job(n) for n in self.ids[first : first + self.page] if n not in self.hidden]
-        return ok({"jobs": shown, "total": len(self.ids)} if self.total else {"jobs": shown})
+        answer = {"jobs": shown, "total": len(self.ids)} if self.total else {"jobs": shown}
+        return Reply(data={"code": 0, "message": "ok", "data": answer}, headers=self.headers)
 
 
 @pytest.fixture
-def sweep(server: Server) -> Iterator[Callable[..., tuple[list[int], dict[str, int]]]]:
+def poll(server: Server) -> Iterator[Callable[..., tuple[list[int], dict[str, int]]]]:
     backend = CamberExecutionBackend(make_config(server.endpoint, page_size=10))
 
-    def swept(
-        listing: Listing, waiting: Any = (), paths: Any = (), since: datetime | None = None
+    def polled(
+        listing: Listing, waiting: Any = (), searched: Any = (), age_s: float = 1e9, paths: Any = ()
     ) -> tuple[list[int], dict[str, int]]:
         server.replies = [listing]
         backend.client.calls.clear()
-        found = [remote.remote_id for remote in backend.watch(waiting, paths, since)]
+        pages = backend.watch(waiting, searched, age_s, paths=paths)
+        found = [item.remote_id for page in pages for item in page]
         return found, dict(backend.client.calls)
 
-    yield swept
+    yield polled
     backend.close()
 
 
-Sweep = Callable[..., tuple[list[int], dict[str, int]]]
+Poll = Callable[..., tuple[list[int], dict[str, int]]]
 ALL = list(range(1, 101))
 
 
-def test_sweep_costs_pages_not_jobs(sweep: Sweep) -> None:
-    assert sweep(Listing(ALL), set(ALL)) == (ALL[::-1], {"list": 10})
-    assert sweep(Listing(ALL), {100, 95, 91}) == ([100, 95, 91], {"list": 1})
-    assert sweep(Listing(ALL), set(range(61, 101))) == (list(range(100, 60, -1)), {"list": 4})
-    assert sweep(Listing(ALL)) == ([], {"list": 1})
+def test_poll_costs_pages_not_jobs(poll: Poll) -> None:
+    assert poll(Listing(ALL), set(ALL)) == (ALL[::-1], {"list": 10})
+    assert poll(Listing(ALL), {100, 95, 91}) == ([100, 95, 91], {"list": 1})
+    assert poll(Listing(ALL), set(range(61, 101))) == (list(range(100, 60, -1)), {"list": 4})
+    assert poll(Listing(ALL)) == ([], {"list": 1})
 
 
-def test_stragglers_are_asked_for_when_that_is_cheaper(sweep: Sweep) -> None:
-    assert sweep(Listing(ALL), {5, 98}) == ([98, 5], {"list": 2, "get": 1})
-    assert sweep(Listing(ALL), {1, 2, 3}) == ([1, 2, 3], {"list": 3, "get": 3})
+def test_stragglers_are_asked_for_when_that_is_cheaper(poll: Poll) -> None:
+    assert poll(Listing(ALL), {5, 98}) == ([98, 5], {"list": 2, "get": 1})
+    assert poll(Listing(ALL), {1, 2, 3}) == ([1, 2, 3], {"list": 3, "get": 3})
 
 
-def test_job_that_is_gone_is_not_reported(sweep: Sweep) -> None:
-    assert sweep(Listing(ALL), {100, 1000}) == ([100], {"list": 1, "get": 1})
-    assert sweep(Listing([]), {1, 2}) == ([], {"list": 1, "get": 2})
+def test_job_that_is_gone_is_not_reported(poll: Poll) -> None:
+    assert poll(Listing(ALL), {100, 1000}) == ([100], {"list": 1, "get": 1})
+    assert poll(Listing([]), {1, 2}) == ([], {"list": 1, "get": 2})
 
 
-def test_job_that_the_list_does_not_show_yet_is_found(sweep: Sweep) -> None:
+def test_job_that_the_list_does_not_show_yet_is_found(poll: Poll) -> None:
     listing = Listing(ALL)
     listing.hidden = {97, 99}
-    assert sweep(listing, {100, 99, 98, 97, 96}) == ([100, 98, 96, 97, 99], {"list": 1, "get": 2})
+    assert poll(listing, {100, 99, 98, 97, 96}) == ([100, 98, 96, 97, 99], {"list": 1, "get": 2})
 
 
-def test_path_is_found_with_the_age_as_the_limit(sweep: Sweep) -> None:
-    assert sweep(Listing(ALL), (), {"rythmiq/85/1"}) == ([85], {"list": 2})
-    since = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=75)
-    assert sweep(Listing(ALL), (), {"rythmiq/none/1"}, since) == ([], {"list": 3})
-    assert sweep(Listing(ALL), {100}, {"rythmiq/none/1"}, since) == ([100], {"list": 3})
+def test_path_is_found_with_the_age_as_the_limit(poll: Poll) -> None:
+    assert poll(Listing(ALL), (), {"rythmiq/85/1"}) == ([85], {"list": 2})
+    age_s = (100 - 75) * 60.0  # By the server's own clock, which shows minute 100.
+    assert poll(Listing(ALL), (), {"rythmiq/none/1"}, age_s) == ([], {"list": 3})
+    assert poll(Listing(ALL), {100}, {"rythmiq/none/1"}, age_s) == ([100], {"list": 3})
     # One that lies behind the limit by no more than the clocks may differ is found.
-    assert sweep(Listing(ALL), (), {"rythmiq/74/1"}, since)[0] == [74]
+    assert poll(Listing(ALL), (), {"rythmiq/74/1"}, age_s)[0] == [74]
 
 
 @pytest.mark.parametrize("total", [True, False])
-def test_path_that_is_nowhere_is_looked_for_to_the_end(sweep: Sweep, total: bool) -> None:
+def test_path_that_is_nowhere_is_looked_for_to_the_end(poll: Poll, total: bool) -> None:
     listing = Listing(ALL, total=total, aged=False)
-    since = datetime(2030, 1, 1, tzinfo=UTC)
-    assert sweep(listing, (), {"rythmiq/none/1"}, since) == ([], {"list": 11})
+    assert poll(listing, (), {"rythmiq/none/1"}, 0.0) == ([], {"list": 11})
 
 
-def test_ids_and_paths_of_one_job_are_reported_once(sweep: Sweep) -> None:
-    assert sweep(Listing(ALL), {50}, {"rythmiq/50/1", "/rythmiq/49/1/"})[0] == [50, 49]
+def test_ids_and_paths_of_one_job_are_reported_once(poll: Poll) -> None:
+    assert poll(Listing(ALL), {50}, {"rythmiq/50/1", "/rythmiq/49/1/"})[0] == [50, 49]
 
 
-def test_list_that_moves_while_it_is_read_repeats_nothing(sweep: Sweep) -> None:
+def test_list_that_moves_while_it_is_read_repeats_nothing(poll: Poll) -> None:
     class Growing(Listing):
         def __call__(self, request: Request) -> Reply:
             reply = super().__call__(request)
             self.ids = [max(self.ids) + n for n in (3, 2, 1)] + self.ids
             return reply
 
-    found, _ = sweep(Growing(ALL), set(ALL))
+    found, _ = poll(Growing(ALL), set(ALL))
     assert found == ALL[::-1]
 
 
-def test_server_with_pages_smaller_than_asked_for(sweep: Sweep) -> None:
-    assert sweep(Listing(ALL, page=7, total=False), set(ALL))[0] == ALL[::-1]
+def test_server_with_pages_smaller_than_asked_for(poll: Poll) -> None:
+    assert poll(Listing(ALL, page=7, total=False), set(ALL))[0] == ALL[::-1]
 
 
-def test_server_that_does_not_page_ends_too(sweep: Sweep) -> None:
+def test_server_that_does_not_page_ends_too(poll: Poll) -> None:
     class Stuck(Listing):
         def __call__(self, request: Request) -> Reply:
             if "page" in request.params:
                 request.target = request.target.replace(f"page={request.params['page']}", "page=1")
             return super().__call__(request)
 
-    found, calls = sweep(Stuck(ALL, total=False), {95, 20}, {"rythmiq/none/1"})
+    found, calls = poll(Stuck(ALL, total=False), {95, 20}, {"rythmiq/none/1"})
     assert found == [95, 20]
     assert calls["list"] < 10
 
 
-def test_sweep_is_lazy(server: Server) -> None:
+def test_poll_is_lazy(server: Server) -> None:
     server.replies = [Listing(ALL)]
     backend = CamberExecutionBackend(make_config(server.endpoint, page_size=10))
-    reports = backend.watch(set(ALL), (), None)
-    assert next(reports).remote_id == 100
-    assert backend.client.calls["list"] == 1
-    reports.close()  # type: ignore[attr-defined]
+    pages = backend.watch(set(ALL), (), 0.0)
+    assert [item.remote_id for item in next(pages)] == list(range(100, 90, -1))
+    assert backend.client.calls["list"] == 1, "what a page told is there before the next one is asked for"
+    pages.close()  # type: ignore[attr-defined]
+    backend.close()
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Thu, 01 Jan 99999999 00:00:00 GMT", "\x7f" * 50])
+def test_a_server_that_does_not_tell_its_time_is_read_to_the_end(poll: Poll, date: str) -> None:
+    listing = Listing(ALL)
+    listing.headers = {"Date": date}
+    assert poll(listing, (), {"rythmiq/none/1"}, 60.0) == ([], {"list": 11})
+
+
+def test_what_lies_on_a_path_of_ours_is_told_where_it_is_come_upon(poll: Poll) -> None:
+    assert poll(Listing(ALL), {99}, paths={"rythmiq/99/1", "rythmiq/98/1", "rythmiq/7/1"}) == ([99, 98], {"list": 1})
+
+
+def test_an_odd_answer_about_one_job_is_that_jobs_and_the_others_are_told(server: Server) -> None:
+    listing = Listing(ALL)
+    listing.hidden, listing.odd = {95, 96, 97}, {96}
+    server.replies = [listing]
+    backend = CamberExecutionBackend(make_config(server.endpoint, page_size=10))
+    found = [item for page in backend.watch(set(range(93, 101)), (), 0.0) for item in page]
+    assert [item.remote_id for item in found if isinstance(item, Unclear)] == [96]
+    assert sorted(item.remote_id for item in found if isinstance(item, RemoteJob)) == [93, 94, 95, 97, 98, 99, 100]
+    listing.odd = {95, 96, 97}
+    with pytest.raises(BackendUnavailable):
+        list(backend.watch(set(range(93, 101)), (), 0.0))
     backend.close()
 
 

@@ -30,9 +30,13 @@ MAX_MESSAGE: Final = 500
 """Characters of the server's own words that go into an error."""
 
 _MAX_RETRY_AFTER_S: Final = 3600.0
+_MAX_DETAILS: Final = 20
 _VALIDATION_FAILED: Final = 1
 _DOMAIN_FAILURE: Final = 2
+_NO_AGENT: Final = 10
 _LOG_REFUSED: Final = 15
+_FREE_TIER: Final = 1005
+"""Comes with 403, and is about the job that was asked for, not about the key."""
 _MISSING: Final = re.compile(r"not found|no such|(does not|doesn't) exist|not exist", re.IGNORECASE)
 _KEY_UNKNOWN: Final = "user not found"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -99,9 +103,9 @@ class Answer:
         except ValueError:
             try:
                 until = parsedate_to_datetime(value)
-            except ValueError:
+                delay_s = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+            except (ValueError, TypeError, LookupError, OverflowError):
                 return None
-            delay_s = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
         # The comparison is false for NaN too.
         return min(delay_s, _MAX_RETRY_AFTER_S) if delay_s >= 0 else 0.0
 
@@ -113,7 +117,7 @@ class Answer:
             return ""
         words = [body["message"]] if isinstance(body.get("message"), str) else []
         details = body.get("error_details")
-        for detail in details if isinstance(details, list) else ():
+        for detail in details[:_MAX_DETAILS] if isinstance(details, list) else ():
             if isinstance(detail, dict):
                 field = detail.get("field") or detail.get("key") or "?"
                 words.append(f"{field}: {detail.get('message', '?')}")
@@ -133,8 +137,10 @@ def error_of(answer: Answer, operation: str) -> RythmiqError:
     """
     words = answer.message
     said = f"Camber answered {operation} with {answer.status}" + (f": {words}" if words else "")
-    if answer.code == _LOG_REFUSED:
+    if answer.code in (_LOG_REFUSED, _NO_AGENT):
         return NotFound(said)
+    if answer.code == _FREE_TIER:
+        return SpecRejected(said)
     if _refuses_key(answer):
         return BackendRefusedKey(said)
     if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -153,7 +159,7 @@ def create_error_of(answer: Answer) -> RythmiqError:
     error = error_of(answer, "create")
     if isinstance(error, BackendRefusedKey | BackendBusy | SpecRejected):
         return error
-    if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) and answer.code != _DOMAIN_FAILURE:
+    if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) and answer.code is None:
         return BackendUnavailable(f"{error.message} (is camber.endpoint right?)")
     return CreateUncertain(error.message)
 
@@ -166,7 +172,7 @@ def job_of(data: object) -> RemoteJob | None:
         if isinstance(candidate, dict) and (remote_id := job_id_of(candidate)) is not None:
             return RemoteJob(
                 remote_id=remote_id,
-                status=RemoteStatus(str(candidate.get("job_status", "")).upper()),
+                status=_status_of(candidate),
                 path=path_of(candidate),
                 created_at=time_of(candidate.get("created_at")),
                 started_at=time_of(candidate.get("started_at")),
@@ -175,9 +181,17 @@ def job_of(data: object) -> RemoteJob | None:
     return None
 
 
+def _status_of(item: Mapping[str, object]) -> RemoteStatus:
+    """The CLI's objects say ``job_status``, the SDK's ``status``."""
+    words = (item.get("job_status"), item.get("status"))
+    return RemoteStatus(next((word.strip().upper() for word in words if isinstance(word, str) and word), ""))
+
+
 def job_id_of(item: Mapping[str, object]) -> int | None:
-    """The ``job_id`` of a job object; None where it is no number above 0."""
+    """The ``job_id`` of a job object; None where it is no whole number above 0."""
     value = item.get("job_id")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
@@ -187,7 +201,8 @@ def job_id_of(item: Mapping[str, object]) -> int | None:
 
 def path_of(item: Mapping[str, object]) -> str:
     """The ``mount_dir`` under the owner's root, without slashes at its ends."""
-    return _STASH_ROOT.sub("", str(item.get("mount_dir") or "")).strip("/")
+    place = item.get("mount_dir")
+    return _STASH_ROOT.sub("", place).strip("/") if isinstance(place, str) else ""
 
 
 def time_of(value: object) -> datetime | None:
@@ -196,11 +211,10 @@ def time_of(value: object) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(value)
-    except ValueError:
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    if time.year < 2000:
-        return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    return None if time.year < 2000 else time
 
 
 def items_of(answer: Answer, *keys: str) -> list[dict[str, Any]] | None:

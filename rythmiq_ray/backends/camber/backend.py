@@ -117,6 +117,7 @@ class CamberExecutionBackend:
         Where only few are left and they are old, that is cheaper than going on: after as many pages without a find as
         there are jobs left, one call for each costs no more than what was spent.
         """
+        searched, paths = _bare(searched), _bare(paths)
         unseen, unseen_paths = set(waiting), set(searched)
         reported: set[int] = set()
         horizon: datetime | None = None
@@ -260,6 +261,10 @@ def _path(job: Job) -> str:
     if "/" not in path or not _stays_inside(path):
         raise NotFound(f"job {job.job_id} has no path of its own")
     return path
+
+
+def _bare(paths: Collection[str]) -> frozenset[str]:
+    return frozenset(path.strip("/") for path in paths)
 
 
 def _stays_inside(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Camber's API over HTTP: pooled connections, a time-out on every call, errors of ours, bounded retries.
+"""Camber's API over HTTP: pooled connections, a deadline for every call, errors of ours, bounded retries.
 
 A call is repeated only where that changes nothing, so never a create. Which method and path a call has is
 configuration (``camber.routes``), because much of the contract is inferred (camber-api, section 5).
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any, BinaryIO, Final, Self, TypeVar
+from typing import Any, BinaryIO, Final, Self
 from urllib.parse import quote
 
 import requests
@@ -30,9 +30,8 @@ from rythmiq_ray.backends.camber.answers import (
     total_of,
 )
 from rythmiq_ray.backends.camber.bundle import Upload
-from rythmiq_ray.backends.camber.connections import Unanswered
 from rythmiq_ray.backends.camber.download import Download
-from rythmiq_ray.backends.camber.transport import Request, Transport, whole
+from rythmiq_ray.backends.camber.transport import Request, Transport, Unanswered, whole
 from rythmiq_ray.config import CamberConfig
 from rythmiq_ray.errors import (
     BackendBusy,
@@ -43,11 +42,9 @@ from rythmiq_ray.errors import (
     RythmiqError,
     SpecRejected,
 )
-from rythmiq_ray.fibers import offload, sleep
 from rythmiq_ray.model import RemoteJob
 from rythmiq_ray.secret import MASK, Secret
 
-T = TypeVar("T")
 OnCall = Callable[[str, str, float], None]
 """Told of every call: the operation, the class of its answer (``2xx`` … ``5xx``, ``error``), the seconds it took."""
 
@@ -89,7 +86,8 @@ class CamberClient:
 
         ``key`` is asked for the key of each call; without it, that is the configuration's.
 
-        Raises ConfigurationError for a key that cannot go into a header.
+        Raises ConfigurationError for a key that cannot go into a header, and BackendUnavailable where the certificates
+        that the environment names cannot be read.
         """
         self._config = config
         self._key = key or (lambda: config.api_key)
@@ -104,7 +102,6 @@ class CamberClient:
             wait=self._pause_s,
             retry=retry_if_exception(_worth_retrying),
             reraise=True,
-            sleep=sleep,
         )
 
     def close(self) -> None:
@@ -132,7 +129,7 @@ class CamberClient:
         where the server refused the job; any other error means that nothing was created.
         """
         try:
-            answer = self._once("create", json=body, read_timeout_s=self._config.create_timeout_s)
+            answer = self._once("create", json=body, timeout_s=self._config.create_timeout_s, fresh=True)
         except Unanswered as error:
             raise (BackendUnavailable if error.never_sent else CreateUncertain)(_reason("create", error)) from error
         if not answer.accepted:
@@ -174,7 +171,7 @@ class CamberClient:
                 return False
             raise self._masked(error)
 
-        return self._repeated(attempt)
+        return self._retrying(attempt)
 
     def open_log(self, remote_id: int) -> AbstractContextManager[Iterator[bytes]]:
         """Streams a job's log. Raises NotFound where the service has none, as for a PENDING or CANCELLED job."""
@@ -214,7 +211,7 @@ class CamberClient:
                 # requests sends no Content-Length of 0 for a stream.
                 self._checked("stash_write", params={"path": uri}, data=upload if upload.len != 0 else b"")
 
-        offload(lambda: self._repeated(attempt))
+        self._retrying(attempt)
 
     def stash_remove(self, uri: str) -> None:
         """Removes a folder with all that is in it. Raises NotFound where the server minds that it is gone."""
@@ -222,23 +219,7 @@ class CamberClient:
 
     def _call(self, operation: str, **parts: Any) -> Answer:
         """An idempotent call, repeated within bounds."""
-        return self._repeated(lambda: self._checked(operation, **parts))
-
-    def _repeated(self, call: Callable[[], T]) -> T:
-        """Makes a call as often as it may take."""
-        # Tenacity's bookkeeping takes a third of a small call's processor time, so it comes in after a first failure.
-        failures: list[RythmiqError] = []
-        try:
-            return call()
-        except RythmiqError as error:
-            failures.append(error)
-
-        def again() -> T:
-            if failures:
-                raise failures.pop()
-            return call()
-
-        return self._retrying(again)
+        return self._retrying(self._checked, operation, **parts)
 
     def _checked(self, operation: str, **parts: Any) -> Answer:
         answer = self._try_once(operation, **parts)
@@ -269,16 +250,14 @@ class CamberClient:
     @contextmanager
     def _stream(self, operation: str, start: int, **parts: Any) -> Iterator[Iterator[bytes]]:
         def open_at(position: int) -> requests.Response:
-            return self._repeated(lambda: self._open_at(operation, position, **parts))
+            return self._retrying(self._open_at, operation, position, **parts)
 
         with closing(Download(open_at, start, self._config.call_attempts)) as download:
             yield iter(download)
 
     def _open_at(self, operation: str, position: int, **parts: Any) -> requests.Response:
         """An answer of status 200, 206 or 416, its body not read yet."""
-        headers = {"Accept-Encoding": "identity"}
-        if position:
-            headers["Range"] = f"bytes={position}-"
+        headers = {"Range": f"bytes={position}-"} if position else None
         request = self._request(operation, headers=headers, **parts)
         try:
             began = self._begin(operation)
@@ -309,7 +288,8 @@ class CamberClient:
         json: object = None,
         data: bytes | Upload | None = None,
         headers: Mapping[str, str] | None = None,
-        read_timeout_s: float | None = None,
+        timeout_s: float | None = None,
+        fresh: bool = False,
     ) -> Request:
         route = self._config.routes[operation]
         path = route.path.replace("{job_id}", str(job_id))
@@ -320,7 +300,8 @@ class CamberClient:
             data=data,
             headers=headers,
             connect_timeout_s=self._config.connect_timeout_s,
-            read_timeout_s=read_timeout_s or self._config.read_timeout_s,
+            timeout_s=timeout_s or self._config.read_timeout_s,
+            fresh=fresh,
         )
 
     def _begin(self, operation: str) -> float:

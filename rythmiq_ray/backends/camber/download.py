@@ -10,17 +10,22 @@ from typing import Final
 import requests
 from urllib3.exceptions import HTTPError
 
+from rythmiq_ray.backends.camber.adapter import STEP_BYTES
 from rythmiq_ray.errors import ArtifactCorrupt, BackendUnavailable
 
 _CHUNK_BYTES: Final = 1024 * 1024
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+_PLAIN: Final = ("", "identity")
 
 
 class Download:
     """The bytes of a resource from ``start`` on, in constant memory. To be iterated once, and closed.
 
     ``open_at`` opens the resource from a byte on, by ``Range`` where the server honours it (206, or 416 at its very
-    end) and from its start where not (200). ``attempts`` bounds the breaks in a row that brought no byte.
+    end) and from its start where not (200). An answer that is encoded (``Content-Encoding``) is decoded; its ranges
+    count the encoded bytes, so it is read from its start. ``attempts`` bounds the breaks in a row that got no
+    further, by :data:`~rythmiq_ray.backends.camber.adapter.STEP_BYTES` at least, than those before.
 
     Iterating raises BackendUnavailable when that bound is reached, ArtifactCorrupt when the resource has changed
     since it was opened, and what ``open_at`` raises.
@@ -31,15 +36,16 @@ class Download:
         self._position = start
         self._attempts = attempts
         self._total: int | None = None
-        self._response = open_at(start)
+        self._response = self._open()
 
     def __iter__(self) -> Iterator[bytes]:
-        breaks = 0
+        breaks = furthest = 0
         while True:
             skip = self._bytes_to_skip()
+            reached = self._position - skip
             try:
                 while data := self._read():
-                    breaks = 0
+                    reached += len(data)
                     if skip:
                         data, skip = data[skip:], max(0, skip - len(data))
                     if data:
@@ -48,20 +54,28 @@ class Download:
                 return
             except HTTPError as error:
                 self._response.close()
-                breaks += 1
+                breaks = 1 if reached - furthest >= STEP_BYTES else breaks + 1
+                furthest = max(furthest, reached)
                 if breaks >= self._attempts:
                     raise BackendUnavailable(f"a download broke off {breaks} times in a row") from error
-            self._response = self._open_at(self._position)
+            self._response = self._open()
 
     def close(self) -> None:
         """Ends the transfer; a connection with unread bytes is dropped."""
         self._response.close()
 
+    def _open(self) -> requests.Response:
+        response = self._open_at(self._position)
+        if self._position and response.status_code == HTTPStatus.PARTIAL_CONTENT and _encoded(response):
+            response.close()
+            response = self._open_at(0)
+        return response
+
     def _read(self) -> bytes:
         if self._response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return b""
         # What is there, rather than a full chunk: a break then loses nothing that came before it.
-        data: bytes = self._response.raw.read1(_CHUNK_BYTES)
+        data: bytes = self._response.raw.read1(_CHUNK_BYTES, decode_content=True)
         return data
 
     def _bytes_to_skip(self) -> int:
@@ -77,9 +91,13 @@ class Download:
         elif self._response.status_code == HTTPStatus.OK:
             skip = self._position
             length = headers.get("Content-Length", "")
-            total = int(length) if length.isdigit() else None
+            total = int(length) if _LENGTH.fullmatch(length) and not _encoded(self._response) else None
         if total is not None:
             if self._total not in (None, total):
                 raise ArtifactCorrupt("a file changed while it was read")
             self._total = total
         return skip
+
+
+def _encoded(response: requests.Response) -> bool:
+    return response.headers.get("Content-Encoding", "").strip().lower() not in _PLAIN

@@ -1,43 +1,53 @@
-"""How a call travels: by requests from a thread, over connections of our own from a fiber; with the same settings.
+"""How a call travels: by requests, in the thread that makes it, under one deadline for all of it.
 
-Both read proxies and the bundle of certificates from the environment once, as requests does. A requests session would
-work these out anew for each call, which took more than half of a small call's processor time (measured with requests
-2.34), so its transport adapter is used without one.
+Proxies and certificates are what requests reads from the environment, with ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``
+beside, read once. Nothing is sent twice, no redirect is followed and no cookie is kept.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
+import http.client
+import ipaddress
+import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import certifi
 import requests
-from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
-from requests.utils import select_proxy
-from urllib3.connectionpool import ConnectionPool
-from urllib3.exceptions import MaxRetryError, NameResolutionError, NewConnectionError
+from requests.auth import AuthBase
+from urllib3 import exceptions as urllib3
+from urllib3.util.ssl_ import create_urllib3_context
 
+from rythmiq_ray.backends.camber.adapter import Adapter, Patience, current
 from rythmiq_ray.backends.camber.answers import Answer
 from rythmiq_ray.backends.camber.bundle import Upload
-from rythmiq_ray.backends.camber.connections import MAX_ANSWER_BYTES, Connections, Unanswered
 from rythmiq_ray.backends.camber.key import usable
-from rythmiq_ray.errors import ConfigurationError
-from rythmiq_ray.fibers import in_fiber, wait_for
+from rythmiq_ray.errors import BackendUnavailable, ConfigurationError
 from rythmiq_ray.secret import Secret
 
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _BLOCK_BYTES: Final = 256 * 1024
-_MOST_AT_ONCE: Final = 1000
-"""No task has more orders. A thread is made when it is needed."""
-_encode_json: Final = json.JSONEncoder(allow_nan=False).encode
+_BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Environment variables that name certificates to trust; the first that is set counts."""
+_OPENED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
+_FAULTS: Final = (requests.RequestException, urllib3.HTTPError, http.client.HTTPException, OSError, ValueError)
+"""What requests lets through, whatever a server sends; ValueError is what is made of odd header values."""
+
+
+class Unanswered(Exception):
+    """A request that brought no whole answer. The text says what happened, and quotes no URL and no header."""
+
+    def __init__(self, what: str, *, never_sent: bool = False) -> None:
+        super().__init__(what)
+        self.never_sent = never_sent
+        """Whether no byte of it was sent, so that the server knows nothing of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,176 +60,182 @@ class Request:
     data: bytes | Upload | None = None
     headers: Mapping[str, str] | None = None
     connect_timeout_s: float
-    read_timeout_s: float
-    """For each read of the answer."""
+    """To find the name's addresses and be connected to one of them."""
+    timeout_s: float
+    """For all of a small call. A streamed body must get on within each such time (:class:`Patience`)."""
+    fresh: bool = False
+    """Over a connection that was never used: one from the pool may be closed by the server just as it is written to,
+    and then nobody knows whether the request arrived."""
 
 
 class Transport:
-    """Sends requests to one endpoint, with the key; follows no redirect and keeps no cookie.
-
-    Thread-safe; fibers must be of one event loop.
-    """
+    """Sends requests to one endpoint, with the key. Thread-safe."""
 
     def __init__(self, endpoint: str, key: Callable[[], Secret], threads: int) -> None:
-        """``threads``: how many may send at once on a pooled connection.
+        """``threads``: how many connections are kept for those that call at once.
 
-        Raises ConfigurationError for a key that cannot go into a header.
+        Raises ConfigurationError for a key that cannot go into a header and for an endpoint that is no URL, and
+        BackendUnavailable where the certificates that the environment names cannot be read.
         """
         if not usable(key()):
             raise ConfigurationError("camber.api_key is empty or holds characters that no key has")
+        self._endpoint = _normalized(endpoint)
         self._key = key
-        self._adapter = _Adapter(pool_connections=1, pool_maxsize=threads)
-        self._headers = requests.utils.default_headers()
-        prepared = requests.PreparedRequest()
-        prepared.prepare_url(endpoint.rstrip("/"), None)
-        self._endpoint = str(prepared.url).rstrip("/")
-        with requests.Session() as session:
-            settings = session.merge_environment_settings(self._endpoint, {}, None, None, None)
-        self._settings: dict[str, Any] = {name: settings[name] for name in ("proxies", "verify", "cert")}
-        self._by_proxy = select_proxy(self._endpoint, self._settings["proxies"]) is not None
-        # A call by a proxy is sent at once too: a create that waited for a thread could come after its lease.
-        self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="proxied")
-        where = urlsplit(self._endpoint)
-        self._base = where.path
-        self._fixed_head = (
-            f"Host: {where.netloc.rpartition('@')[2]}\r\nUser-Agent: {self._headers['User-Agent']}\r\n"
-            "Accept: */*\r\nAccept-Encoding: identity\r\n"
-        )
-        self._connections: Connections | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tls = _trusted() if self._endpoint.startswith("https") else None
+        self._proxies = _proxies(self._endpoint)
+        self._session = self._new_session(connections=threads)
 
     def call(self, request: Request) -> Answer:
         """The whole answer. Raises Unanswered."""
-        if not in_fiber() or isinstance(request.data, Upload):
-            return whole(self.open(request))
-        if self._by_proxy:
-            return wait_for(asyncio.wrap_future(self._threads.submit(lambda: whole(self.open(request)))))
-        connections = self._connections or self._new_connections()
-        return wait_for(
-            connections.exchange(
-                self._message(request),
-                connect_timeout_s=request.connect_timeout_s,
-                read_timeout_s=request.read_timeout_s,
-            )
-        )
+        if not request.fresh:
+            return whole(self._send(self._session, request))
+        with self._new_session(connections=1) as session:
+            session.headers["Connection"] = "close"
+            return whole(self._send(session, request))
 
     def open(self, request: Request) -> requests.Response:
-        """The answer, its body not read yet; blocks also in a fiber. Raises Unanswered."""
-        prepared = requests.PreparedRequest()
-        prepared.method = request.method
-        prepared.url = f"{self._endpoint}{request.path}"
-        prepared.headers = CaseInsensitiveDict(self._headers)
-        prepared.headers.update(self._own_headers(request))
-        data = _body(request)
-        if isinstance(data, Upload) and data.len is None:
-            prepared.headers["Transfer-Encoding"] = "chunked"
-        elif data is not None or request.method not in ("GET", "HEAD"):
-            length = data.len if isinstance(data, Upload) else len(data or b"")
-            prepared.headers["Content-Length"] = str(length)
-        prepared.body = data  # type: ignore[assignment]  # an iterable of bytes is fine, the stubs know only strings
-        timeouts_s = (request.connect_timeout_s, request.read_timeout_s)
-        with _translated():
-            return self._adapter.send(prepared, stream=True, timeout=timeouts_s, **self._settings)
+        """The answer, its body not read yet. Raises Unanswered."""
+        return self._send(self._session, request, streams=True)
 
     def close(self) -> None:
         """Closes the pooled connections."""
-        self._adapter.close()
-        self._threads.shutdown(wait=False)
-        if self._connections is not None and self._loop is not None and self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._connections.close)
+        self._session.close()
 
-    def _new_connections(self) -> Connections:
-        where = urlsplit(self._endpoint)
-        tls = _trusted(self._settings["verify"]) if where.scheme == "https" else None
-        self._connections = Connections(where.hostname or "", where.port or (443 if tls else 80), tls)
-        self._loop = asyncio.get_running_loop()
-        return self._connections
+    def _send(self, session: requests.Session, request: Request, *, streams: bool = False) -> requests.Response:
+        patience = Patience(request.timeout_s, streams=isinstance(request.data, Upload))
+        current.patience = patience
+        with _translated(patience):
+            response = session.request(
+                request.method,
+                f"{self._endpoint}{request.path}",
+                json=request.json,
+                data=request.data,
+                headers=request.headers,
+                timeout=(min(request.connect_timeout_s, request.timeout_s), request.timeout_s),
+                allow_redirects=False,
+                stream=True,
+            )
+        if response.status_code < HTTPStatus.OK:
+            response.close()  # What follows an interim answer must not be taken for the next one.
+            raise Unanswered("an interim answer that nobody asked for")
+        if streams and response.status_code in _OPENED:
+            patience.stream(True)
+        return response
 
-    def _message(self, request: Request) -> bytes:
-        """Head and body as they go over the wire."""
-        body = _body(request)
-        assert not isinstance(body, Upload)  # noqa: S101 - those go by requests
-        lines = "".join(f"{name}: {value}\r\n" for name, value in self._own_headers(request).items())
-        if body is not None or request.method not in ("GET", "HEAD"):
-            lines += f"Content-Length: {len(body or b'')}\r\n"
-        head = f"{request.method} {self._base}{request.path} HTTP/1.1\r\n{self._fixed_head}{lines}\r\n"
-        return head.encode("latin-1") + (body or b"")
+    def _new_session(self, *, connections: int) -> requests.Session:
+        session = _Session()
+        session.trust_env = False  # It was asked once. A .netrc would replace the key.
+        session.proxies = dict(self._proxies)
+        session.auth = _Bearer(self._key)
+        session.headers["Accept-Encoding"] = "identity"
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, Adapter(self._tls, connections=connections))
+        return session
 
-    def _own_headers(self, request: Request) -> dict[str, str]:
-        headers = {"Authorization": f"Bearer {self._key().reveal()}", **(request.headers or {})}
-        if request.json is not None:
-            headers["Content-Type"] = "application/json"
-        return headers
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: a redirect is not looked at even where it is not followed."""
+
+
+class _Bearer(AuthBase):
+    def __init__(self, key: Callable[[], Secret]) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key().reveal()}"
+        return request
 
 
 def whole(response: requests.Response) -> Answer:
-    """An answer with its body; closes it. Raises Unanswered."""
+    """An answer with its body, decoded where it is encoded; closes it. Raises Unanswered."""
     with _translated(), response:
         body = bytearray()
         for chunk in response.iter_content(_BLOCK_BYTES):
             body += chunk
-            _check_length(body)
+            if len(body) > MAX_ANSWER_BYTES:
+                response.raw.close()
+                raise Unanswered("the answer is too long")
         return Answer(response.status_code, response.headers, bytes(body))
 
 
-def _body(request: Request) -> bytes | Upload | None:
-    return request.data if request.json is None else _encode_json(request.json).encode()
+def _normalized(endpoint: str) -> str:
+    prepared = requests.PreparedRequest()
+    try:
+        prepared.prepare_url(endpoint.rstrip("/"), None)
+    except (requests.RequestException, ValueError):
+        raise ConfigurationError("camber.endpoint is no URL that can be called") from None
+    return str(prepared.url).rstrip("/")
 
 
-def _check_length(body: bytearray) -> None:
-    if len(body) > MAX_ANSWER_BYTES:
-        raise Unanswered("the answer is too long")
+def _proxies(endpoint: str) -> Mapping[str, str]:
+    """What the environment names for this endpoint; a proxy has no way to this machine's own addresses."""
+    host = urlsplit(endpoint).hostname or ""
+    with requests.Session() as session:
+        proxies: Mapping[str, str] = session.merge_environment_settings(endpoint, {}, None, None, None)["proxies"]
+    return {} if _is_loopback(host) else proxies
 
 
-def _trusted(verify: bool | str) -> ssl.SSLContext:
-    """The certificates that requests would trust."""
-    place = certifi.where() if verify is True else str(verify)
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _trusted() -> ssl.SSLContext:
+    named = ((name, value) for name in _BUNDLES if (value := os.environ.get(name)))
+    name, place = next(named, ("certifi", certifi.where()))
+    context = create_urllib3_context()
     folder = Path(place).is_dir()
-    return ssl.create_default_context(cafile=None if folder else place, capath=place if folder else None)
+    try:
+        context.load_verify_locations(cafile=None if folder else place, capath=place if folder else None)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise BackendUnavailable(f"no certificates can be read from {place}, which {name} names: {reason}") from None
+    return context
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(patience: Patience | None = None) -> Iterator[None]:
     try:
         yield
-    except requests.RequestException as error:
-        raise _of_requests(error) from error
-    except OSError as error:
-        raise Unanswered("the connection broke") from error
+    except _FAULTS as error:
+        sent = patience is None or patience.sent
+        raise Unanswered(_words(error, sent=sent), never_sent=not sent) from error
 
 
-def _of_requests(error: requests.RequestException) -> Unanswered:
-    cause = error.args[0] if error.args else None
-    reason = cause.reason if isinstance(cause, MaxRetryError) else cause
-    if isinstance(error, requests.exceptions.ProxyError):  # Once past the proxy, an error is of another kind.
-        return Unanswered("no way through the proxy", never_sent=True)
-    if isinstance(error, requests.ConnectTimeout):
-        return Unanswered("no connection in time", never_sent=True)
-    if isinstance(error, requests.Timeout):
-        return Unanswered("no answer in time")
-    if isinstance(reason, NameResolutionError):
-        return Unanswered("its name does not resolve", never_sent=True)
-    if isinstance(reason, NewConnectionError):
-        return Unanswered("no connection", never_sent=True)
-    if isinstance(error, requests.exceptions.SSLError):
-        # The certificate is seen before anything is sent.
-        untrusted = any(isinstance(part, ssl.SSLCertVerificationError) for part in getattr(reason, "args", ()))
-        never_sent = untrusted and isinstance(cause, MaxRetryError)
-        return Unanswered("its certificate is not trusted" if untrusted else "a TLS fault", never_sent=never_sent)
-    if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-        return Unanswered("the connection broke")
-    return Unanswered(type(error).__name__)
+def _words(error: BaseException, *, sent: bool) -> str:
+    """What happened, found among all that the error wraps."""
+    wrapped = list(_unwrapped(error, set()))
+    return next(
+        (words for kinds, words in _WORDS if any(isinstance(part, kinds) for part in wrapped)), "the connection broke"
+    ).format(what="answer" if sent else "connection")
 
 
-class _Adapter(HTTPAdapter):
-    """One pool for the one endpoint; bodies go in larger blocks than http.client's 16 KiB."""
+_WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
+    ((urllib3.ProxyError,), "no way through the proxy"),
+    ((urllib3.NameResolutionError,), "its name does not resolve"),
+    ((urllib3.ConnectTimeoutError, urllib3.ReadTimeoutError, TimeoutError), "no {what} in time"),
+    ((urllib3.NewConnectionError,), "no connection"),
+    ((ssl.SSLCertVerificationError,), "its certificate is not trusted"),
+    ((urllib3.SSLError, ssl.SSLError), "a TLS fault"),
+    ((urllib3.DecodeError,), "the answer cannot be decoded"),
+    ((ConnectionError, urllib3.IncompleteRead), "the connection broke"),
+    (
+        (http.client.HTTPException, urllib3.InvalidHeader, urllib3.InvalidChunkLength, ValueError),
+        "the answer is no HTTP",
+    ),
+)
 
-    _pool: ConnectionPool | None = None
 
-    def init_poolmanager(self, *args: Any, **pool_arguments: Any) -> None:
-        super().init_poolmanager(*args, **pool_arguments, blocksize=_BLOCK_BYTES)
-
-    def get_connection_with_tls_context(self, *args: Any, **arguments: Any) -> ConnectionPool:
-        if self._pool is None:
-            self._pool = super().get_connection_with_tls_context(*args, **arguments)
-        return self._pool
+def _unwrapped(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
+    if id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    inner: tuple[Any, ...] = (*error.args, getattr(error, "reason", None), error.__cause__, error.__context__)
+    for part in inner:
+        if isinstance(part, BaseException):
+            yield from _unwrapped(part, seen)

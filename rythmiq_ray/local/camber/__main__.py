@@ -10,8 +10,6 @@ import signal
 import sys
 from pathlib import Path
 
-import uvloop
-
 from rythmiq_ray.local.camber.emulator import Emulator
 from rythmiq_ray.local.camber.faults import Faults
 from rythmiq_ray.local.camber.settings import Range, Settings
@@ -32,7 +30,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
-        uvloop.run(_serve(emulator))
+        asyncio.run(_serve(emulator))
     except OSError as error:
         sys.stderr.write(f"the emulator cannot start: {error}\n")
         return 1

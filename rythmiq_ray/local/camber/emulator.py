@@ -107,7 +107,6 @@ class Emulator:
 
         def serve() -> None:
             try:
-                # Not on uvloop: of its loops only one in a process can start processes at a time.
                 asyncio.run(self.serve(listening.set))
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
                 errors.append(error)

@@ -149,7 +149,7 @@ class Processes:
         job = run.job
         self._ledger.start(job)
         try:
-            if "\0" in job.request.command:  # uvloop would end the command there
+            if "\0" in job.request.command:
                 raise ValueError("it holds a NUL")
             with self.log(job).open("wb") as log:
                 run.process = await asyncio.create_subprocess_exec(

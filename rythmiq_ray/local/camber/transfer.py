@@ -110,7 +110,6 @@ async def _stream(
     await response.prepare(request)
     if cut:
         end = start + (end - start) // 2
-    # In pieces, because uvloop has no sendfile.
     while start < end and (piece := os.pread(file, min(_PIECE, end - start), start)):
         await response.write(piece)
         start += len(piece)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -20,7 +20,6 @@ from benchmarks.measure import Bench, Row
 from benchmarks.peers.rythmiq_worker import drain
 from benchmarks.world import World
 from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.fibers import Fibers
 
 PAGE = 100
 SWEEPS = 5
@@ -54,8 +53,7 @@ def measure(bench: Bench) -> Row:
 def _sweeps(world: World, sizes: tuple[int, ...]) -> dict[int, float]:
     """Seconds for one sweep of the list, by how many wait."""
     found: dict[int, float] = {}
-    fibers = Fibers(threads=2)
-    with closing(CamberExecutionBackend(world.config().camber)) as backend:
+    with closing(CamberExecutionBackend(world.config().camber)) as backend, ThreadPoolExecutor(50) as threads:
         body = {"command": "true", "engine_type": "BASE", "node_size": "XXSMALL", "num_nodes": 1, "with_gpu": False}
 
         def create(number: int) -> int:
@@ -65,7 +63,7 @@ def _sweeps(world: World, sizes: tuple[int, ...]) -> dict[int, float]:
         since = datetime.now(UTC)
         for size in sizes:
             for start in range(len(ids), size, 500):
-                ids += fibers.map(create, range(start, min(start + 500, size)))
+                ids += threads.map(create, range(start, min(start + 500, size)))
             times = []
             for _ in range(SWEEPS):
                 begun = time.perf_counter()
@@ -74,7 +72,6 @@ def _sweeps(world: World, sizes: tuple[int, ...]) -> dict[int, float]:
                 if seen != size:
                     raise RuntimeError(f"the sweep found {seen} of {size} jobs")
             found[size] = statistics.median(times)
-    fibers.close()
     return found
 
 

@@ -1,0 +1,256 @@
+"""requests' adapter with deadlines that hold for a whole call, and with connections that try all addresses of a name.
+
+The time-outs of requests and urllib3 are for each read and for each address, so a server that sends a byte now and
+then holds its caller for ever. Here every wait for the other side, whatever it is for, takes from one
+:class:`Patience`.
+"""
+
+from __future__ import annotations
+
+import io
+import selectors
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from rythmiq_ray.clock import now_s
+
+STEP_BYTES: Final = 16 * 1024
+"""A stream must get on by as much within each time-out: about 500 bytes a second where that is 30 s."""
+KEEP_S: Final = 15.0
+"""An idle connection is used again within this time: servers and what stands before them close it at some later one."""
+_BLOCK_BYTES: Final = 256 * 1024
+_STAGGER_S: Final = 0.25
+"""As RFC 8305 has it: the next address of a name is tried this long after the one before."""
+
+Address = tuple[Any, ...]
+"""As ``socket.getaddrinfo`` gives it."""
+
+
+class Patience:
+    """How much longer a call may wait for the other side, in seconds. It belongs to the thread that makes the call.
+
+    A small call has one amount for all of it. A stream's is made up again with every :data:`STEP_BYTES` that pass;
+    what its reader or its source takes between two of them is not counted.
+    """
+
+    def __init__(self, seconds: float, *, streams: bool = False) -> None:
+        self._whole_s = self._left_s = seconds
+        self._streams = streams
+        self._passed = 0
+        self.sent = False
+        """Whether a byte of the request has left, so that the server may know of it."""
+
+    def stream(self, streams: bool) -> None:
+        """From here on what passes is a stream, or is none any more; the time begins anew."""
+        self._left_s, self._passed, self._streams = self._whole_s, 0, streams
+
+    @property
+    def streams(self) -> bool:
+        return self._streams
+
+    @property
+    def left_s(self) -> float:
+        """Raises TimeoutError where nothing is left."""
+        if self._left_s <= 0:
+            raise TimeoutError("the time is over")
+        return self._left_s
+
+    def spend(self, action: Callable[[], Any]) -> Any:
+        """Carries out what waits for the other side, and takes its time off."""
+        began = now_s()
+        try:
+            return action()
+        finally:
+            self._left_s -= now_s() - began
+
+    def transfer(self, sock: socket.socket, move: Callable[[Any], int | None], data: Any) -> int:
+        """Sends or receives; ``move`` returns how many bytes passed, None = all of ``data``."""
+        sock.settimeout(self.left_s)
+        moved = self.spend(lambda: move(data))
+        count = len(data) if moved is None else moved
+        self._passed += count
+        if self._streams and self._passed >= STEP_BYTES:
+            self.stream(True)
+        return int(count)
+
+
+class _Current(threading.local):
+    patience: Patience
+
+
+current: Final = _Current()
+"""Of the call that a thread makes; urllib3 has no way to hand it to a connection."""
+
+
+class Adapter(HTTPAdapter):
+    """To be mounted in a session; :data:`current` has the patience of each call that goes over it."""
+
+    def __init__(self, tls: ssl.SSLContext | None, *, connections: int) -> None:
+        """``connections``: how many idle ones are kept; ``tls``: what is trusted, read once for all of them."""
+        self._settings: dict[str, Any] = {"blocksize": _BLOCK_BYTES}
+        if tls is not None:
+            self._settings["ssl_context"] = tls
+        super().__init__(pool_connections=1, pool_maxsize=connections)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
+        super().init_poolmanager(connections, maxsize, block, **kwargs, **self._settings)
+        self.poolmanager.pool_classes_by_scheme = dict(_POOLS)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs, **self._settings)
+        if not proxy.lower().startswith("socks"):
+            manager.pool_classes_by_scheme = dict(_POOLS)
+        return manager
+
+    def cert_verify(self, *_: Any) -> None:
+        """Not by requests, which reads the bundle again for each connection: the context has it."""
+
+
+class _Waited(io.RawIOBase):
+    """What comes in over a socket."""
+
+    def __init__(self, sock: socket.socket, patience: Patience) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._patience = patience
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._patience.transfer(self._sock, self._raw.readinto, buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        patience = current.patience
+        if patience.streams:  # That was the request's body; the answer is none.
+            patience.stream(False)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Waited(sock, patience), _BLOCK_BYTES)
+
+
+class _Waits(HTTPConnection):
+    """How a connection is made, written to and read from; for both kinds of it."""
+
+    response_class = _Response
+    _used_at = 0.0
+
+    def connect(self) -> None:
+        patience = current.patience
+        self._used_at = now_s()
+        try:
+            patience.spend(super().connect)
+        finally:
+            patience.sent = False  # What a proxy was told is not the request.
+
+    def _new_conn(self) -> socket.socket:
+        until = now_s() + min(current.patience.left_s, float(self.timeout or 0.0))
+        try:
+            addresses = _resolved(self._dns_host, self.port, until)
+            sock = _connected(addresses, self.socket_options or (), until)
+            sock.settimeout(max(0.001, until - now_s()))  # for a proxy's answer and the TLS handshake
+        except (socket.gaierror, UnicodeError) as error:
+            raise NameResolutionError(self.host, self, error) from error  # type: ignore[arg-type]
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, "no connection in time") from error
+        except OSError as error:
+            raise NewConnectionError(self, "no connection") from error
+        return sock
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        patience = current.patience
+        view = memoryview(data)
+        for start in range(0, len(view), STEP_BYTES):
+            patience.sent = True
+            patience.transfer(self.sock, self.sock.sendall, view[start : start + STEP_BYTES])
+        self._used_at = now_s()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it may be used again."""
+        return now_s() - self._used_at < KEEP_S and super().is_connected
+
+
+class _TlsWaits(_Waits, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Waits
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsWaits
+
+
+_POOLS: Final = {"http": _Pool, "https": _TlsPool}
+
+
+def _resolved(host: str, port: int, until: float) -> list[Address]:
+    """The addresses of a name. A resolver that hangs cannot be interrupted, so a thread waits for it."""
+    found: SimpleQueue[list[Address] | Exception] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.put(error)
+
+    threading.Thread(target=ask, name="resolve", daemon=True).start()
+    try:
+        answer = found.get(timeout=max(0.0, until - now_s()))
+    except Empty:
+        raise TimeoutError("the resolver does not answer") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _connected(addresses: Sequence[Address], options: Sequence[Any], until: float) -> socket.socket:
+    """A connection to the first of these addresses that answers; one that is dead does not keep the others waiting."""
+    todo = list(addresses)
+    failure: OSError = TimeoutError("no address answers")
+    with ExitStack() as stack, selectors.DefaultSelector() as selector:
+        while todo or selector.get_map():
+            if todo:
+                family, kind, protocol, _, place = todo.pop(0)
+                try:
+                    sock = stack.enter_context(socket.socket(family, kind, protocol))
+                    sock.setblocking(False)
+                    for option in options:
+                        sock.setsockopt(*option)
+                    sock.connect_ex(place)
+                    selector.register(sock, selectors.EVENT_WRITE)
+                except OSError as error:  # a family that this machine has not
+                    failure = error
+                    continue
+            left_s = until - now_s()
+            if left_s <= 0:
+                raise TimeoutError("no address answers")
+            for key, _ in selector.select(min(left_s, _STAGGER_S) if todo else left_s):
+                sock = key.fileobj  # type: ignore[assignment]
+                selector.unregister(sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not code:
+                    return socket.socket(fileno=sock.detach())  # The stack closes all that it has.
+                failure = OSError(code, "no connection")
+    raise failure
