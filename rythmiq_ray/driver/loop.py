@@ -102,7 +102,7 @@ class Loop:
         self._limit = InFlightLimit(config.camber.max_in_flight, slack_s=SLACK_SWEEPS * config.driver.poll_interval_s)
         self._lease = Lease(queue, config.driver.lease_s, clock=clock)
         self._sweeps = Sweeps(config.driver.poll_interval_s, send=watcher.sweep)
-        self._outbox = Outbox(config.driver.batch_size)
+        self._outbox = Outbox(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
         self._outages = Outages(config.outage, probe=watcher.probe, over=self.flights.outage_over)
         self._janitor = Janitor(config.driver, queue, send=cluster.enqueue, cleaned=self._outbox.cleaned)
         self._claim_at = 0.0
@@ -288,6 +288,7 @@ class Loop:
             return
         limit = min(self._config.driver.batch_size, room)
         jobs = self._queue.claim(limit)
+        self._report_refusals()
         self._metrics.claimed(len(jobs))
         for job in jobs:
             flight = self.flights.begin(job, now)
@@ -300,6 +301,12 @@ class Loop:
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
 
+    def _report_refusals(self) -> None:
+        for refusal in self._queue.refusals():
+            self.any_failed = self.any_failed or refusal.ended
+            done = "Job failed" if refusal.ended else "Job left alone"
+            log.error(done, jobId=refusal.job_id, error=ErrorCode.INVALID_JOB, message=refusal.message)
+
     def _claim_room(self) -> int:
         """How many jobs may be claimed: no more than may be in flight, nor than is soon sent."""
         if self._outages.any:
@@ -311,6 +318,7 @@ class Loop:
         if now < self._adopt_at:
             return
         adopted = self._queue.adopt(self._config.driver.batch_size)
+        self._report_refusals()
         for orphan in adopted:
             self.flights.take_over(orphan.job, orphan.orphaned_s, now)
         if adopted:
@@ -337,6 +345,9 @@ class Loop:
             flight = self.flights.get(ending.job_id, ending.attempt)
             if flight is not None:
                 self.flights.remove(flight)
+            if isinstance(ending, Progress):
+                log.warning("Another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
+                continue
             if not ours:
                 self._metrics.outcome_dropped()
                 log.warning("Outcome dropped, another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
@@ -541,8 +552,8 @@ class Loop:
             times.append(self._database_retry_at)
         else:
             times.append(self._lease.renew_at)
-            if len(self._outbox):
-                times.append(now)
+            if self._outbox.due_at is not None:
+                times.append(self._outbox.due_at)
             if leased:
                 times.append(self._adopt_at)
                 if self.flights:
