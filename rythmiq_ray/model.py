@@ -195,6 +195,12 @@ class Job:
     """Attempts that do not count against ``max_attempts``, because they never ran."""
     collect_until: datetime | None = None
     """Up to this Camber keeps what the last attempt left and the store refused; the next claim collects it."""
+    submitted_at: datetime | None = None
+    """When this attempt's remote job was first known; then when it was first seen to run, and to have ended."""
+    running_at: datetime | None = None
+    ended_at: datetime | None = None
+    waits_for: str | None = None
+    """Why a running attempt does not get on, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

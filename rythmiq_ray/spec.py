@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from operator import attrgetter, is_
@@ -86,6 +86,26 @@ def parse(data: Mapping[str, Any]) -> NewJob:
     if faults:
         raise InvalidJob(faults)
     return job
+
+
+def read_spec(data: object) -> tuple[JobSpec, list[str]]:
+    """What can be read of a stored spec, and all its faults but those against the catalog.
+
+    A field with a fault has its default in the spec, so that what shows it need not check it again.
+    """
+    if not isinstance(data, Mapping):
+        return JobSpec(command=""), [f"spec: must be an object, not {_kind(data)}"]
+    job, unknown = _read({key: value for key, value in data.items() if key in _SPEC_KEYS})
+    names = tuple(sorted(_SPEC_KEYS))
+    unknown.extend(
+        f"{_quote(key)}: is not a field of a spec{_nearest(str(key)[:80], names)}" for key in data.keys() - _SPEC_KEYS
+    )
+    faults = _faults_of_values(job)
+    if not faults:
+        return job.spec, unknown
+    odd = {name for name in _SPEC_KEYS if any(re.match(rf"{name}\b", fault) for fault in faults)}
+    plain = JobSpec(command="")
+    return replace(job.spec, **{name: getattr(plain, name) for name in odd}), unknown + faults
 
 
 def parse_lines(lines: Iterable[str | bytes], catalog: CamberCatalog) -> list[NewJob]:

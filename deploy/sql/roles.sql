@@ -33,11 +33,12 @@ GRANT USAGE ON SCHEMA rythmiq TO rythmiq_worker, rythmiq_enqueue, rythmiq_reader
 -- A driver. It changes how a job stands, never what it is: not its spec, its user, its queue or its priority.
 GRANT SELECT ON rythmiq.jobs, rythmiq.attempts, rythmiq.drivers TO rythmiq_worker;
 GRANT UPDATE (state, phase, attempt, next_visible_at, driver_id, remote_id, remote_status, remote_path, exit_code,
-              error_code, error_message, retryable, artifact_uri, cost_credits, updated_at, started_at, finished_at)
+              error_code, error_message, retryable, artifact_uri, cost_credits, updated_at, started_at, finished_at,
+              warnings, free_attempts, collect_until, submitted_at, running_at, ended_at, waits_for)
     ON rythmiq.jobs TO rythmiq_worker;
 GRANT INSERT ON rythmiq.attempts, rythmiq.artifacts, rythmiq.drivers TO rythmiq_worker;
 GRANT UPDATE (driver_id, remote_id, remote_status, state, exit_code, error_code, error_message, retryable, artifact_uri,
-              cost_credits, finished_at, cleaned_at)
+              cost_credits, finished_at, cleaned_at, warnings, keep_until, free, submitted_at, running_at, ended_at)
     ON rythmiq.attempts TO rythmiq_worker;
 GRANT UPDATE (heartbeat_at, lease_expires_at, stopped_at) ON rythmiq.drivers TO rythmiq_worker;
 

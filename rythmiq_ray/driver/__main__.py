@@ -21,7 +21,7 @@ from rythmiq_ray.driver.vitals import Vitals
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import RULES, ConfigurationError, RythmiqError
 from rythmiq_ray.layers import Loaded, load
-from rythmiq_ray.queue import Queue
+from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
 from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
@@ -125,16 +125,18 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
     executor = build_executor(settings, api_key, on_call=on_call)
     wakeup = Wakeup()
 
-    def connect() -> Queue:
-        return Queue(
-            config.database.url,
-            queues=config.driver.queues,
-            lease_s=config.driver.lease_s,
-            connect_timeout_s=config.database.connect_timeout_s,
-            statement_timeout_s=config.database.statement_timeout_s,
-        )
-
-    queue, heartbeat = connect(), connect()
+    queue = Queue(
+        config.database.url,
+        queues=config.driver.queues,
+        lease_s=config.driver.lease_s,
+        connect_timeout_s=config.database.connect_timeout_s,
+        statement_timeout_s=config.database.statement_timeout_s,
+    )
+    heartbeat = Heartbeat(
+        config.database.url,
+        lease_s=config.driver.lease_s,
+        connect_timeout_s=config.database.connect_timeout_s,
+    )
     poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
     cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key, on_call=on_call)
     loop = Loop(config, queue, heartbeat, cluster, poller, wakeup, metrics=metrics)

@@ -113,7 +113,7 @@ class Loop:
             probes={Place.DRIVER: poller.probe, Place.NODE: cluster.probe},
             over=self.attempts.outage_over,
         )
-        self._outbox = Outbox(config.driver.batch_size)
+        self._outbox = Outbox(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
         self._strays: set[int] = set()
         self._claim_at = 0.0
@@ -264,6 +264,7 @@ class Loop:
             return
         limit = min(self._config.driver.batch_size, room)
         jobs = self._queue.claim(limit)
+        self._report_refusals()
         self._metrics.claimed(len(jobs))
         for job in jobs:
             with self._concerning(job):
@@ -277,6 +278,12 @@ class Loop:
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
 
+    def _report_refusals(self) -> None:
+        for refusal in self._queue.refusals():
+            self.any_failed = self.any_failed or refusal.ended
+            done = "Job failed" if refusal.ended else "Job left alone"
+            log.error(done, jobId=refusal.job_id, error=ErrorCode.INVALID_JOB, message=refusal.message)
+
     def _claim_room(self) -> int:
         """How many jobs may be claimed: no more than may be in flight, nor than is soon sent."""
         if self.outages.any:
@@ -288,6 +295,7 @@ class Loop:
         if now < self._adopt_at:
             return
         adopted = self._queue.adopt(self._config.driver.batch_size)
+        self._report_refusals()
         for orphan in adopted:
             with self._concerning(orphan.job):
                 self.attempts.take_over(orphan, now)
@@ -313,6 +321,11 @@ class Loop:
     def _write_outcomes(self, _now: float) -> None:
         for ending, ours in self._outbox.flush(self._queue):
             attempt = self.attempts.get(ending.job_id, ending.attempt)
+            if isinstance(ending, Progress):
+                log.warning("Another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
+                if attempt is not None:
+                    self.attempts.remove(attempt)
+                continue
             if not ours:
                 if attempt is not None:
                     self.attempts.remove(attempt)
@@ -575,7 +588,9 @@ class Loop:
         if self.database_error is not None:
             times.append(self._database_retry_at)
         else:
-            if len(self._outbox) or self.lease.lost:
+            if self._outbox.due_at is not None:
+                times.append(self._outbox.due_at)
+            if self.lease.lost:
                 times.append(now)
             if held:
                 times.append(self._adopt_at)

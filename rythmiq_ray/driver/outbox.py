@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeVar
 from uuid import UUID
 
-import psycopg2
-
-from rythmiq_ray.errors import ErrorCode
-from rythmiq_ray.model import ErrorInfo, Job, JobState
+from rythmiq_ray.clock import now_s
+from rythmiq_ray.model import Job
 from rythmiq_ray.queue import Ending, Progress, Queue
 
 Attempt = tuple[UUID, int]
-
-_REFUSED: Final = "Postgres refused to store how this attempt ended"
+_Item = TypeVar("_Item")
 
 
 class Outbox:
-    """Progress and endings of attempts. A later one about the same attempt replaces an earlier one."""
+    """Progress and endings of attempts. A later one about the same attempt replaces an earlier one.
 
-    def __init__(self, batch_size: int) -> None:
+    What another session holds in Postgres is kept, and tried again after ``retry_s``, so that it neither holds up the
+    others nor is asked for all the time.
+    """
+
+    def __init__(self, batch_size: int, *, retry_s: float = 1.0, clock: Callable[[], float] = now_s) -> None:
         self._batch_size = batch_size
+        self._retry_s = retry_s
+        self._clock = clock
         self._steps: dict[Attempt, Progress] = {}
         self._endings: dict[Attempt, Ending] = {}
         self._cleaned: dict[Attempt, None] = {}
+        self._held: dict[Attempt, float] = {}
+        """Attempts whose rows another session holds, and when they are tried again."""
 
     def __len__(self) -> int:
         return len(self._steps) + len(self._endings) + len(self._cleaned)
@@ -33,6 +37,12 @@ class Outbox:
     @property
     def endings(self) -> int:
         return len(self._endings)
+
+    @property
+    def due_at(self) -> float | None:
+        """When there is something to write, by the clock; None while there is nothing."""
+        keys = self._steps.keys() | self._endings.keys() | self._cleaned.keys()
+        return min((self._held.get(key, 0.0) for key in keys), default=None)
 
     def progress(self, step: Progress) -> None:
         self._steps[step.job_id, step.attempt] = step
@@ -45,50 +55,36 @@ class Outbox:
     def cleaned(self, job: Job) -> None:
         self._cleaned[job.job_id, job.attempt] = None
 
-    def flush(self, queue: Queue) -> Iterator[tuple[Ending, bool]]:
-        """Writes everything, in batches; gives each ending once it is written, with whether the job was still ours.
+    def flush(self, queue: Queue) -> Iterator[tuple[Ending | Progress, bool]]:
+        """Writes everything, in batches; gives each that was written, with whether the job was still ours.
 
-        Raises DatabaseUnavailable with what was not written kept.
+        A step that was written without a word more to say of it is not given: of steps only those that are no longer
+        ours. Raises DatabaseUnavailable with what was not written kept.
         """
-        while self._endings:
-            batch = list(islice(self._endings.values(), self._batch_size))
-            ours = self._finish(queue, batch)
-            for ending in batch:
-                del self._endings[ending.job_id, ending.attempt]
-                yield ending, ending.job_id in ours
-        while self._steps:
-            steps = list(islice(self._steps.values(), self._batch_size))
-            queue.advance(steps)
-            for step in steps:
-                del self._steps[step.job_id, step.attempt]
-        while self._cleaned:
-            cleaned = list(islice(self._cleaned, self._batch_size))
-            queue.cleaned(cleaned)
-            for key in cleaned:
+        for endings in self._batches(self._endings):
+            written = queue.finish(endings.values())
+            for key in self._done(endings, {key for key in endings if key[0] in written.locked}):
+                yield self._endings.pop(key), key[0] in written.ours
+        for steps in self._batches(self._steps):
+            written = queue.advance(steps.values())
+            for key in self._done(steps, {key for key in steps if key[0] in written.locked}):
+                step = self._steps.pop(key)
+                if key[0] not in written.ours:
+                    yield step, False
+        for cleaned in self._batches(self._cleaned):
+            for key in self._done(cleaned, queue.cleaned(cleaned)):
                 del self._cleaned[key]
 
-    def _finish(self, queue: Queue, batch: Iterable[Ending]) -> set[UUID]:
-        batch = list(batch)
-        try:
-            return queue.finish(batch)
-        except psycopg2.Error:
-            # One row that Postgres will not take must not hold up the others, nor come back for ever.
-            ours: set[UUID] = set()
-            for ending in batch:
-                try:
-                    ours |= queue.finish([ending])
-                except psycopg2.Error as error:
-                    ours |= queue.finish([_refused(ending, error)])
-            return ours
+    def _batches(self, waiting: Mapping[Attempt, _Item]) -> Iterator[dict[Attempt, _Item]]:
+        now = self._clock()
+        due = [key for key in waiting if self._held.get(key, 0.0) <= now]
+        for at in range(0, len(due), self._batch_size):
+            yield {key: waiting[key] for key in due[at : at + self._batch_size]}
 
-
-def _refused(ending: Ending, error: psycopg2.Error) -> Ending:
-    return Ending(
-        job_id=ending.job_id,
-        attempt=ending.attempt,
-        state=JobState.FAILED,
-        error=ErrorInfo(code=ErrorCode.INTERNAL, message=f"{_REFUSED}: SQLSTATE {error.pgcode}"),
-        retryable=False,
-        remote_id=ending.remote_id,
-        remote_status=ending.remote_status,
-    )
+    def _done(self, batch: Mapping[Attempt, object], locked: Collection[Attempt]) -> list[Attempt]:
+        """The attempts of a batch that are settled; the others are held back for a while."""
+        for key in batch:
+            self._held.pop(key, None)
+        retry_at = self._clock() + self._retry_s
+        self._held.update(dict.fromkeys(locked, retry_at))
+        return [key for key in batch if key not in locked]

@@ -2,6 +2,19 @@
 
 from rythmiq_ray.queue.connection import connect
 from rythmiq_ray.queue.producer import enqueue, enqueue_many, insert
-from rythmiq_ray.queue.queue import Adopted, Ending, Progress, Queue
+from rythmiq_ray.queue.queue import Adopted, Ending, Progress, Queue, Refusal, Written
+from rythmiq_ray.queue.session import Heartbeat
 
-__all__ = ["Adopted", "Ending", "Progress", "Queue", "connect", "enqueue", "enqueue_many", "insert"]
+__all__ = [
+    "Adopted",
+    "Ending",
+    "Heartbeat",
+    "Progress",
+    "Queue",
+    "Refusal",
+    "Written",
+    "connect",
+    "enqueue",
+    "enqueue_many",
+    "insert",
+]

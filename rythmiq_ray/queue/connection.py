@@ -1,43 +1,76 @@
-"""One connection to Postgres, and its errors as ours."""
+"""One connection to Postgres: how it is opened, how its rows are read, and its errors as ours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
 
 import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
 from rythmiq_ray.errors import DatabaseUnavailable
+from rythmiq_ray.queue.address import check_address
 from rythmiq_ray.secret import Secret
 
 psycopg2.extras.register_uuid()  # type: ignore[no-untyped-call]
 
+EARLIEST: Final = datetime(2, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(9998, 12, 31, tzinfo=UTC)
+"""Stand for dates beyond them, which Postgres has and Python has not; a day's distance from Python's own bounds is room
+for time zones."""
+
+CONFLICT_TRIES: Final = 5
+_CONFLICT_PAUSE_S: Final = 0.05
+_T = TypeVar("_T")
+
+
+class Conflict(DatabaseUnavailable):
+    """Another session was in the way: a deadlock or a serialization failure.
+
+    The transaction was rolled back and may be repeated; the connection is as good as before.
+    """
+
 
 def connect(
-    dsn: Secret, *, connect_timeout_s: float = 10.0, statement_timeout_s: float = 30.0
+    dsn: Secret,
+    *,
+    connect_timeout_s: float = 10.0,
+    statement_timeout_s: float = 30.0,
+    lock_timeout_s: float = 0.0,
+    silence_s: float = 30.0,
 ) -> psycopg2.extensions.connection:
-    """Opens a connection that notices a dead server within some 30 s; raises DatabaseUnavailable.
+    """Opens a connection; raises ConfigurationError for an address that cannot be read, and DatabaseUnavailable.
 
-    ``statement_timeout_s`` 0 means none.
+    A server that says nothing for ``silence_s`` counts as dead. A time-out of 0 means none.
     """
+    check_address(dsn)
     try:
         connection = psycopg2.connect(
             dsn.reveal(),
             connect_timeout=max(2, round(connect_timeout_s)),
             application_name="rythmiq-ray",
+            # Neither the role nor PGCLIENTENCODING may say otherwise: commands and names are any text.
+            client_encoding="UTF8",
             keepalives=1,
-            keepalives_idle=10,
-            keepalives_interval=5,
+            keepalives_idle=max(1, round(silence_s / 3)),
+            keepalives_interval=max(1, round(silence_s / 6)),
             keepalives_count=3,
-            tcp_user_timeout=30_000,
+            tcp_user_timeout=round(silence_s * 1000),
         )
     except psycopg2.Error as error:
         raise DatabaseUnavailable(f"Postgres cannot be reached{where(dsn)}: {explain(error)}") from None
     with translated(), connection.cursor() as cursor:
-        cursor.execute("SET statement_timeout = %s", (round(statement_timeout_s * 1000),))
+        # A role may have another default, under which a row that changed meanwhile is an error instead of read again.
+        cursor.execute(
+            "SET statement_timeout = %s; SET lock_timeout = %s; SET default_transaction_isolation = 'read committed'",
+            (round(statement_timeout_s * 1000), round(lock_timeout_s * 1000)),
+        )
         connection.commit()
     return connection
 
@@ -59,31 +92,129 @@ def explain(error: psycopg2.Error) -> str:
     return text or type(error).__name__
 
 
+# --------------------------------------------------------------------------------------------------------- errors
+
+_READ_ONLY: Final = "25006"
+_CONFLICTS: Final = "40"
+"""Deadlock, serialization failure."""
+_OUTAGES: Final = ("08", "53", "57", "58", "28", "3D", "25P03", "25P04", "55P03")
+"""Connection, resources, an operator's or a time-out's end, the system below, the login, a database that is not there,
+the wait for a lock."""
+_NO_SCHEMA: Final = ("3F", "42P01")
+_OTHER_SCHEMA: Final = ("42703", "42883", "42704")
+_NO_RIGHT: Final = "42501"
+
+
+def as_ours(error: psycopg2.Error) -> DatabaseUnavailable | None:
+    """What an error of Postgres means, by its SQLSTATE; None for a fault of the statement or of a row in it."""
+    state, said = error.pgcode or "", explain(error)
+    if not state:
+        # A server that was lost in the middle of a call has no SQLSTATE and gives these, the last as the bare class.
+        lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+        lost = lost or type(error) is psycopg2.DatabaseError
+        return DatabaseUnavailable(f"Postgres does not answer: {said}") if lost else None
+    if state == _READ_ONLY:
+        return DatabaseUnavailable(f"Postgres is read-only, as while it fails over to another server: {said}")
+    if state.startswith(_CONFLICTS):
+        return Conflict(f"Another session is in the way, try again: {said}")
+    if state.startswith(_OUTAGES):
+        return DatabaseUnavailable(f"Postgres does not answer: {said}")
+    if state.startswith(_NO_SCHEMA):
+        return DatabaseUnavailable(f"The schema rythmiq is missing ({said}): run `rythmiq migrate`")
+    if state in _OTHER_SCHEMA:
+        return DatabaseUnavailable(f"The schema rythmiq does not fit this program ({said}): run `rythmiq migrate`")
+    if state == _NO_RIGHT:
+        return DatabaseUnavailable(f"The database role may not do this: {said}")
+    return None
+
+
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns the loss of the server into DatabaseUnavailable; faults of our own SQL stay what they are."""
+    """Turns what concerns the server into DatabaseUnavailable or Conflict; a row's own fault stays what it is."""
     try:
         yield
-    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-        raise DatabaseUnavailable(f"Postgres does not answer: {explain(error)}") from None
-    except psycopg2.errors.UndefinedTable as error:
-        raise DatabaseUnavailable(f"The schema rythmiq is missing ({explain(error)}): run `rythmiq migrate`") from None
-    except psycopg2.errors.InsufficientPrivilege as error:
-        raise DatabaseUnavailable(f"The database role may not do this: {explain(error)}") from None
-    except psycopg2.DatabaseError as error:
-        # A server that crashed in the middle of a call gives the bare class; faults of SQL have classes of their own.
-        if type(error) is not psycopg2.DatabaseError:
+    except psycopg2.Error as error:
+        ours = as_ours(error)
+        if ours is None:
             raise
-        raise DatabaseUnavailable(f"Postgres does not answer: {explain(error)}") from None
+        raise ours from None
 
+
+def repeated(connection: psycopg2.extensions.connection, work: Callable[[], _T]) -> _T:
+    """Runs ``work`` in a transaction, and again after a conflict where the transaction is ours to repeat.
+
+    It is ours where none was open before; with autocommit it is also committed here, so that all of ``work`` happens
+    or nothing. In a transaction of the caller's, a conflict is raised.
+    """
+    with translated():
+        idle = connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
+    if not idle:
+        return work()
+    for left in reversed(range(CONFLICT_TRIES)):
+        try:
+            with _transaction(connection):
+                return work()
+        except Conflict:
+            if not left:
+                raise
+            time.sleep(_CONFLICT_PAUSE_S * (1 + random.random()))  # noqa: S311 - so that two do not meet again
+    raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def _transaction(connection: psycopg2.extensions.connection) -> Iterator[None]:
+    """With autocommit a transaction of our own; else the one that psycopg2 begins, rolled back where it failed."""
+    if not connection.autocommit:
+        try:
+            yield
+        except Exception:
+            if not connection.closed:
+                connection.rollback()
+            raise
+        return
+    fetch(connection, "BEGIN", {})
+    try:
+        yield
+        fetch(connection, "COMMIT", {})
+    except BaseException:
+        if not connection.closed and connection.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE:
+            fetch(connection, "ROLLBACK", {})
+        raise
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
 
 Row = dict[str, Any]
+_BEFORE_CHRIST: Final = re.compile(r" BC$|^-infinity$")
+
+
+def _as_date(text: str | bytes | None, cursor: psycopg2.extensions.cursor) -> datetime | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        date: datetime = psycopg2.extensions.PYDATETIMETZ(text, cursor)
+        if date.tzinfo is not None and EARLIEST < date < LATEST:
+            return date
+    except (ValueError, OverflowError, psycopg2.Error):
+        pass
+    early = _BEFORE_CHRIST.search(text) is not None or text.startswith("0001")
+    return EARLIEST if early else LATEST
+
+
+_DATE: Final = psycopg2.extensions.new_type((1184,), "RYTHMIQ_TIMESTAMPTZ", _as_date)
+_JSON_TEXT: Final = psycopg2.extensions.new_type((114, 3802), "RYTHMIQ_JSON", lambda text, _cursor: text)
 
 
 def fetch(connection: psycopg2.extensions.connection, sql: str, parameters: dict[str, Any]) -> list[Row]:
-    """Runs one statement and returns its rows as dicts; none where it returns nothing."""
+    """Runs one statement and returns its rows as dicts; none where it returns nothing.
+
+    No value of any row raises here: JSON comes as text, to be decoded row by row, and dates that Python has not as
+    :data:`EARLIEST` or :data:`LATEST`.
+    """
     # The plain class, whatever the connection's own: a RealDictCursor takes twice as long over a batch.
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+        psycopg2.extensions.register_type(_DATE, cursor)
+        psycopg2.extensions.register_type(_JSON_TEXT, cursor)
         cursor.execute(sql, parameters)
         if cursor.description is None:
             return []

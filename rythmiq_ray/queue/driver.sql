@@ -2,6 +2,8 @@
 -- Every write about an attempt is fenced: job_id AND attempt AND driver_id, else it changes nothing. Where rows are given
 -- by their ids, the fence is written so that no index serves it (IS NOT DISTINCT FROM; phase, which only running jobs have):
 -- by stale statistics the planner would else find the few rows by reading all that the driver has.
+-- No statement waits for a row: what another session holds is skipped, and said to be so where the caller must know.
+-- %(only)s is one id where a batch failed by one row and each is taken alone; %(skipped)s are rows set aside by that.
 
 -- name: session
 -- A driver's statements are all made for ordered indexes. By stale statistics, say after the first large enqueue, the
@@ -12,111 +14,295 @@ LISTEN rythmiq
 
 -- name: register
 INSERT INTO rythmiq.drivers (driver_id, hostname, pid, version, started_at, heartbeat_at, lease_expires_at)
-VALUES (%(driver_id)s, %(hostname)s, %(pid)s, %(version)s,
-        coalesce(%(now)s, now()), coalesce(%(now)s, now()), coalesce(%(now)s, now()) + make_interval(secs => %(lease_s)s))
+SELECT %(driver_id)s, %(hostname)s, %(pid)s, %(version)s, at, at, at + make_interval(secs => %(lease_s)s)
+FROM (SELECT coalesce(%(now)s, clock_timestamp()) AS at) AS clock
 
 -- name: renew
--- The heartbeat; no row comes back once the lease is over, because others may have taken the jobs by then.
+-- The heartbeat; no row comes back once the lease is over, because others may have taken the jobs by then. The clock is
+-- read for the row as it is once it is locked: now() would be of before a wait for somebody who ended the lease.
 UPDATE rythmiq.drivers
-SET heartbeat_at = coalesce(%(now)s, now()),
-    lease_expires_at = coalesce(%(now)s, now()) + make_interval(secs => %(lease_s)s)
-WHERE driver_id = %(driver_id)s AND lease_expires_at > coalesce(%(now)s, now())
+SET heartbeat_at = coalesce(%(now)s, clock_timestamp()),
+    lease_expires_at = coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(lease_s)s)
+WHERE driver_id = %(driver_id)s AND stopped_at IS NULL AND lease_expires_at > coalesce(%(now)s, clock_timestamp())
 RETURNING driver_id
 
 -- name: resign
 -- Ends the lease now: whatever this driver still holds may be taken over at once.
 UPDATE rythmiq.drivers
-SET lease_expires_at = least(lease_expires_at, coalesce(%(now)s, now())), stopped_at = coalesce(%(now)s, now())
+SET lease_expires_at = least(lease_expires_at, coalesce(%(now)s, clock_timestamp())),
+    stopped_at = coalesce(stopped_at, %(now)s, clock_timestamp())
 WHERE driver_id = %(driver_id)s
 
 -- name: claim
--- Takes the next jobs and opens their attempts: the path is in the row before anything exists there.
-WITH next AS MATERIALIZED (
-    SELECT job_id
-    FROM rythmiq.jobs
-    WHERE state IN ('QUEUED', 'RETRYING')
-      AND next_visible_at <= coalesce(%(now)s, now())
-      AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
-      AND EXISTS (SELECT FROM rythmiq.drivers
-                  WHERE driver_id = %(driver_id)s AND lease_expires_at > coalesce(%(now)s, now()))
-    ORDER BY priority DESC, next_visible_at, job_id
-    LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
+-- Takes the next jobs and opens their attempts: the path is in the row before anything exists there. A job whose last
+-- attempt is kept gets that one again, to be collected. The driver's own row is locked against whoever would end its
+-- lease meanwhile, and not against its heartbeat.
+WITH me AS MATERIALIZED (
+    SELECT driver_id FROM rythmiq.drivers
+    WHERE driver_id = %(driver_id)s AND stopped_at IS NULL AND lease_expires_at > coalesce(%(now)s, clock_timestamp())
+    FOR KEY SHARE SKIP LOCKED
+), next AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT job_id, attempt, collect_until
+        FROM rythmiq.jobs
+        WHERE state IN ('QUEUED', 'RETRYING')
+          AND next_visible_at <= coalesce(%(now)s, now())
+          AND %(queues)s::text[] IS NULL
+          AND (%(only)s::uuid IS NULL OR job_id = %(only)s)
+          AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
+          AND EXISTS (SELECT FROM me)
+        ORDER BY priority DESC, next_visible_at, job_id
+        LIMIT %(limit)s
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS of_any_queue
+    UNION ALL
+    SELECT * FROM (
+        SELECT first.job_id, first.attempt, first.collect_until
+        FROM (SELECT DISTINCT unnest(%(queues)s::text[]) AS queue) AS served
+        CROSS JOIN LATERAL (
+            SELECT job_id, attempt, collect_until, priority, next_visible_at
+            FROM rythmiq.jobs AS j
+            WHERE j.queue = served.queue AND state IN ('QUEUED', 'RETRYING')
+              AND next_visible_at <= coalesce(%(now)s, now())
+              AND (%(only)s::uuid IS NULL OR job_id = %(only)s)
+              AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
+              AND EXISTS (SELECT FROM me)
+            ORDER BY priority DESC, next_visible_at, job_id
+            LIMIT %(limit)s
+            FOR NO KEY UPDATE SKIP LOCKED
+        ) AS first
+        WHERE %(queues)s::text[] IS NOT NULL
+        ORDER BY first.priority DESC, first.next_visible_at, first.job_id
+        LIMIT %(limit)s
+    ) AS of_these_queues
+), kept AS MATERIALIZED (
+    SELECT a.job_id
+    FROM next JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    WHERE next.collect_until > coalesce(%(now)s, now())
+      AND a.keep_until > coalesce(%(now)s, now()) AND a.cleaned_at IS NULL
+), held AS MATERIALIZED (
+    SELECT a.job_id
+    FROM next JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    WHERE job_id IN (SELECT job_id FROM kept)
+    FOR NO KEY UPDATE OF a SKIP LOCKED
 ), claimed AS (
     UPDATE rythmiq.jobs AS j
-    SET state = 'RUNNING', phase = 'submitting', attempt = j.attempt + 1, driver_id = %(driver_id)s,
-        remote_path = 'rythmiq/' || j.job_id || '/' || (j.attempt + 1), remote_id = NULL, remote_status = NULL,
-        started_at = coalesce(%(now)s, now()), updated_at = coalesce(%(now)s, now())
-    FROM next
-    WHERE j.job_id = next.job_id
+    SET state = 'RUNNING', driver_id = %(driver_id)s, updated_at = coalesce(%(now)s, now()),
+        phase = CASE WHEN again THEN 'collecting' ELSE 'submitting' END,
+        attempt = CASE WHEN again THEN j.attempt ELSE j.attempt + 1 END,
+        remote_path = CASE WHEN again THEN j.remote_path ELSE 'rythmiq/' || j.job_id || '/' || (j.attempt + 1) END,
+        remote_id = CASE WHEN again THEN j.remote_id END,
+        remote_status = CASE WHEN again THEN j.remote_status END,
+        started_at = CASE WHEN again THEN j.started_at ELSE coalesce(%(now)s, now()) END,
+        submitted_at = CASE WHEN again THEN j.submitted_at END,
+        running_at = CASE WHEN again THEN j.running_at END,
+        ended_at = CASE WHEN again THEN j.ended_at END,
+        waits_for = NULL
+    FROM (SELECT job_id, job_id IN (SELECT job_id FROM kept) AS again FROM next) AS n
+    WHERE j.job_id = n.job_id AND (NOT again OR n.job_id IN (SELECT job_id FROM held))
     RETURNING j.*
 ), opened AS (
     INSERT INTO rythmiq.attempts (job_id, attempt, driver_id, remote_path, started_at)
-    SELECT job_id, attempt, driver_id, remote_path, started_at FROM claimed
+    SELECT job_id, attempt, driver_id, remote_path, started_at FROM claimed WHERE phase = 'submitting'
+), opened_again AS (
+    UPDATE rythmiq.attempts AS a
+    SET state = 'RUNNING', finished_at = NULL, driver_id = %(driver_id)s
+    FROM claimed
+    WHERE a.job_id = claimed.job_id AND a.attempt = claimed.attempt AND claimed.phase = 'collecting'
 )
 SELECT * FROM claimed ORDER BY priority DESC, next_visible_at, job_id
+
+-- name: claimable
+-- What a claim would take, to take each alone.
+SELECT job_id
+FROM rythmiq.jobs
+WHERE state IN ('QUEUED', 'RETRYING') AND next_visible_at <= coalesce(%(now)s, now())
+  AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
+  AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
+ORDER BY priority DESC, next_visible_at, job_id
+LIMIT %(limit)s
+
+-- name: refuse
+-- Ends a queued job that cannot be claimed.
+UPDATE rythmiq.jobs
+SET state = 'FAILED', finished_at = coalesce(%(now)s, now()), updated_at = coalesce(%(now)s, now()),
+    error_code = 'invalid_job', error_message = %(message)s, retryable = false
+WHERE job_id = (SELECT job_id FROM rythmiq.jobs
+                WHERE job_id = %(job_id)s AND state IN ('QUEUED', 'RETRYING')
+                FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING job_id, attempt
 
 -- name: adopt
 -- Takes over running jobs that nobody holds: given back, or their driver's lease is over. orphaned_s is
 -- how long ago their former driver may last have acted.
-WITH orphans AS MATERIALIZED (
-    SELECT j.job_id, d.lease_expires_at AS orphaned_at
+-- The former driver's row is locked first. A renewal under way holds it, also while its commit takes long, and is left
+-- alone; else the row is read again as it is now. Its lease is then ended for good: stopped_at stops renewals of this
+-- version. One of 0.1.0 that waits for the lock asks for lease_expires_at > now(), the time when it began, which is
+-- later than the heartbeat before it: so the lease is set back to that heartbeat. stopped_at keeps the lease's true end
+-- for the batches that follow.
+WITH me AS MATERIALIZED (
+    SELECT driver_id FROM rythmiq.drivers
+    WHERE driver_id = %(driver_id)s AND stopped_at IS NULL AND lease_expires_at > coalesce(%(now)s, clock_timestamp())
+    FOR KEY SHARE SKIP LOCKED
+), dead AS MATERIALIZED (
+    SELECT driver_id, coalesce(stopped_at, lease_expires_at) AS orphaned_at
     FROM rythmiq.drivers AS d
-    JOIN rythmiq.jobs AS j ON j.driver_id = d.driver_id
-    WHERE d.lease_expires_at <= coalesce(%(now)s, now()) AND j.state = 'RUNNING'
+    WHERE lease_expires_at <= coalesce(%(now)s, now())
+      AND EXISTS (SELECT FROM me)
+      AND EXISTS (SELECT FROM rythmiq.jobs AS j
+                  WHERE j.driver_id = d.driver_id AND j.state = 'RUNNING'
+                    AND (%(queues)s::text[] IS NULL OR j.queue = ANY(%(queues)s::text[]))
+                    AND (%(only)s::uuid IS NULL OR j.job_id = %(only)s))
+    FOR UPDATE SKIP LOCKED
+), ended AS (
+    UPDATE rythmiq.drivers AS d
+    SET stopped_at = d.lease_expires_at, lease_expires_at = least(d.lease_expires_at, d.heartbeat_at)
+    FROM dead
+    WHERE d.driver_id = dead.driver_id AND d.stopped_at IS NULL
+), orphans AS MATERIALIZED (
+    SELECT j.job_id, dead.orphaned_at
+    FROM dead JOIN rythmiq.jobs AS j ON j.driver_id = dead.driver_id
+    WHERE j.state = 'RUNNING' AND j.phase IN ('submitting', 'waiting', 'collecting')
       AND (%(queues)s::text[] IS NULL OR j.queue = ANY(%(queues)s::text[]))
+      AND (%(only)s::uuid IS NULL OR j.job_id = %(only)s)
+      AND (%(skipped)s::uuid[] IS NULL OR j.job_id <> ALL(%(skipped)s::uuid[]))
     LIMIT %(limit)s
-    FOR UPDATE OF j SKIP LOCKED
+    FOR NO KEY UPDATE OF j SKIP LOCKED
 ), released AS MATERIALIZED (
     SELECT job_id, updated_at AS orphaned_at
     FROM rythmiq.jobs
-    WHERE driver_id IS NULL AND state = 'RUNNING'
+    WHERE driver_id IS NULL AND state = 'RUNNING' AND phase IN ('submitting', 'waiting', 'collecting')
+      AND EXISTS (SELECT FROM me)
       AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
+      AND (%(only)s::uuid IS NULL OR job_id = %(only)s)
+      AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
     LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
+    FOR NO KEY UPDATE SKIP LOCKED
 ), adopted AS (
     UPDATE rythmiq.jobs AS j
     SET driver_id = %(driver_id)s, updated_at = coalesce(%(now)s, now())
     FROM (SELECT * FROM orphans UNION ALL SELECT * FROM released) AS o
     WHERE j.job_id = o.job_id
-      AND EXISTS (SELECT FROM rythmiq.drivers
-                  WHERE driver_id = %(driver_id)s AND lease_expires_at > coalesce(%(now)s, now()))
-    RETURNING j.*, extract(epoch FROM coalesce(%(now)s, now()) - o.orphaned_at)::double precision AS orphaned_s
+    RETURNING j.*, o.orphaned_at
 ), noted AS (
     UPDATE rythmiq.attempts AS a
     SET driver_id = %(driver_id)s
-    FROM adopted
-    WHERE a.job_id = adopted.job_id AND a.attempt = adopted.attempt
+    FROM (SELECT a.job_id, a.attempt FROM adopted JOIN rythmiq.attempts AS a USING (job_id, attempt)
+          FOR NO KEY UPDATE OF a SKIP LOCKED) AS free
+    WHERE a.job_id = free.job_id AND a.attempt = free.attempt
 )
-SELECT * FROM adopted
+SELECT adopted.*, seconds.*
+FROM adopted
+CROSS JOIN LATERAL (
+    SELECT max(since) FILTER (WHERE name = 'orphaned') AS orphaned_s,
+           coalesce(max(since) FILTER (WHERE name = 'age'), 0) AS age_s,
+           coalesce(max(since) FILTER (WHERE name = 'submitted'), 0) AS submitted_s,
+           max(since) FILTER (WHERE name = 'running') AS running_s
+    FROM (
+        -- Postgres subtracts no infinite dates.
+        SELECT name, extract(epoch FROM clock.now - greatest(clock.now - interval '10 years',
+                                                             least(clock.now, at)))::double precision AS since
+        FROM (VALUES ('orphaned', orphaned_at), ('age', started_at), ('submitted', submitted_at),
+                     ('running', running_at)) AS moments(name, at),
+             (SELECT coalesce(%(now)s, now()) AS now) AS clock
+        WHERE at IS NOT NULL
+    ) AS measured
+) AS seconds
+
+-- name: adoptable
+-- What a take-over would take, to take each alone.
+SELECT job_id
+FROM rythmiq.jobs
+WHERE state = 'RUNNING'
+  AND (driver_id IS NULL
+       OR driver_id IN (SELECT driver_id FROM rythmiq.drivers WHERE lease_expires_at <= coalesce(%(now)s, now())))
+  AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
+  AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
+LIMIT %(limit)s
 
 -- name: release
 -- Gives back all that waits, in one UPDATE; another driver takes it over while Camber goes on computing.
-UPDATE rythmiq.jobs
+UPDATE rythmiq.jobs AS j
 SET driver_id = NULL, updated_at = coalesce(%(now)s, now())
-WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND phase = 'waiting'
-RETURNING job_id
+FROM (SELECT job_id FROM rythmiq.jobs
+      WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND phase = 'waiting'
+        AND (%(only)s::uuid IS NULL OR job_id = %(only)s)
+      FOR NO KEY UPDATE SKIP LOCKED) AS mine
+WHERE j.job_id = mine.job_id
+RETURNING j.job_id
+
+-- name: disown
+-- Gives back what the table says is this driver's and the driver does not know of: the answer to a claim that was lost.
+UPDATE rythmiq.jobs AS j
+SET driver_id = NULL, updated_at = coalesce(%(now)s, now())
+FROM (SELECT job_id FROM rythmiq.jobs
+      WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND NOT job_id = ANY(%(known)s::uuid[])
+        AND (%(only)s::uuid IS NULL OR job_id = %(only)s)
+      FOR NO KEY UPDATE SKIP LOCKED) AS mine
+WHERE j.job_id = mine.job_id
+RETURNING j.job_id
+
+-- name: held
+-- The running jobs that are this driver's, to take each alone.
+SELECT job_id FROM rythmiq.jobs WHERE driver_id = %(driver_id)s AND state = 'RUNNING'
 
 -- name: advance
--- Notes progress: phase, remote id and remote status. Returns the ids that were still ours.
-UPDATE rythmiq.jobs AS j
-SET phase = v.phase, remote_id = coalesce(v.remote_id, j.remote_id),
-    remote_status = coalesce(v.remote_status, j.remote_status), updated_at = coalesce(%(now)s, now())
-FROM jsonb_to_recordset(%(rows)s::jsonb)
-    AS v(job_id uuid, attempt integer, phase text, remote_id bigint, remote_status text)
-WHERE j.job_id = v.job_id AND j.attempt = v.attempt
-  AND j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
-RETURNING j.job_id
+-- Notes progress: phase, remote id, remote status, when each was first so, and why it does not get on. Tells of each row whether it was written
+-- or another session holds it; a row that is in neither is no longer ours.
+WITH v AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(
+        job_id uuid, attempt integer, phase text, remote_id bigint, remote_status text,
+        running boolean, waits_for text)
+), mine AS MATERIALIZED (
+    SELECT j.job_id
+    FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
+    WHERE j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
+    FOR NO KEY UPDATE OF j SKIP LOCKED
+), written AS (
+    UPDATE rythmiq.jobs AS j
+    SET phase = v.phase, remote_id = coalesce(v.remote_id, j.remote_id),
+        remote_status = coalesce(v.remote_status, j.remote_status), updated_at = coalesce(%(now)s, now()),
+        submitted_at = CASE WHEN v.remote_id IS NULL THEN j.submitted_at
+                            ELSE coalesce(j.submitted_at, %(now)s, now()) END,
+        running_at = CASE WHEN v.running THEN coalesce(j.running_at, %(now)s, now()) ELSE j.running_at END,
+        ended_at = CASE WHEN v.phase = 'collecting' THEN coalesce(j.ended_at, %(now)s, now()) ELSE j.ended_at END,
+        waits_for = v.waits_for
+    FROM mine JOIN v USING (job_id)
+    WHERE j.job_id = mine.job_id
+    RETURNING j.job_id
+)
+SELECT job_id, true AS written FROM written
+UNION ALL
+SELECT j.job_id, false
+FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
+WHERE j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
+  AND j.job_id NOT IN (SELECT job_id FROM written)
+  AND (SELECT count(*) FROM written) < (SELECT count(*) FROM v)
 
 -- name: finish
 -- Ends attempts: the job's row, the attempt's row and its artifacts in one statement. A job that is to be retried
--- and was cancelled meanwhile is CANCELLED. Returns the ids that were still ours, those among them that an earlier call
+-- and was cancelled meanwhile is CANCELLED. Tells of each as advance does; those are ours too that an earlier call
 -- ended whose answer was lost.
 WITH v AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(
         job_id uuid, attempt integer, state text, retry_delay_s double precision, exit_code integer,
         error_code text, error_message text, retryable boolean, artifact_uri text, cost_credits double precision,
-        remote_id bigint, remote_status text, artifacts jsonb)
+        remote_id bigint, remote_status text, artifacts jsonb, warnings jsonb, keep_s double precision,
+        collect_again boolean, free boolean)
+), locked AS MATERIALIZED (
+    SELECT j.job_id, j.attempt
+    FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
+    WHERE j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
+    FOR NO KEY UPDATE OF j SKIP LOCKED
+), with_attempt AS MATERIALIZED (
+    SELECT a.job_id, a.cost_credits
+    FROM locked JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    FOR NO KEY UPDATE OF a SKIP LOCKED
+), mine AS MATERIALIZED (
+    SELECT job_id, cost_credits FROM with_attempt
+    UNION ALL
+    SELECT job_id, NULL FROM locked
+    WHERE NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = locked.job_id AND a.attempt = locked.attempt)
 ), finished AS (
     UPDATE rythmiq.jobs AS j
     SET state = CASE WHEN v.retry_delay_s IS NULL THEN v.state
@@ -127,18 +313,26 @@ WITH v AS MATERIALIZED (
         next_visible_at = coalesce(coalesce(%(now)s, now()) + make_interval(secs => v.retry_delay_s), j.next_visible_at),
         phase = NULL, updated_at = coalesce(%(now)s, now()),
         exit_code = v.exit_code, error_code = v.error_code, error_message = v.error_message,
-        retryable = v.retryable, artifact_uri = v.artifact_uri,
+        retryable = v.retryable, artifact_uri = v.artifact_uri, warnings = v.warnings,
+        collect_until = CASE WHEN v.collect_again
+                             THEN coalesce(%(now)s, now()) + make_interval(secs => v.keep_s) END,
+        waits_for = NULL,
+        free_attempts = j.free_attempts + v.free::integer,
         cost_credits = CASE WHEN v.cost_credits IS NULL THEN j.cost_credits
-                            ELSE coalesce(j.cost_credits, 0) + v.cost_credits END,
+                            -- What is collected again was counted before.
+                            ELSE coalesce(j.cost_credits, 0) - coalesce(mine.cost_credits, 0) + v.cost_credits END,
         remote_id = coalesce(v.remote_id, j.remote_id), remote_status = coalesce(v.remote_status, j.remote_status)
-    FROM v
-    WHERE j.job_id = v.job_id AND j.attempt = v.attempt
-      AND j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
-    RETURNING j.remote_id AS its_remote_id, j.remote_status AS its_remote_status, v.*
+    FROM mine JOIN v USING (job_id)
+    WHERE j.job_id = mine.job_id
+    RETURNING j.remote_id AS its_remote_id, j.remote_status AS its_remote_status, j.submitted_at, j.running_at,
+              j.ended_at, v.*
 ), closed AS (
     UPDATE rythmiq.attempts AS a
     SET state = f.state, exit_code = f.exit_code, error_code = f.error_code, error_message = f.error_message,
-        retryable = f.retryable, artifact_uri = f.artifact_uri, cost_credits = f.cost_credits,
+        retryable = f.retryable, artifact_uri = f.artifact_uri, warnings = f.warnings, free = f.free,
+        cost_credits = coalesce(f.cost_credits, a.cost_credits),
+        keep_until = coalesce(%(now)s, now()) + make_interval(secs => f.keep_s),
+        submitted_at = f.submitted_at, running_at = f.running_at, ended_at = f.ended_at,
         remote_id = f.its_remote_id, remote_status = f.its_remote_status, finished_at = coalesce(%(now)s, now())
     FROM finished AS f
     WHERE a.job_id = f.job_id AND a.attempt = f.attempt
@@ -150,23 +344,18 @@ WITH v AS MATERIALIZED (
         AS x(name text, uri text, bytes bigint, sha256 text, content_type text)
     ON CONFLICT DO NOTHING
 )
-SELECT job_id FROM finished
+SELECT job_id, true AS written FROM finished
 UNION ALL
-SELECT j.job_id FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
-WHERE j.driver_id = %(driver_id)s AND j.state <> 'RUNNING'
+SELECT j.job_id, j.state <> 'RUNNING'
+FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
+WHERE j.driver_id IS NOT DISTINCT FROM %(driver_id)s
+  AND j.job_id NOT IN (SELECT job_id FROM finished)
   AND (SELECT count(*) FROM finished) < (SELECT count(*) FROM v)
 
 -- name: cancel_requests
 -- Which of this driver's jobs somebody wants ended.
 SELECT job_id FROM rythmiq.jobs
 WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND cancel_requested_at IS NOT NULL
-
--- name: disown
--- Gives back what the table says is this driver's and the driver does not know of: the answer to a claim that was lost.
-UPDATE rythmiq.jobs
-SET driver_id = NULL, updated_at = coalesce(%(now)s, now())
-WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND NOT job_id = ANY(%(known)s::uuid[])
-RETURNING job_id
 
 -- name: unfinished
 -- Whether anything is claimable, scheduled or running.
@@ -179,17 +368,41 @@ SELECT EXISTS (
 ) AS unfinished
 
 -- name: cleaned
-UPDATE rythmiq.attempts AS a
-SET cleaned_at = coalesce(%(now)s, now())
-FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(job_id uuid, attempt integer)
-WHERE a.job_id = v.job_id AND a.attempt = v.attempt
+-- Notes that paths are gone, so that nothing is there to be collected again. Tells which rows another session holds.
+WITH v AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(job_id uuid, attempt integer)
+), mine AS MATERIALIZED (
+    SELECT a.job_id, a.attempt
+    FROM v JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    FOR NO KEY UPDATE OF a SKIP LOCKED
+), written AS (
+    UPDATE rythmiq.attempts AS a
+    SET cleaned_at = coalesce(%(now)s, now()), keep_until = NULL
+    FROM mine
+    WHERE a.job_id = mine.job_id AND a.attempt = mine.attempt
+    RETURNING a.job_id, a.attempt
+), forgotten AS (
+    UPDATE rythmiq.jobs AS j
+    SET collect_until = NULL
+    FROM (SELECT j.job_id FROM mine JOIN rythmiq.jobs AS j USING (job_id, attempt)
+          WHERE j.collect_until IS NOT NULL
+          FOR NO KEY UPDATE OF j SKIP LOCKED) AS kept
+    WHERE j.job_id = kept.job_id
+)
+SELECT a.job_id, a.attempt
+FROM v JOIN rythmiq.attempts AS a USING (job_id, attempt)
+WHERE (SELECT count(*) FROM written) < (SELECT count(*) FROM v)
+  AND NOT EXISTS (SELECT FROM written AS w WHERE w.job_id = a.job_id AND w.attempt = a.attempt)
 
 -- name: uncleaned
--- Ended attempts whose path nobody removed, because their driver died or the removal failed.
+-- Ended attempts whose path nobody removed, because their driver died or the removal failed, or because what was in it
+-- had to be kept until now.
 SELECT j.*, a.attempt AS ended_attempt, a.remote_path AS ended_path, a.remote_id AS ended_remote_id
 FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
 WHERE a.cleaned_at IS NULL AND a.finished_at IS NOT NULL
   AND a.finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
+  AND (a.keep_until IS NULL OR a.keep_until <= coalesce(%(now)s, now()))
+  AND NOT (j.state = 'RUNNING' AND j.attempt = a.attempt)
 ORDER BY a.finished_at
 LIMIT %(limit)s
 
@@ -219,7 +432,7 @@ GROUP BY queue, state, seen.jobs, estimated.jobs
 
 -- name: oldest_claimable
 -- For how long the oldest claimable job has been so, in seconds: for each priority there is, at most 100 of them, the
--- first entry of the claim's index, which is that priority's oldest.
+-- first entry of the claim's index, which is that priority's oldest. Postgres subtracts no infinite dates.
 WITH RECURSIVE heads AS (
     (SELECT priority, next_visible_at
      FROM rythmiq.jobs
@@ -236,6 +449,7 @@ WITH RECURSIVE heads AS (
         LIMIT 1
     ) AS next
 )
-SELECT coalesce(greatest(0, extract(epoch FROM coalesce(%(now)s, now()) - min(next_visible_at))), 0)::double precision
-    AS seconds
+SELECT extract(epoch FROM coalesce(%(now)s, now())
+                          - greatest(coalesce(%(now)s, now()) - interval '10 years',
+                                     least(coalesce(%(now)s, now()), min(next_visible_at))))::double precision AS seconds
 FROM (SELECT next_visible_at FROM heads LIMIT 100) AS oldest

@@ -13,7 +13,7 @@ import psycopg2.extensions
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact, Job, JobState, Phase, RemoteStatus
 from rythmiq_ray.queue.connection import fetch
-from rythmiq_ray.queue.rows import job_from_row
+from rythmiq_ray.queue.rows import finite, job_from_row, phase_of, state_of, warnings_of
 from rythmiq_ray.queue.sql import queries
 
 _SQL: Final = queries("inspect")
@@ -38,6 +38,11 @@ class Attempt:
     started_at: datetime
     finished_at: datetime | None
     cleaned_at: datetime | None
+    warnings: tuple[str, ...] = ()
+    keep_until: datetime | None = None
+    """Before this its path is not removed, because what is in it was not stored."""
+    free: bool = False
+    """It never ran and does not count against ``max_attempts``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +94,7 @@ def attempts(connection: psycopg2.extensions.connection, job_id: UUID) -> list[A
     return [
         Attempt(
             attempt=row["attempt"],
-            state=JobState(row["state"]),
+            state=state_of(row["state"]),
             remote_path=row["remote_path"],
             remote_id=row["remote_id"],
             remote_status=RemoteStatus(row["remote_status"]) if row["remote_status"] else None,
@@ -98,10 +103,13 @@ def attempts(connection: psycopg2.extensions.connection, job_id: UUID) -> list[A
             error_message=row["error_message"],
             retryable=row["retryable"],
             artifact_uri=row["artifact_uri"],
-            cost_credits=row["cost_credits"],
+            cost_credits=finite(row["cost_credits"]),
             started_at=row["started_at"],
             finished_at=row["finished_at"],
             cleaned_at=row["cleaned_at"],
+            warnings=warnings_of(row["warnings"]),
+            keep_until=row["keep_until"],
+            free=row["free"],
         )
         for row in fetch(connection, _SQL["attempts"], {"job_id": job_id})
     ]
@@ -131,8 +139,8 @@ def counts(connection: psycopg2.extensions.connection) -> list[Count]:
     return [
         Count(
             queue=row["queue"],
-            state=JobState(row["state"]),
-            phase=Phase(row["phase"]) if row["phase"] else None,
+            state=state_of(row["state"]),
+            phase=phase_of(row["phase"]),
             jobs=row["jobs"],
         )
         for row in fetch(connection, _SQL["counts"], {})

@@ -1,29 +1,35 @@
-"""A driver's side of the queue: lease, claim, take-over, and fenced writes in batches."""
+"""A driver's side of the queue: claim, take-over, and fenced writes in batches."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, Final
-from uuid import UUID, uuid4
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import psycopg2
 import psycopg2.extensions
 
-from rythmiq_ray import __version__
-from rythmiq_ray.errors import DatabaseUnavailable
+from rythmiq_ray.clock import now_s
+from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode
 from rythmiq_ray.model import Artifact, ErrorInfo, Job, JobState, Phase, RemoteStatus
-from rythmiq_ray.queue.connection import connect, fetch, translated
-from rythmiq_ray.queue.rows import job_from_row
+from rythmiq_ray.queue.connection import explain, fetch, translated
+from rythmiq_ray.queue.rows import finite, job_from_row, read_job
+from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
 _SQL: Final = queries("driver")
+_COLLECTED_AGAIN: Final = frozenset({ErrorCode.ARTIFACTS_NOT_STORED, ErrorCode.ARTIFACT_CORRUPT})
+_DURATIONS: Final = ("orphaned_s", "age_s", "submitted_s", "running_s")
+"""Fields of :class:`Adopted`."""
+_OF_THE_ROW: Final = ("22", "23")
+"""SQLSTATE classes that are one row's own fault: data and integrity. A trigger's or the server's may pass."""
+_SET_ASIDE_S: Final = 600.0
+_MOST_TEXT: Final = 4000
+_MOST_WARNINGS: Final = 100
 _COUNTED: Final = 10_000
 """Up to this many waiting jobs are counted one by one."""
 
@@ -85,9 +91,25 @@ class Ending:
     artifacts: tuple[Artifact, ...] = ()
     warnings: tuple[str, ...] = ()
     keep_s: float | None = None
-    """For so long the attempt's path is kept, because what is in it could not be stored."""
+    """For so long the attempt's path is kept, because what is in it was not stored."""
     free: bool = False
     """The attempt never ran and does not count against ``max_attempts``."""
+
+    @property
+    def collect_again(self) -> bool:
+        """Whether the next claim collects what is kept, instead of beginning a new attempt."""
+        return self.keep_s is not None and self.error is not None and self.error.code in _COLLECTED_AGAIN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A row that cannot be worked on, and what was done about it; every other row went on."""
+
+    job_id: UUID
+    attempt: int | None
+    message: str
+    ended: bool
+    """The job ended as ``invalid_job``; else it was left alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,11 +122,14 @@ class Depth:
     """For how long the oldest claimable job has been so; 0 where there is none."""
 
 
-class Queue:
+_Item = TypeVar("_Item", Progress, Ending)
+
+
+class Queue(Session):
     """The queue as one driver sees it. Not thread-safe: it belongs to the driver's loop.
 
-    Every method raises DatabaseUnavailable when Postgres does not answer, and the next call connects anew.
-    ``now`` stands for the database's clock in tests of time.
+    Every method raises DatabaseUnavailable when Postgres does not answer, and the next call connects anew. A row that
+    breaks a statement, or that cannot be read, concerns itself alone: see :meth:`refusals`.
     """
 
     def __init__(
@@ -116,77 +141,64 @@ class Queue:
         connect_timeout_s: float = 10.0,
         statement_timeout_s: float = 30.0,
     ) -> None:
-        self._dsn = dsn
-        self._queues = list(queues) or None
-        self._lease_s = lease_s
-        self._connect_timeout_s = connect_timeout_s
-        self._statement_timeout_s = statement_timeout_s
-        self._connection: psycopg2.extensions.connection | None = None
-        self.driver_id: UUID = uuid4()
-        self.now: datetime | None = None
-
-    def register(self) -> UUID:
-        """Takes a lease under a new driver id: after a lost lease the former id stays fenced off for good."""
-        self.driver_id = uuid4()
-        self._run(
-            "register",
-            hostname=socket.gethostname(),
-            pid=os.getpid(),
-            version=__version__,
-            lease_s=self._lease_s,
+        super().__init__(
+            dsn, lease_s=lease_s, connect_timeout_s=connect_timeout_s, statement_timeout_s=statement_timeout_s
         )
-        return self.driver_id
-
-    def renew(self) -> bool:
-        """The heartbeat; False when the lease was over already."""
-        return bool(self._run("renew", lease_s=self._lease_s))
-
-    def resign(self) -> None:
-        """Ends the lease, so that others need not wait for it to run out."""
-        self._run("resign")
+        self._queues = list(queues) or None
+        self._skipped: dict[UUID, float] = {}
+        self._refusals: list[Refusal] = []
 
     def claim(self, limit: int) -> list[Job]:
-        """Takes up to ``limit`` jobs, highest priority first, then oldest, and opens an attempt for each."""
-        return [job_from_row(row) for row in self._run("claim", queues=self._queues, limit=limit)]
+        """Takes up to ``limit`` jobs, highest priority first, then oldest, and opens an attempt for each.
+
+        A job whose last attempt is kept to be collected again gets that attempt, in phase COLLECTING. One that cannot
+        be begun or read is ended as ``invalid_job``.
+        """
+        return self._readable(self._isolated("claim", "claimable", queues=self._queues, limit=limit))
 
     def adopt(self, limit: int) -> list[Adopted]:
-        """Takes over up to twice ``limit`` running jobs that were given back or whose driver's lease is over."""
-        rows = self._run("adopt", queues=self._queues, limit=limit)
-        return [Adopted(job=job_from_row(row), orphaned_s=row["orphaned_s"]) for row in rows]
+        """Takes over up to twice ``limit`` running jobs that were given back or whose driver's lease is over.
+
+        One of which no remote job is known and whose spec cannot be read is ended as ``invalid_job``.
+        """
+        rows = self._isolated("adopt", "adoptable", queues=self._queues, limit=limit)
+        seconds = {row["job_id"]: {name: row[name] for name in _DURATIONS} for row in rows}
+        return [Adopted(job=job, **seconds[job.job_id]) for job in self._readable(rows)]
+
+    def refusals(self) -> list[Refusal]:
+        """The rows that could not be worked on since this was asked last."""
+        refusals, self._refusals = self._refusals, []
+        return refusals
 
     def release(self) -> set[UUID]:
-        """Gives back all jobs that wait, and returns their ids."""
-        return {row["job_id"] for row in self._run("release")}
+        """Gives back all jobs that wait, and returns their ids; those not whose row another session holds."""
+        return {row["job_id"] for row in self._isolated("release", "held")}
 
-    def advance(self, steps: Iterable[Progress]) -> set[UUID]:
-        """Notes progress and returns the ids of those jobs that were still ours."""
-        rows = [
-            {
-                "job_id": str(step.job_id),
-                "attempt": step.attempt,
-                "phase": step.phase,
-                "remote_id": step.remote_id,
-                "remote_status": step.remote_status,
-            }
-            for step in steps
-        ]
-        return {row["job_id"] for row in self._run("advance", rows=json.dumps(rows))}
+    def disown(self, known: Iterable[UUID]) -> set[UUID]:
+        """Gives back the running jobs that are this driver's by the table but not among ``known``; returns their ids.
 
-    def finish(self, endings: Iterable[Ending]) -> set[UUID]:
-        """Ends attempts and returns the ids of those jobs that were still ours."""
-        rows = [_ending_record(ending) for ending in endings]
-        return {row["job_id"] for row in self._run("finish", rows=json.dumps(rows))}
+        For after a lost connection: a claim whose answer was lost has taken jobs that nobody would run. A row that
+        another session holds is given back by a later call.
+        """
+        return {row["job_id"] for row in self._isolated("disown", "held", known=list(known))}
+
+    def advance(self, steps: Iterable[Progress]) -> Written:
+        """Notes progress."""
+        return self._one_by_one(
+            steps,
+            lambda batch: self._write("advance", [_step_record(step) for step in batch]),
+            lambda step, _error: Progress(job_id=step.job_id, attempt=step.attempt, phase=step.phase),
+        )
+
+    def finish(self, endings: Iterable[Ending]) -> Written:
+        """Ends attempts. One that Postgres will not store ends as ``internal``, and says so."""
+        return self._one_by_one(
+            endings, lambda batch: self._write("finish", [_ending_record(ending) for ending in batch]), _refused
+        )
 
     def cancel_requests(self) -> set[UUID]:
         """Which of this driver's jobs somebody wants ended."""
         return {row["job_id"] for row in self._run("cancel_requests")}
-
-    def disown(self, known: Iterable[UUID]) -> set[UUID]:
-        """Gives back the running jobs that are this driver's by the table but not among ``known``.
-
-        For after a lost connection: a claim whose answer was lost has taken jobs that nobody would run.
-        """
-        return {row["job_id"] for row in self._run("disown", known=list(known))}
 
     def unfinished(self) -> bool:
         """Whether anything of the served queues is claimable, scheduled or running, with whichever driver."""
@@ -198,13 +210,22 @@ class Queue:
         oldest_s: float = self._run("oldest_claimable")[0]["seconds"]
         return Depth(jobs={(row["queue"], row["state"]): row["jobs"] for row in rows}, oldest_claimable_s=oldest_s)
 
-    def cleaned(self, attempts: Iterable[tuple[UUID, int]]) -> None:
-        """Notes that the paths of these attempts are gone from the stash."""
+    def cleaned(self, attempts: Iterable[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+        """Notes that the paths of these attempts are gone from the stash; returns those to be noted again later."""
+        attempts = list(attempts)
         rows = [{"job_id": str(job_id), "attempt": attempt} for job_id, attempt in attempts]
-        self._run("cleaned", rows=json.dumps(rows))
+        try:
+            return {(row["job_id"], row["attempt"]) for row in self._run("cleaned", rows=json.dumps(rows))}
+        except psycopg2.Error:
+            if len(attempts) <= 1:
+                return set(attempts)
+        return set().union(*(self.cleaned([attempt]) for attempt in attempts))
 
     def uncleaned(self, limit: int, *, older_than_s: float) -> list[Job]:
-        """Ended attempts whose path is still to be removed, each as the job it was of, oldest first."""
+        """Ended attempts whose path is still to be removed, each as the job it was of, oldest first.
+
+        Not those whose path is kept until later, nor one that is being collected again.
+        """
         rows = self._run("uncleaned", limit=limit, older_than_s=older_than_s)
         return [
             replace(
@@ -239,31 +260,133 @@ class Queue:
         self._connection.notifies.clear()
         return payloads
 
-    def close(self) -> None:
-        if self._connection is not None:
-            with suppress(psycopg2.Error):
-                self._connection.close()
-            self._connection = None
-
-    def _run(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
-        if self._connection is None or self._connection.closed:
-            self._connection = self._open()
-        try:
-            return fetch(self._connection, _SQL[name], {"driver_id": self.driver_id, "now": self.now, **parameters})
-        except DatabaseUnavailable:
-            self.close()
-            raise
-
     def _open(self) -> psycopg2.extensions.connection:
-        connection = connect(
-            self._dsn,
-            connect_timeout_s=self._connect_timeout_s,
-            statement_timeout_s=self._statement_timeout_s,
-        )
-        # Each statement is its own transaction: one round trip instead of three, and no lock is held between.
-        connection.autocommit = True
+        connection = super()._open()
         fetch(connection, _SQL["session"], {})
         return connection
+
+    # ------------------------------------------------------------------------------------ one odd row among others
+
+    def _isolated(self, name: str, one_by_one: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Runs a statement over many rows; where one row breaks it, over each alone that ``one_by_one`` lists."""
+        now = now_s()
+        self._skipped = {job_id: until for job_id, until in self._skipped.items() if until > now}
+        parameters["skipped"] = list(self._skipped) or None
+        try:
+            return self._run(name, only=None, **parameters)
+        except psycopg2.Error:
+            rows: list[dict[str, Any]] = []
+        for row in self._run(one_by_one, **parameters):
+            try:
+                rows += self._run(name, only=row["job_id"], **parameters)
+            except psycopg2.Error as error:
+                self._set_aside(row["job_id"], error)
+        return rows
+
+    def _set_aside(self, job_id: UUID, error: psycopg2.Error) -> None:
+        """Ends a queued job that its own row keeps from being claimed; leaves any other alone for a while."""
+        message = f"Postgres refuses to change this row: SQLSTATE {error.pgcode}, {explain(error)}"
+        ended: list[dict[str, Any]] = []
+        if (error.pgcode or "").startswith(_OF_THE_ROW):
+            with suppress(psycopg2.Error):
+                ended = self._run("refuse", job_id=job_id, message=_storable(message))
+        if not ended:
+            self._skipped[job_id] = now_s() + _SET_ASIDE_S
+        attempt = ended[0]["attempt"] if ended else None
+        self._refusals.append(Refusal(job_id=job_id, attempt=attempt, message=message, ended=bool(ended)))
+
+    def _readable(self, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
+        """The jobs of rows that are ours now; ends those that cannot be run as they are."""
+        jobs: list[Job] = []
+        odd: list[Ending] = []
+        for row in rows:
+            job, faults = read_job(row)
+            # Once there is a remote job, it was paid for, and what is left to do needs little of the spec.
+            if faults and job.phase is Phase.SUBMITTING and job.remote_id is None:
+                odd.append(_invalid(job, faults))
+            else:
+                jobs.append(job)
+        if odd:
+            self.finish(odd)
+        self._refusals += [
+            Refusal(
+                job_id=ending.job_id,
+                attempt=ending.attempt,
+                message=ending.error.message if ending.error else "",
+                ended=True,
+            )
+            for ending in odd
+        ]
+        return jobs
+
+    def _write(self, name: str, records: Sequence[Mapping[str, Any]]) -> Written:
+        rows = self._run(name, rows=json.dumps(records))
+        return Written(
+            ours=frozenset(row["job_id"] for row in rows if row["written"]),
+            locked=frozenset(row["job_id"] for row in rows if not row["written"]),
+        )
+
+    def _one_by_one(
+        self,
+        items: Iterable[_Item],
+        write: Callable[[Sequence[_Item]], Written],
+        without: Callable[[_Item, psycopg2.Error], _Item],
+    ) -> Written:
+        """Writes a batch; where one row breaks it, each alone, and that one ``without`` what Postgres may not like."""
+        items = list(items)
+        try:
+            return write(items)
+        except psycopg2.Error:
+            found: list[Written] = []
+        for item in items:
+            try:
+                found.append(write([item]))
+            except psycopg2.Error as error:
+                try:
+                    found.append(write([without(item, error)]))
+                except psycopg2.Error:
+                    found.append(Written(ours=frozenset(), locked=frozenset([item.job_id])))
+        return Written(
+            ours=frozenset().union(*(one.ours for one in found)),
+            locked=frozenset().union(*(one.locked for one in found)),
+        )
+
+
+def _invalid(job: Job, faults: Sequence[str]) -> Ending:
+    return Ending(
+        job_id=job.job_id,
+        attempt=job.attempt,
+        state=JobState.FAILED,
+        error=ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults)),
+        retryable=False,
+    )
+
+
+def _refused(ending: Ending, error: psycopg2.Error) -> Ending:
+    return Ending(
+        job_id=ending.job_id,
+        attempt=ending.attempt,
+        state=JobState.FAILED,
+        error=ErrorInfo(
+            code=ErrorCode.INTERNAL,
+            message=f"Postgres refused to store how this attempt ended: SQLSTATE {error.pgcode}",
+        ),
+        retryable=False,
+        artifact_uri=ending.artifact_uri,
+        keep_s=ending.keep_s,
+    )
+
+
+def _step_record(step: Progress) -> dict[str, Any]:
+    return {
+        "job_id": str(step.job_id),
+        "attempt": step.attempt,
+        "phase": step.phase,
+        "remote_id": step.remote_id,
+        "remote_status": step.remote_status,
+        "running": step.remote_status is not None and step.remote_status.started,
+        "waits_for": None if step.waits_for is None else _storable(step.waits_for),
+    }
 
 
 def _ending_record(ending: Ending) -> dict[str, Any]:
@@ -277,9 +400,13 @@ def _ending_record(ending: Ending) -> dict[str, Any]:
         "error_message": _storable(ending.error.message) if ending.error else None,
         "retryable": ending.retryable,
         "artifact_uri": ending.artifact_uri,
-        "cost_credits": ending.cost_credits,
+        "cost_credits": finite(ending.cost_credits),
         "remote_id": ending.remote_id,
         "remote_status": ending.remote_status,
+        "warnings": [_storable(warning) for warning in ending.warnings[:_MOST_WARNINGS]],
+        "keep_s": ending.keep_s,
+        "collect_again": ending.collect_again,
+        "free": ending.free,
         "artifacts": [
             {
                 "name": artifact.name,
@@ -295,4 +422,4 @@ def _ending_record(ending: Ending) -> dict[str, Any]:
 
 def _storable(text: str) -> str:
     """What Postgres takes as text: no NUL, no lone surrogate; and no more than a person reads."""
-    return text.replace("\x00", "").encode("utf-8", "replace").decode()[:4000]
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()[:_MOST_TEXT]

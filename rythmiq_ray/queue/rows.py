@@ -1,22 +1,50 @@
-"""Rows of ``rythmiq.jobs`` as :class:`~rythmiq_ray.model.Job`."""
+"""Rows of ``rythmiq.jobs`` as :class:`~rythmiq_ray.model.Job`, whatever is in them: none of them raises."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
 from rythmiq_ray.model import Job, JobSpec, JobState, Phase, RemoteStatus
+from rythmiq_ray.queue.connection import EARLIEST, LATEST
+from rythmiq_ray.spec import read_spec
+
+_Word = TypeVar("_Word", JobState, Phase)
+_SHOWN: Final = 80
+_DATES: Final = (
+    "next_visible_at",
+    "cancel_requested_at",
+    "created_at",
+    "updated_at",
+    "started_at",
+    "submitted_at",
+    "running_at",
+    "ended_at",
+    "finished_at",
+    "collect_until",
+)
 
 
 def job_from_row(row: Mapping[str, Any]) -> Job:
-    return Job(
+    """The job of a row; what is odd about the row stands in ``warnings`` and has its default, or none, in the job."""
+    return read_job(row)[0]
+
+
+def read_job(row: Mapping[str, Any]) -> tuple[Job, list[str]]:
+    """The job of a row, and what keeps it from being run: a sentence for each fault of its spec, field first."""
+    spec, faults = _spec(row["spec"])
+    odd = [*faults, *_odd_fields(row)]
+    job = Job(
         job_id=row["job_id"],
         user_id=row["user_id"],
         queue=row["queue"],
-        state=JobState(row["state"]),
-        phase=Phase(row["phase"]) if row["phase"] else None,
+        state=state_of(row["state"]),
+        phase=phase_of(row["phase"]),
         priority=row["priority"],
-        spec=_spec(row["spec"]),
+        spec=spec,
         attempt=row["attempt"],
         max_attempts=row["max_attempts"],
         next_visible_at=row["next_visible_at"],
@@ -31,17 +59,83 @@ def job_from_row(row: Mapping[str, Any]) -> Job:
         error_message=row["error_message"],
         retryable=row["retryable"],
         artifact_uri=row["artifact_uri"],
-        cost_credits=row["cost_credits"],
+        cost_credits=finite(row["cost_credits"]),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        warnings=(*warnings_of(row["warnings"]), *(f"this row is odd: {fault}" for fault in odd)),
+        free_attempts=row["free_attempts"],
+        collect_until=row["collect_until"],
+        submitted_at=row["submitted_at"],
+        running_at=row["running_at"],
+        ended_at=row["ended_at"],
+        waits_for=row["waits_for"],
     )
+    return job, faults
 
 
-def _spec(data: Any) -> JobSpec:
-    """A spec that something else wrote and that cannot be read becomes an empty one, which no check lets pass."""
+def finite(number: float | None) -> float | None:
+    """Postgres stores NaN and Infinity; JSON and a sum of money have neither."""
+    return number if number is None or math.isfinite(number) else None
+
+
+def state_of(word: str) -> JobState:
+    """A word that is none of ours, of a newer version, is shown as it is and equals no state."""
     try:
-        return JobSpec.from_dict(data)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return JobSpec(command="")
+        return JobState(word)
+    except ValueError:
+        return _foreign(JobState, word)
+
+
+def phase_of(word: str | None) -> Phase | None:
+    """As :func:`state_of`."""
+    try:
+        return None if word is None else Phase(word)
+    except ValueError:
+        return _foreign(Phase, word)
+
+
+def warnings_of(text: object) -> tuple[str, ...]:
+    """The sentences of a column ``warnings``; what else is in it is shown as JSON."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else text
+        items = found if isinstance(found, list) else [found]
+        return tuple(item if isinstance(item, str) else json.dumps(item)[:_SHOWN] for item in items)
+    except (ValueError, RecursionError):
+        return ("this row is odd: warnings: cannot be read",)
+
+
+def _foreign(kind: type[_Word], word: object) -> _Word:
+    member = str.__new__(kind, str(word))
+    member._name_ = member._value_ = str(word)
+    return member
+
+
+def _odd_fields(row: Mapping[str, Any]) -> list[str]:
+    odd = [f"{name}: {_far(row[name])}" for name in _DATES if row[name] is EARLIEST or row[name] is LATEST]
+    if finite(row["cost_credits"]) != row["cost_credits"]:
+        odd.append(f"cost_credits: is {row['cost_credits']}")
+    for name, kind in (("state", JobState), ("phase", Phase)):
+        if row[name] is not None and row[name] not in kind.__members__.values():
+            odd.append(f"{name}: {row[name]!r:.80} is not known to this version")
+    return odd
+
+
+def _far(date: datetime) -> str:
+    return f"lies {'before' if date is EARLIEST else 'after'} the year {date.year}"
+
+
+def _spec(text: Any) -> tuple[JobSpec, list[str]]:
+    """What can be read of a spec, with the default of each field that cannot, and the faults."""
+    try:
+        return read_spec(json.loads(text) if isinstance(text, str) else text)
+    except RecursionError:
+        fault = "is nested too deeply"
+    except Exception as error:  # noqa: BLE001 - whatever somebody wrote there, it concerns this row alone
+        fault = (
+            "holds a number that is too long"
+            if isinstance(error, ValueError)
+            else f"cannot be read ({type(error).__name__})"
+        )
+    return JobSpec(command=""), [f"spec: {fault}"]

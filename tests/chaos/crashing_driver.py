@@ -21,7 +21,7 @@ from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.model import Phase
-from rythmiq_ray.queue import Queue
+from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.telemetry.logs import setup
 
 OVERRIDES = (
@@ -49,7 +49,8 @@ def main() -> int:
         concurrency=4,
     )
     wakeup = Wakeup()
-    queue, heartbeat = (Queue(config.database.url, lease_s=config.driver.lease_s) for _ in range(2))
+    queue = Queue(config.database.url, lease_s=config.driver.lease_s)
+    heartbeat = Heartbeat(config.database.url, lease_s=config.driver.lease_s)
     probes = {BACKEND: executor.backend.check, STORE: executor.store.check}
     poller = Poller(executor.backend, probes, wake=wakeup.set)
     loop = Loop(config, queue, heartbeat, InlineCluster(executor, wake=wakeup.set), poller, wakeup)

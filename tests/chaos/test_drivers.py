@@ -37,7 +37,7 @@ from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults, Settings
 from rythmiq_ray.model import Order, Step
-from rythmiq_ray.queue import Queue
+from rythmiq_ray.queue import Heartbeat, Queue
 
 PROGRAM = Path(__file__).with_name("crashing_driver.py")
 WAIT_S = 90.0
@@ -118,7 +118,8 @@ def driver(config: Config, loses: Callable[[Order], bool]) -> Iterator[Loop]:
         concurrency=2,
     )
     wakeup = Wakeup()
-    queue, heartbeat = (Queue(config.database.url, lease_s=config.driver.lease_s) for _ in range(2))
+    queue = Queue(config.database.url, lease_s=config.driver.lease_s)
+    heartbeat = Heartbeat(config.database.url, lease_s=config.driver.lease_s)
     poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
     cluster = InlineCluster(executor, wake=wakeup.set, threads=4, loses=loses)
     loop = Loop(config, queue, heartbeat, cluster, poller, wakeup)

@@ -26,7 +26,7 @@ from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults, Outage
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import JobState, Phase
-from rythmiq_ray.queue import Queue, inspect
+from rythmiq_ray.queue import Heartbeat, Queue, inspect
 
 WAIT_S = 60.0
 Message = Callable[[], list[str]]
@@ -50,7 +50,8 @@ class Run:
         backend, artifacts = CamberExecutionBackend(config.camber), open_store(config.artifacts)
         executor = Executor(backend=backend, store=artifacts, timeout_s=60.0, concurrency=2)
         wakeup = Wakeup()
-        self.queue, self.heartbeat = (Queue(config.database.url, lease_s=config.driver.lease_s) for _ in range(2))
+        self.queue = Queue(config.database.url, lease_s=config.driver.lease_s)
+        self.heartbeat = Heartbeat(config.database.url, lease_s=config.driver.lease_s)
         self.poller = Poller(backend, {BACKEND: backend.check, STORE: artifacts.check}, wake=wakeup.set)
         cluster = InlineCluster(executor, wake=wakeup.set)
         self.loop = Loop(config, self.queue, self.heartbeat, cluster, self.poller, wakeup)

@@ -198,7 +198,7 @@ class Chaos(RuleBasedStateMachine):
         for job in self.world.rows("SELECT * FROM rythmiq.jobs"):
             own = attempts.get(job["job_id"], [])
             assert [row["attempt"] for row in own] == list(range(1, job["attempt"] + 1))
-            assert job["attempt"] <= job["max_attempts"]
+            assert job["attempt"] - job["free_attempts"] <= job["max_attempts"]
             running = [row["attempt"] for row in own if row["state"] == "RUNNING"]
             assert running == ([job["attempt"]] if job["state"] == "RUNNING" else [])
             assert (job["state"] in FINISHED) == (job["finished_at"] is not None)

@@ -32,7 +32,7 @@ from rythmiq_ray.executor import Executor
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults
 from rythmiq_ray.model import JobState, Order
-from rythmiq_ray.queue import Queue, inspect
+from rythmiq_ray.queue import Heartbeat, Queue, inspect
 from rythmiq_ray.queue import queue as queue_module
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
@@ -67,9 +67,8 @@ class Driver:
         artifacts = open_store(self.config.artifacts)
         executor = Executor(backend=backend, store=artifacts, timeout_s=60.0, concurrency=2)
         wakeup = Wakeup()
-        self.queue, self.heartbeat = (
-            Queue(self.config.database.url, lease_s=self.config.driver.lease_s) for _ in range(2)
-        )
+        self.queue = Queue(self.config.database.url, lease_s=self.config.driver.lease_s)
+        self.heartbeat = Heartbeat(self.config.database.url, lease_s=self.config.driver.lease_s)
 
         def clock() -> float:
             return now_s() + self.ahead_s

@@ -284,15 +284,15 @@ def test_a_driver_that_was_taken_for_dead_changes_nothing(
     assert adopted.orphaned_s >= 1.0
 
     step = Progress(job_id=job_id, attempt=1, phase=Phase.WAITING, remote_id=666, remote_status=RemoteStatus.PENDING)
-    assert driver.advance([step]) == set()
-    assert driver.finish([done(job)]) == set()
+    assert driver.advance([step]).ours == set()
+    assert driver.finish([done(job)]).ours == set()
     assert driver.release() == set()
     assert inspect.artifacts(connection, job_id) == []
     found = inspect.job(connection, job_id)
     assert (found.state, found.phase, found.remote_id) == (JobState.RUNNING, Phase.SUBMITTING, None)
 
-    assert other.advance([step]) == {job_id}
-    assert other.finish([done(job)]) == {job_id}
+    assert other.advance([step]).ours == {job_id}
+    assert other.finish([done(job)]).ours == {job_id}
     other.close()
 
 
@@ -304,7 +304,7 @@ def test_an_ending_whose_answer_was_lost_is_ours_when_written_again_and_changes_
     first, second = driver.claim(2)
     driver.finish([failed(first, None)])
     pass_time(driver, 1)
-    assert driver.finish([done(first, cost_credits=5.0), done(second)]) == set(ids)
+    assert driver.finish([done(first, cost_credits=5.0), done(second)]).ours == set(ids)
     found = inspect.job(connection, first.job_id)
     assert (found.state, found.cost_credits) == (JobState.FAILED, None), "an attempt ends once"
     assert found.finished_at is not None
@@ -319,8 +319,8 @@ def test_the_write_of_an_earlier_attempt_changes_nothing(connection: Connection,
     driver.finish([failed(first, retry_delay_s=0.0)])
     (second,) = driver.claim(1)
     assert second.attempt == 2
-    assert driver.finish([done(first)]) == set()
-    assert driver.finish([done(second)]) == {job_id}
+    assert driver.finish([done(first)]).ours == set()
+    assert driver.finish([done(second)]).ours == {job_id}
     states = [(attempt.attempt, attempt.state) for attempt in inspect.attempts(connection, job_id)]
     assert states == [(1, JobState.FAILED), (2, JobState.SUCCEEDED)]
 
@@ -436,7 +436,7 @@ def test_what_postgres_will_not_store_is_made_storable(connection: Connection, d
     pass_time(driver, 20)
     (job,) = driver.claim(1)
     error = ErrorInfo(code=ErrorCode.INTERNAL, message="nul \x00 and \ud800 " + "x" * 10_000)
-    assert driver.finish([done(job, state=JobState.FAILED, error=error)]) == {job_id}
+    assert driver.finish([done(job, state=JobState.FAILED, error=error)]).ours == {job_id}
 
 
 # ------------------------------------------------------------------------------------------------ the database
@@ -479,6 +479,7 @@ def test_a_drivers_statements_find_their_rows_by_index_also_by_stale_statistics(
             [{"job_id": str(job.job_id), "attempt": 1, "phase": "waiting", "state": "FAILED"} for job in jobs]
         )
         parameters = {"driver_id": driver.driver_id, "now": None, "queues": None, "limit": 100, "rows": rows}
+        parameters |= {"only": None, "skipped": None}
         read = {name: scans(cursor, name, parameters) for name in ("claim", "advance", "finish")}
     assert read["claim"] == {("Index Scan", "jobs_claimable"), ("Index Scan", "jobs_pkey")}
     assert read["advance"] == read["finish"] == {("Index Scan", "jobs_pkey")}

@@ -75,7 +75,7 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     one, two, three = first.claim(10)
     assert first.unfinished()
     steps = [Progress(job_id=job.job_id, attempt=1, phase=Phase.WAITING, remote_id=7) for job in (one, two)]
-    assert first.advance(steps) == {one.job_id, two.job_id}
+    assert first.advance(steps).ours == {one.job_id, two.job_id}
     assert first.release() == {one.job_id, two.job_id}
     assert first.disown([]) == {three.job_id}
     first.resign()
@@ -91,8 +91,15 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
         Ending(job_id=three.job_id, attempt=1, state=JobState.CANCELLED, error=ErrorInfo(code="cancelled", message="")),
     ]
     for _ in range(2):  # the second time is that of a call whose answer was lost
-        assert second.finish(endings) == {one.job_id, two.job_id, three.job_id}
+        assert second.finish(endings).ours == {one.job_id, two.job_id, three.job_id}
     assert second.claim(1)[0].attempt == 2
+    with connected(database_url) as owner:
+        spent = enqueue(owner, JobSpec(command="true"), priority=1)
+        run(database_url, f"UPDATE rythmiq.jobs SET attempt = 2147483647 WHERE job_id = '{spent}'")
+    second.claim(1)
+    assert [refusal.ended for refusal in second.refusals() if refusal.job_id == spent] == [True]
+    for listing in ("adoptable", "held"):  # these are for rows that break a take-over or a release
+        second._run(listing, queues=None, skipped=None, limit=1)
     second.now = one.created_at + timedelta(days=1)
     assert {job.job_id for job in second.uncleaned(10, older_than_s=60.0)} == {one.job_id, two.job_id, three.job_id}
     second.cleaned([(one.job_id, 1)])

@@ -11,7 +11,7 @@ import pytest
 from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.model import JobState
-from rythmiq_ray.queue import Ending, Queue
+from rythmiq_ray.queue import Ending, Queue, Written
 
 
 class LeavingQueue:
@@ -21,13 +21,13 @@ class LeavingQueue:
         self.calls = calls
         self.written: list[UUID] = []
 
-    def finish(self, endings: Iterable[Ending]) -> set[UUID]:
+    def finish(self, endings: Iterable[Ending]) -> Written:
         if self.calls == 0:
             raise DatabaseUnavailable("Postgres does not answer")
         self.calls -= 1
         ids = [ending.job_id for ending in endings]
         self.written += ids
-        return set(ids)
+        return Written(ours=frozenset(ids))
 
 
 def test_each_ending_is_told_once_also_where_postgres_goes_between_two_batches() -> None:

@@ -56,7 +56,7 @@ def drain(url: str) -> int:
         endings = [
             Ending(job_id=job.job_id, attempt=job.attempt, state=JobState.SUCCEEDED, exit_code=0) for job in batch
         ]
-        done += len(queue.finish(endings))
+        done += len(queue.finish(endings).ours)
     queue.close()
     return done
 

@@ -1,0 +1,120 @@
+"""A driver's session with Postgres: its identity, its lease, and a connection that is made anew when it is lost."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import psycopg2
+import psycopg2.extensions
+
+from rythmiq_ray import __version__
+from rythmiq_ray.errors import DatabaseUnavailable
+from rythmiq_ray.queue.connection import CONFLICT_TRIES, Conflict, connect, fetch
+from rythmiq_ray.queue.sql import queries
+from rythmiq_ray.secret import Secret
+
+_SQL: Final = queries("driver")
+_MOST_PARTS: Final = 6
+"""Into so many parts a lease is cut; no statement of a heartbeat takes more than one of them."""
+
+
+class Session:
+    """Runs a driver's statements, each its own transaction. Not thread-safe.
+
+    Every method raises DatabaseUnavailable when Postgres does not answer, and the next call connects anew; a deadlock
+    is repeated within bounds. ``now`` stands for the database's clock in tests of time.
+    """
+
+    def __init__(
+        self,
+        dsn: Secret,
+        *,
+        lease_s: float,
+        connect_timeout_s: float,
+        statement_timeout_s: float,
+        lock_timeout_s: float = 0.0,
+        silence_s: float = 30.0,
+    ) -> None:
+        self._dsn = dsn
+        self._lease_s = lease_s
+        self._timeouts = {
+            "connect_timeout_s": connect_timeout_s,
+            "statement_timeout_s": statement_timeout_s,
+            "lock_timeout_s": lock_timeout_s,
+            "silence_s": silence_s,
+        }
+        self._connection: psycopg2.extensions.connection | None = None
+        self.driver_id: UUID = uuid4()
+        self.now: datetime | None = None
+
+    def register(self) -> UUID:
+        """Takes a lease under a new driver id and returns that: a lost lease's former id stays fenced off for good."""
+        self.driver_id = uuid4()
+        self._run(
+            "register",
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            lease_s=self._lease_s,
+        )
+        return self.driver_id
+
+    def renew(self) -> bool:
+        """The heartbeat; False when the lease was over already."""
+        return bool(self._run("renew", lease_s=self._lease_s))
+
+    def resign(self) -> None:
+        """Ends the lease, so that others need not wait for it to run out."""
+        self._run("resign")
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with suppress(psycopg2.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _run(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._open()
+        parameters |= {"driver_id": self.driver_id, "now": self.now}
+        try:
+            for _ in range(CONFLICT_TRIES - 1):
+                with suppress(Conflict):
+                    return fetch(self._connection, _SQL[name], parameters)
+            return fetch(self._connection, _SQL[name], parameters)
+        except Conflict:
+            raise
+        except DatabaseUnavailable:
+            # Also where it is only read-only: the next connection may find the server that is not.
+            self.close()
+            raise
+
+    def _open(self) -> psycopg2.extensions.connection:
+        connection = connect(self._dsn, **self._timeouts)
+        # Each statement is its own transaction: one round trip instead of three, and no lock is held between.
+        connection.autocommit = True
+        return connection
+
+
+class Heartbeat(Session):
+    """The lease on a connection of its own, for a thread of its own: no other statement can hold up a renewal.
+
+    Its waits are short beside the lease. Who registers here gives the new ``driver_id`` to the driver's
+    :class:`~rythmiq_ray.queue.queue.Queue`, which does everything else under it.
+    """
+
+    def __init__(self, dsn: Secret, *, lease_s: float, connect_timeout_s: float = 10.0) -> None:
+        part_s = lease_s / _MOST_PARTS
+        super().__init__(
+            dsn,
+            lease_s=lease_s,
+            connect_timeout_s=min(connect_timeout_s, part_s),
+            statement_timeout_s=part_s,
+            lock_timeout_s=part_s / 2,
+            silence_s=2 * part_s,
+        )
