@@ -24,7 +24,7 @@ from rythmiq_ray.backends.camber.bundle import (
 )
 from rythmiq_ray.backends.camber.client import CamberClient, JobPage, OnCall
 from rythmiq_ray.backends.camber.result import parse_result
-from rythmiq_ray.config import CamberConfig
+from rythmiq_ray.config import CamberConfig, NodeSize
 from rythmiq_ray.errors import NotFound, RythmiqError, SpecRejected
 from rythmiq_ray.model import Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
@@ -73,7 +73,8 @@ class CamberExecutionBackend:
 
     def upload(self, job: Job, *, secrets: Mapping[str, Secret], timeout_s: float, open_input: InputOpener) -> None:
         variables = env_file(job.spec, secrets)
-        wrapper = script(job, timeout_s=timeout_s)
+        size = self._size(job)
+        wrapper = script(job, timeout_s=timeout_s, cpus=size.cpus if size else None)
         for file in job.spec.inputs:
             if is_own(file.name):
                 raise SpecRejected(f"input {file.name!r} has a name that the bundle uses itself")
@@ -178,13 +179,16 @@ class CamberExecutionBackend:
 
     def cost_credits(self, job: Job, remote: RemoteJob) -> float | None:
         """See the protocol. Camber bills the time in RUNNING, for each node (camber-api, section 4)."""
-        catalog = self._config.catalog
-        sizes = catalog.gpu_sizes if job.spec.gpu else catalog.cpu_sizes
-        size = sizes.get(job.spec.node_size.upper())
+        size = self._size(job)
         if size is None or remote.started_at is None or remote.finished_at is None:
             return None
         hours = max(0.0, (remote.finished_at - remote.started_at).total_seconds()) / 3600
         return hours * size.credits_per_hour * job.spec.num_nodes
+
+    def _size(self, job: Job) -> NodeSize | None:
+        """The size of a node of the job, as the catalog has it."""
+        catalog = self._config.catalog
+        return (catalog.gpu_sizes if job.spec.gpu else catalog.cpu_sizes).get(job.spec.node_size.upper())
 
     def _pages(self, *, to_the_end: bool) -> Iterator[JobPage]:
         """The list, newest first. ``to_the_end``: only an empty page ends it, whatever its total and sizes say."""
