@@ -27,7 +27,6 @@ from rythmiq_ray.model import (
     NotYet,
     Order,
     Phase,
-    RemoteFile,
     RemoteJob,
     RemoteStatus,
     Step,
@@ -82,7 +81,10 @@ class Flight:
     faults: int = 0
     create_until: float = 0.0
     """Up to this a task that was sent may still create."""
-    listing: tuple[RemoteFile, ...] | None = None
+    seen: tuple[int, int] | None = None
+    """Files and bytes that its path held at the last look."""
+    changed_at: float | None = None
+    """When ``seen`` last changed, or its remote job was first seen to have ended."""
     entered_at: float | None = None
     """When it came into its phase; None where another driver had it then."""
     submitted_at: float = 0.0
@@ -220,15 +222,18 @@ class Flights:
             patience_s = self._config.camber.sync_timeout_s
             if flight.stop_code is not None:
                 patience_s = min(patience_s, self._config.camber.settle_s)
+            changed_at = flight.changed_at or flight.ended_at
             return Order(
                 step=Step.COLLECT,
                 job=job,
                 remote=flight.remote,
                 stop_code=flight.stop_code,
-                final=now - flight.ended_at >= patience_s,
+                final=now - changed_at >= patience_s,
                 alone=flight.alone,
                 again=flight.begun_before,
-                listing=flight.listing,
+                seen=flight.seen,
+                growing_s=changed_at - flight.ended_at,
+                quiet_s=now - changed_at,
             )
         return None
 
@@ -254,7 +259,8 @@ class Flights:
                 flight.uploaded = flight.uploaded or result.uploaded
                 flight.alone = flight.alone or result.alone
                 flight.alone_bytes = result.alone_bytes
-                flight.listing = result.listing
+                if result.seen != flight.seen:
+                    flight.seen, flight.changed_at = result.seen, now
             case Cancelling():
                 flight.stop_sent_at = now
             case Faulted(error=error):
@@ -408,6 +414,7 @@ class Flights:
             remote_id=job.remote_id,
             remote_status=job.remote_status,
             artifacts=result.artifacts,
+            warnings=result.warnings,
         )
 
     def _failed(self, flight: Flight, error: ErrorInfo) -> Ending:

@@ -613,7 +613,7 @@ def test_globs_are_not_split_and_match_once(run: Run) -> None:
 
 
 def test_a_folder_as_an_output_means_all_that_is_in_it(run: Run) -> None:
-    command = "mkdir -p results/sub/.deep run_1 run_2; for f in results/{a,.b,sub/c,sub/.deep/d} run_1/x run_2/y z; do : >$f; done"
+    command = "mkdir -p results/sub/.deep run_1 run_2; touch results/{a,.b,sub/c,sub/.deep/d} run_1/x run_2/y z"
     whole = ["results/.b", "results/a", "results/sub/.deep/d", "results/sub/c"]
     attempt = run(command, outputs=("results", "run_*"))
     assert attempt.outputs == [*whole, "run_1/x", "run_2/y"]

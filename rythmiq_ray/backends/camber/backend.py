@@ -23,9 +23,9 @@ from rythmiq_ray.backends.camber.bundle import (
     script,
 )
 from rythmiq_ray.backends.camber.client import CamberClient, JobPage, OnCall
-from rythmiq_ray.backends.camber.result import parse_result
+from rythmiq_ray.backends.camber.result import MAX_RESULT_BYTES, parse_result
 from rythmiq_ray.config import CamberConfig, NodeSize
-from rythmiq_ray.errors import NotFound, RythmiqError, SpecRejected
+from rythmiq_ray.errors import ArtifactCorrupt, NotFound, RythmiqError, SpecRejected
 from rythmiq_ray.model import Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
@@ -138,10 +138,20 @@ class CamberExecutionBackend:
         yield from self._ask_for_each(unseen)
 
     def read_result(self, job: Job) -> RemoteResult | None:
+        # In pieces: its size is the command's choice.
+        raw = bytearray()
         try:
-            return parse_result(self.client.stash_read(self._uri(job, RESULT_NAME)))
+            with self.client.stash_open(self._uri(job, RESULT_NAME)) as chunks:
+                for chunk in chunks:
+                    raw += chunk
+                    if len(raw) > MAX_RESULT_BYTES:
+                        raise ArtifactCorrupt(f"{RESULT_NAME} has more than {MAX_RESULT_BYTES:,} bytes")
         except NotFound:
             return None
+        result = parse_result(bytes(raw))
+        if result is None:
+            raise ArtifactCorrupt(f"{RESULT_NAME} is not what the wrapper writes, or not all of it")
+        return result
 
     def list_files(self, job: Job) -> list[RemoteFile]:
         """See the protocol. The inputs and the wrapper's log are left out too: they are there, but nobody's output."""
