@@ -35,7 +35,7 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.client import OnCall
-from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
+from rythmiq_ray.config import ArtifactsConfig, CamberConfig, InputsConfig, RayConfig
 from rythmiq_ray.errors import RayUnavailable
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.fibers import Fibers
@@ -64,6 +64,7 @@ class TaskSettings:
     artifacts: ArtifactsConfig
     timeout_s: float
     threads: int
+    inputs: InputsConfig | None = None
     report_calls: bool = False
     """Whether a task sends back what it knows of its calls to the backend, for metrics."""
 
@@ -84,7 +85,7 @@ def build_executor(
     """An executor with clients of its own; ``api_key`` is asked for the key of each call, where it may change."""
     return Executor(
         backend=CamberExecutionBackend(settings.camber, key=api_key, on_call=on_call),
-        store=open_store(settings.artifacts),
+        store=open_store(settings.artifacts, settings.inputs),
         timeout_s=settings.timeout_s,
         concurrency=settings.artifacts.concurrency,
     )
