@@ -238,10 +238,7 @@ class Executor:
             partial(offload, partial(self._service_log, order.job)) if log is None else partial(copied_log, log),
             *(partial(self._copy, order.job, file, file.name) for file in files),
         ]
-        if not files:
-            done: Iterable[Artifact | None] = (copied(call) for call in calls)
-        else:
-            done = together([partial(copied, call) for call in calls], self.concurrency)
+        done = together([partial(copied, call) for call in calls], self.concurrency)
         return tuple(artifact for artifact in done if artifact is not None)
 
     def _copy(self, job: Job, file: RemoteFile, name: str) -> Artifact:

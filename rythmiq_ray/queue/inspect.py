@@ -38,6 +38,11 @@ class Attempt:
     started_at: datetime
     finished_at: datetime | None
     cleaned_at: datetime | None
+    warnings: tuple[str, ...] = ()
+    keep_until: datetime | None = None
+    """Before this its path is not removed, because what is in it was not stored."""
+    free: bool = False
+    """It never ran and does not count against ``max_attempts``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,7 @@ from rythmiq_ray.backends.camber.result import parse_result
 from rythmiq_ray.errors import InputUnreadable, SecretMissing, SpecRejected, StoreUnavailable
 from rythmiq_ray.model import Input, Job, JobSpec, JobState, Phase, RemoteResult
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.spec import RESERVED_ENV
 
 NOW = datetime(2026, 1, 7, tzinfo=UTC)
 QUICK = StopTimes(grace_s=0.3, drain_s=0.3)
@@ -300,6 +301,18 @@ def test_variables_that_bash_owns_arrive_in_the_command_and_in_what_it_starts(ru
     assert said[: len(names)] == [values[name] for name in names]
     assert {f"{name}={value}" for name, value in values.items()} <= set(said)
     assert not [line for line in said if line.startswith("BASH_ENV=")]
+
+
+def test_every_name_of_bashs_own_arrives_or_is_refused_when_the_job_is_enqueued(run: Run) -> None:
+    # A bash without any environment knows best which these are.
+    bare = subprocess.run(["bash", "-c", "compgen -v"], env={}, capture_output=True, text=True, check=True)
+    names = sorted(
+        {*bare.stdout.split(), "FUNCNAME", "BASH_ARGV0", "BASH_MONOSECONDS", "HISTCMD"} - RESERVED_ENV - {"_"}
+    )
+    shown = 'for n in "$@"; do printf "%s=%s\\n" "$n" "${!n}"; done'
+    attempt = run(f"set -- {' '.join(names)}; PATH={os.environ['PATH']}; {shown}", env=dict.fromkeys(names, "7"))
+    expected = [f"{name}=7" for name in names if name != "PATH"]
+    assert [line for line in attempt.log.decode().splitlines() if not line.startswith("PATH=")] == expected
 
 
 def test_a_secret_that_bash_owns_is_in_no_file_that_stays(prepare: Run) -> None:
