@@ -41,7 +41,7 @@ from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.client import OnCall
 from rythmiq_ray.clock import clock_id, now_s
-from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
+from rythmiq_ray.config import ArtifactsConfig, CamberConfig, InputsConfig, RayConfig
 from rythmiq_ray.errors import RayUnavailable, RythmiqError
 from rythmiq_ray.executor import PROBES, Executor
 from rythmiq_ray.model import ErrorInfo, Faulted, Order, Step, StepResult, TaskLost
@@ -72,6 +72,7 @@ class TaskSettings:
     artifacts: ArtifactsConfig
     timeout_s: float
     threads: int
+    inputs: InputsConfig | None = None
     report_calls: bool = False
     """Whether a task sends back what it knows of its calls to the backend, for metrics."""
 
@@ -104,7 +105,7 @@ def build_executor(
     """An executor with clients of its own; ``api_key`` is asked for the key of each call, where it may change."""
     return Executor(
         backend=CamberExecutionBackend(settings.camber, key=api_key, threads=settings.threads, on_call=on_call),
-        store=open_store(settings.artifacts),
+        store=open_store(settings.artifacts, settings.inputs),
         timeout_s=settings.timeout_s,
         concurrency=settings.artifacts.concurrency,
     )

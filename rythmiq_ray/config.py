@@ -37,6 +37,22 @@ class ArtifactsConfig:
     """Files larger than this go as a multipart upload, in parts of this size."""
     concurrency: int
     """Files of one job that are streamed at once."""
+    encryption: str | None = None
+    """Server-side encryption asked for with each object: ``AES256``, ``aws:kms``; None = the bucket's own."""
+    kms_key_id: str | None = None
+    """The key of KMS to encrypt with; implies ``aws:kms``."""
+    requester_pays: bool = False
+    """The bucket is somebody else's, who charges its users."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsConfig:
+    """How ``s3://`` inputs are read; beside this, as the artifacts are."""
+
+    anonymous: tuple[str, ...] = ()
+    """Public buckets that are read without credentials; ``*`` = all."""
+    requester_pays: bool = False
+    """Pay for reading buckets that charge their readers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +183,7 @@ class Config:
     service: ServiceConfig
     database: DatabaseConfig
     artifacts: ArtifactsConfig
+    inputs: InputsConfig
     execution: ExecutionConfig
     camber: CamberConfig
     driver: DriverConfig

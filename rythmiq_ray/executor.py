@@ -5,7 +5,7 @@ Each step is idempotent, and every error comes back as data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,7 +17,16 @@ from typing import Final
 from rythmiq_ray.artifacts import ArtifactStore, manifest
 from rythmiq_ray.backends import ExecutionBackend
 from rythmiq_ray.clock import now_s
-from rythmiq_ray.errors import ArtifactCorrupt, CreateUncertain, ErrorCode, NotFound, RythmiqError, place_of
+from rythmiq_ray.errors import (
+    ArtifactCorrupt,
+    BackendUnavailable,
+    CreateUncertain,
+    ErrorCode,
+    NotFound,
+    RythmiqError,
+    SpecRejected,
+    place_of,
+)
 from rythmiq_ray.model import (
     Artifact,
     Cancelling,
@@ -38,7 +47,7 @@ from rythmiq_ray.model import (
     Submitted,
     SubmitUncertain,
 )
-from rythmiq_ray.names import LOG_NAME, check_names
+from rythmiq_ray.names import LOG_NAME, check_names, plain
 
 SMALL_BYTES: Final = 256 * 1024
 """A file of no more is fetched in one call, whole."""
@@ -51,7 +60,16 @@ LATE_DELAY_S: Final = 1.0
 STREAMS: Final = 32
 """Files above :data:`SMALL_BYTES` that a process streams at once: each holds up to an upload's part in memory."""
 SYNC_DELAY_S: Final = 1.0
-"""Between two looks at a path whose late sync is not whole yet."""
+"""Between two looks at a path whose late sync is not whole yet; a tenth of the wait so far, up to SYNC_DELAY_MAX_S."""
+SYNC_DELAY_MAX_S: Final = 10.0
+LOOK_AFTER_S: Final = 3.0
+"""Most result files are there sooner; a path is listed only while its own comes later."""
+FEW_FILES: Final = 16
+"""So many are asked for one by one before it is known that they are whole; of more, the path is listed first."""
+MAX_FILE_BYTES: Final = 5 * 1024**4
+"""Of an object in S3."""
+MAX_WARNINGS: Final = 50
+MAX_WARNING_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +83,8 @@ class Executor:
     concurrency: int
     """Files of one job that are fetched at once."""
     streams: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(STREAMS), init=False)
+    settled_s: float = 10.0
+    """For so long at least a path must not have changed before a job without a result file has succeeded."""
 
     def run(self, order: Order, *, clock_offset_s: float | None = 0.0) -> StepResult:
         """Carries out one order. Never raises: an error of ours keeps its code, any other is ``internal``.
@@ -130,45 +150,115 @@ class Executor:
     def collect(self, order: Order) -> StepResult:
         job, remote = order.job, order.remote
         assert remote is not None  # noqa: S101 - a COLLECT order always has it
-        if remote.status is RemoteStatus.CANCELLED and remote.started_at is None:
+        # Only a list has a time of creation; a row does not tell whether the job had started.
+        never_started = remote.created_at is not None and remote.started_at is None
+        if remote.status is RemoteStatus.CANCELLED and never_started:
             return self._collected(order, remote, None, (), (), ())
-        result = self.backend.read_result(job)
-        if result is not None:
-            files, unsafe = _safe(result.outputs)
-            warnings = tuple(f"output {glob!r} matched no file" for glob in result.unmatched)
-            log = result.log
-        elif not order.final:
-            return NotYet(reason="the result file is not there yet", delay_s=SYNC_DELAY_S)
-        else:
-            listing = tuple(self.backend.list_files(job))
-            if listing != order.listing:
-                return NotYet(reason="the path still changes", delay_s=SYNC_DELAY_S, listing=listing)
-            files, unsafe = _safe(listing)
-            warnings = ("the job left no result file; its path was listed instead",)
+        warnings: list[str] = []
+        try:
+            result = self.backend.read_result(job)
+        except ArtifactCorrupt as error:
+            result = None
+            warnings.append(error.message)
+        if result is None:
+            found = self._found_without_result(order, remote)
+            if isinstance(found, NotYet):
+                return found
+            files, unsafe = _safe(found)
             log = None
+            if order.stop_code is None and remote.status is not RemoteStatus.CANCELLED:
+                kept = "{:,} files of {:,} bytes".format(*_measure(found))
+                warnings.append(
+                    f"result_missing: the job left no result file, so all that its path held was kept: {kept}"
+                )
+        else:
+            files, unsafe = _safe(result.outputs)
+            if not order.final and (order.seen is not None or len(files) > FEW_FILES):
+                seen, late = self._look(order, files)
+                if late:
+                    return _not_yet(order, f"{late} of {len(files)} outputs are not whole yet", seen)
+            warnings.extend(f"output {glob!r} matched no file" for glob in result.unmatched)
+            warnings.extend(result.warnings)
+            log = result.log
+            if result.log_cut:
+                log = None
+                warnings.append("log: the command cut the wrapper's log, so Camber's is kept where there is one")
         total_bytes = sum(file.size_bytes for file in files) + (log.size_bytes if log else 0)
         if total_bytes > ALONE_BYTES and not order.alone:
-            return NotYet(reason="large", alone=True, alone_bytes=total_bytes)
+            return NotYet(reason="large", alone=True, alone_bytes=total_bytes, seen=order.seen)
+        warnings.extend(unsafe)
+        if order.again:
+            self.store.discard_partial(job.job_id, job.attempt)
+        faults: list[str] = []
+        artifacts = self._copy_all(order, log, files, faults, warnings)
+        if faults and not order.final:
+            return _not_yet(order, faults[0], self._look(order)[0], total_bytes)
+        warnings.extend(faults)
+        return self._collected(order, remote, result, artifacts, unsafe, tuple(warnings), tuple(faults))
 
-        def conclude(artifacts: tuple[Artifact, ...]) -> Collected:
-            return self._collected(order, remote, result, artifacts, unsafe, warnings)
+    def _found_without_result(self, order: Order, remote: RemoteJob) -> tuple[RemoteFile, ...] | NotYet:
+        """What lies in the path of a job that left no result, once it can be taken for whole."""
+        if not order.final:
+            early = order.growing_s + order.quiet_s < LOOK_AFTER_S
+            return _not_yet(order, "the result file is not there yet", order.seen if early else self._look(order)[0])
+        listing = tuple(self.backend.list_files(order.job))
+        seen = _measure(listing)
+        if seen != order.seen:
+            return _not_yet(order, "the path still changes", seen)
+        if remote.status is RemoteStatus.COMPLETED and order.quiet_s < max(self.settled_s, order.growing_s / 10):
+            return _not_yet(order, "the path has not been the same for long enough", seen)
+        return listing
 
+    def _look(self, order: Order, files: tuple[RemoteFile, ...] = ()) -> tuple[tuple[int, int], int]:
+        """What the path holds, and how many of these files it does not hold whole. One call.
+
+        Where a service cannot list, nothing is known to be late: each file is then asked for.
+        """
         try:
-            if order.again:
-                self.store.discard_partial(job.job_id, job.attempt)
-            return conclude(self._copy_all(job, log, files))
-        except (ArtifactCorrupt, NotFound) as error:
-            if not order.final:
-                return NotYet(reason=error.message, delay_s=SYNC_DELAY_S, alone=order.alone, alone_bytes=total_bytes)
-            raise ArtifactCorrupt(error.message) from None
+            listing = self.backend.list_files(order.job)
+        except (BackendUnavailable, NotFound, SpecRejected):
+            return order.seen or (0, 0), 0
+        sizes = {file.name: file.size_bytes for file in listing}
+        inputs = {file.name for file in order.job.spec.inputs}  # Not listed: they were there before.
+        late = sum(sizes.get(file.name) != file.size_bytes for file in files if file.name not in inputs)
+        return _measure(listing), late
 
-    def _copy_all(self, job: Job, log: RemoteFile | None, files: tuple[RemoteFile, ...]) -> tuple[Artifact, ...]:
-        """Stash to store, several files at once; the log first in the result."""
+    def _copy_all(
+        self,
+        order: Order,
+        log: RemoteFile | None,
+        files: tuple[RemoteFile, ...],
+        faults: list[str],
+        warnings: list[str],
+    ) -> tuple[Artifact, ...]:
+        """Stash to store, several files at once; the log first in the result.
+
+        What cannot be had whole is told in ``faults``; while the sync may still go on, the first one ends the try.
+        """
+
+        def copied(copy: Callable[[], Artifact | None]) -> Artifact | None:
+            if faults and not order.final:
+                return None
+            try:
+                return copy()
+            except (ArtifactCorrupt, NotFound) as error:
+                faults.append(error.message)
+                return None
+
+        def copied_log(log: RemoteFile) -> Artifact | None:
+            try:
+                return self._copy(order.job, log, LOG_NAME)
+            except (ArtifactCorrupt, NotFound):
+                if not order.final:
+                    raise
+            warnings.append("log: the wrapper's log did not come back whole, so Camber's is kept where there is one")
+            return self._service_log(order.job)
+
         calls: list[Callable[[], Artifact | None]] = [
-            partial(self._service_log, job) if log is None else partial(self._copy, job, log, LOG_NAME),
-            *(partial(self._copy, job, file, file.name) for file in files),
+            partial(self._service_log, order.job) if log is None else partial(copied_log, log),
+            *(partial(self._copy, order.job, file, file.name) for file in files),
         ]
-        done = _together(calls, self.concurrency)
+        done = _together([partial(copied, call) for call in calls], self.concurrency)
         return tuple(artifact for artifact in done if artifact is not None)
 
     def _copy(self, job: Job, file: RemoteFile, name: str) -> Artifact:
@@ -200,12 +290,17 @@ class Executor:
         artifacts: tuple[Artifact, ...],
         unsafe: tuple[str, ...],
         warnings: tuple[str, ...],
+        faults: tuple[str, ...] = (),
     ) -> Collected:
         job = order.job
+        warnings = _bounded(warnings)
         state, exit_code, error = _verdict(order, remote, result)
+        if faults and state is JobState.SUCCEEDED:
+            state = JobState.FAILED
+            error = ErrorInfo(code=ErrorCode.ARTIFACT_CORRUPT, message=_listed(faults))
         if unsafe and state is not JobState.CANCELLED:
             state = JobState.FAILED
-            error = ErrorInfo(code=ErrorCode.OUTPUT_REFUSED, message="; ".join(unsafe[:20]))
+            error = ErrorInfo(code=ErrorCode.OUTPUT_REFUSED, message=_listed(unsafe))
         uri = None
         if artifacts:
             uri = self.store.write_manifest(
@@ -220,6 +315,7 @@ class Executor:
                     started_at=result.started_at if result else remote.started_at,
                     finished_at=result.finished_at if result else remote.finished_at,
                     artifacts=artifacts,
+                    warnings=warnings,
                 ),
             )
         return Collected(
@@ -243,12 +339,37 @@ def _together(calls: Sequence[Callable[[], Artifact | None]], at_once: int) -> l
 
 def _safe(files: tuple[RemoteFile, ...]) -> tuple[tuple[RemoteFile, ...], tuple[str, ...]]:
     """Those whose names may be stored, and why each other one may not."""
-    accepted, refused = check_names(file.name for file in files)
+    large = {file.name for file in files if file.size_bytes > MAX_FILE_BYTES}
+    accepted, refused = check_names(file.name for file in files if file.name not in large)
     names = set(accepted)
+    refused.extend((name, f"is larger than {MAX_FILE_BYTES:,} bytes") for name in sorted(large))
     return (
         tuple(file for file in files if file.name in names),
         tuple(f"output {name!a}: {reason}" for name, reason in refused),
     )
+
+
+def _not_yet(order: Order, reason: str, seen: tuple[int, int] | None, alone_bytes: int = 0) -> NotYet:
+    """A late sync is waited for, with fewer looks the longer it takes."""
+    delay_s = min(SYNC_DELAY_MAX_S, max(SYNC_DELAY_S, (order.growing_s + order.quiet_s) / 10))
+    return NotYet(reason=reason, delay_s=delay_s, alone=order.alone, alone_bytes=alone_bytes, seen=seen)
+
+
+def _measure(listing: Collection[RemoteFile]) -> tuple[int, int]:
+    return len(listing), sum(file.size_bytes for file in listing)
+
+
+def _bounded(warnings: Sequence[str]) -> tuple[str, ...]:
+    """So few, so short and so plain that a row, a manifest and a terminal can take them."""
+    shown = [plain(warning, MAX_WARNING_CHARACTERS) for warning in dict.fromkeys(warnings)]
+    rest = len(shown) - MAX_WARNINGS
+    return (*shown[:MAX_WARNINGS], f"and {rest:,} more") if rest > 0 else tuple(shown)
+
+
+def _listed(faults: tuple[str, ...]) -> str:
+    """A few of many for a message."""
+    rest = f"; and {len(faults) - 20:,} more" if len(faults) > 20 else ""
+    return "; ".join(plain(fault, MAX_WARNING_CHARACTERS) for fault in faults[:20]) + rest
 
 
 def _verdict(
@@ -271,8 +392,14 @@ def _verdict(
         return JobState.SUCCEEDED, 0, None
     if order.stop_code is ErrorCode.CANCELLED:
         return failed(ErrorCode.CANCELLED, "cancelled on request")
+    if order.stop_code is ErrorCode.REMOTE_LOST:
+        return failed(order.stop_code, "Camber no longer knows the remote job, and its path holds no result")
     if order.stop_code is not None:
         return failed(order.stop_code, f"stopped by the driver: {order.stop_code}")
     if result is not None or remote.status is RemoteStatus.CANCELLED:
         return failed(ErrorCode.REMOTE_CANCELLED, "Camber cancelled the job by itself")
-    return failed(ErrorCode.REMOTE_KILLED, "the remote job failed and left no result: it was killed")
+    return failed(
+        ErrorCode.REMOTE_KILLED,
+        "the remote job failed and left no result file: it was killed, most often for lack of memory, or the command"
+        " removed its own working directory or filled the disk; the log's last lines may tell which",
+    )

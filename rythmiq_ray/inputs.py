@@ -24,6 +24,7 @@ from rythmiq_ray.errors import InputMissing, InputUnreadable, StoreUnavailable
 
 _TIMEOUT_S: Final = (5.0, 60.0)
 _MAX_REDIRECTS: Final = 5
+_AS_IT_IS: Final = {"Accept-Encoding": "identity"}
 _MISSING_STATUS: Final = frozenset({400, 401, 403, 404, 405, 410})
 _MISSING_CODES: Final = frozenset(
     {
@@ -116,7 +117,7 @@ def _open_http(uri: str) -> Iterator[BinaryIO]:
         for _ in range(_MAX_REDIRECTS + 1):
             _refuse_target(at, shown)
             try:
-                answer = session.get(at, stream=True, timeout=_TIMEOUT_S, allow_redirects=False)
+                answer = session.get(at, headers=_AS_IT_IS, stream=True, timeout=_TIMEOUT_S, allow_redirects=False)
             except (requests.RequestException, ValueError) as error:
                 raise InputUnreadable(f"input {shown}: {type(error).__name__}") from None
             if not answer.is_redirect:
@@ -129,13 +130,13 @@ def _open_http(uri: str) -> Iterator[BinaryIO]:
             if answer.status_code != requests.codes.ok:
                 kind = InputMissing if answer.status_code in _MISSING_STATUS else InputUnreadable
                 raise kind(f"input {shown}: HTTP status {answer.status_code}")
-            # A compressed answer has another length than what is read of it.
-            encoded = answer.headers.get("Content-Encoding", "identity") != "identity"
-            length = answer.headers.get("Content-Length")
+            # The bytes as they are sent, whatever the server says of their encoding: they are what lies there, they
+            # have the length that it gave, and a name that ends in .gz stays true.
+            length = answer.headers.get("Content-Length", "")
+            known = int(length) if length.isascii() and length.isdigit() else None
             raw = answer.raw
-            known = int(length) if length is not None and length.isdigit() and not encoded else None
             yield cast(
-                BinaryIO, _Reader(shown, lambda size: raw.read(None if size < 0 else size, decode_content=True), known)
+                BinaryIO, _Reader(shown, lambda size: raw.read(None if size < 0 else size, decode_content=False), known)
             )
 
 

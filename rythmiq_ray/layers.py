@@ -343,6 +343,8 @@ def _build(kind: Any, value: Any, key: str, faults: list[str], layer: Callable[[
         return {name: _build(inner, item, f"{key}.{name}", faults, layer) for name, item in value.items()}
     if kind is Secret:
         return Secret(str(value)) if value else None
+    if kind is bool:
+        return value if isinstance(value, bool) else wrong("true or false")
     if kind in (int, float):
         return _number(kind, value, key, wrong)
     if not isinstance(value, str):

@@ -239,6 +239,10 @@ class RemoteResult:
     outputs: tuple[RemoteFile, ...]
     unmatched: tuple[str, ...] = ()
     """Output globs that matched no file."""
+    warnings: tuple[str, ...] = ()
+    """What the wrapper left out, in sentences."""
+    log_cut: bool = False
+    """The command shortened the wrapper's log, so that the service's has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +309,12 @@ class Order:
     """CANCEL: the remote job is a second one on the path of an attempt, which itself goes on."""
     again: bool = False
     """COLLECT: another task or driver may have begun this and died; what it left half done is discarded first."""
-    listing: tuple[RemoteFile, ...] | None = None
-    """COLLECT: what the path held at the last look, where no result file names its files."""
+    seen: tuple[int, int] | None = None
+    """COLLECT: files and bytes that the path held at the last look; None before the first."""
+    growing_s: float = 0.0
+    """COLLECT: seconds from the end of the remote job to the last change of ``seen``."""
+    quiet_s: float = 0.0
+    """COLLECT: seconds since then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,9 +354,8 @@ class NotYet:
     alone_bytes: int = 0
     """How much such a task will stream."""
     uploaded: bool = False
-    listing: tuple[RemoteFile, ...] | None = None
     seen: tuple[int, int] | None = None
-    """Files and bytes of a late sync that have arrived; while that grows, it is waited for."""
+    """COLLECT: files and bytes that the path held; when that changes, the sync still goes on and is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)

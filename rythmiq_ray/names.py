@@ -70,6 +70,13 @@ def fault_of_name(name: str) -> str | None:
     return None
 
 
+def plain(text: str, most: int) -> str:
+    """One line that any database, file and terminal takes, of at most so many characters; the rest is escaped."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def refuse_unsafe(name: str) -> None:
     """For a caller whose names did not come through :func:`check_names`; raises ArtifactCorrupt."""
     fault = fault_of_name(name)

@@ -42,8 +42,15 @@ BUNDLE_NAMES: Final = frozenset({"run.sh", "job.json"})
 BUNDLE_PREFIX: Final = "rythmiq-"
 STORE_NAMES: Final = frozenset({LOG_NAME, MANIFEST_NAME})
 """What the artifact store itself puts beside the outputs."""
-RESERVED_ENV: Final = frozenset({"BASH_ENV", "BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
-"""BASH_ENV would run a file before the wrapper; the others are read-only in bash, so setting them stops a script."""
+RESERVED_ENV: Final = frozenset(
+    {
+        *("BASH", "BASHOPTS", "BASH_ALIASES", "BASH_ARGC", "BASH_ARGV", "BASH_CMDS", "BASH_ENV", "BASH_LINENO"),
+        *("BASH_SOURCE", "BASH_VERSINFO", "BASH_VERSION", "EUID", "IFS", "OLDPWD", "OPTERR", "OPTIND", "PPID", "PS4"),
+        *("PWD", "SHELLOPTS", "SHLVL", "UID"),
+    }
+)
+"""BASH_ENV would run a file before the command; the others are read-only in bash, or set anew by one that starts, so
+that the command would never see the value."""
 RESERVED_ENV_PREFIX: Final = "RYTHMIQ_"
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")

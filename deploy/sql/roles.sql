@@ -40,6 +40,7 @@ GRANT INSERT ON rythmiq.attempts, rythmiq.artifacts, rythmiq.drivers TO rythmiq_
 GRANT UPDATE (driver_id, remote_id, remote_status, state, exit_code, error_code, error_message, retryable, artifact_uri,
               cost_credits, finished_at, cleaned_at, warnings, keep_until, free, submitted_at, running_at, ended_at)
     ON rythmiq.attempts TO rythmiq_worker;
+GRANT SELECT, UPDATE (uri, bytes, sha256, content_type) ON rythmiq.artifacts TO rythmiq_worker;
 GRANT UPDATE (heartbeat_at, lease_expires_at, stopped_at) ON rythmiq.drivers TO rythmiq_worker;
 
 -- Whoever puts jobs in: an API gateway, a cron. It sees of others' jobs their ids, states and unique keys, which tell

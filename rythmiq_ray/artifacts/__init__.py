@@ -16,7 +16,7 @@ from rythmiq_ray.artifacts.local import LocalArtifactStore, replacing
 from rythmiq_ray.artifacts.manifest import manifest, read_manifest
 from rythmiq_ray.artifacts.s3 import S3ArtifactStore
 from rythmiq_ray.artifacts.streaming import CHUNK_BYTES, Meter, content_type, source_errors_as_they_were
-from rythmiq_ray.config import ArtifactsConfig
+from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import ArtifactCorrupt
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.names import refuse_unsafe
@@ -28,7 +28,7 @@ class ArtifactStore(Protocol):
     """Where artifacts lie. Thread-safe. Every method raises StoreUnavailable when the store does not answer."""
 
     def check(self) -> None:
-        """One cheap probe that writing and deleting below the prefix works."""
+        """One cheap probe that what is written below the prefix can be read back as it was, and deleted."""
         ...
 
     def uri(self, job_id: UUID, attempt: int, name: str) -> str: ...
@@ -74,13 +74,13 @@ class ArtifactStore(Protocol):
         ...
 
 
-def open_store(config: ArtifactsConfig) -> ArtifactStore:
+def open_store(config: ArtifactsConfig, inputs: InputsConfig | None = None) -> ArtifactStore:
     """The store that the configuration names. Nothing is asked of it yet; that is :meth:`ArtifactStore.check`."""
     if config.type == "s3":
         assert config.bucket is not None  # noqa: S101 - layers.load requires it
-        return S3ArtifactStore(config, config.bucket)
+        return S3ArtifactStore(config, config.bucket, inputs=inputs)
     assert config.path is not None  # noqa: S101 - layers.load requires it
-    return LocalArtifactStore(config, Path(config.path))
+    return LocalArtifactStore(config, Path(config.path), inputs)
 
 
 def download(

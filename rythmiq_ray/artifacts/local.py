@@ -15,9 +15,9 @@ from urllib.parse import quote_from_bytes
 from uuid import UUID, uuid4
 
 from rythmiq_ray.artifacts.manifest import manifest_bytes
-from rythmiq_ray.artifacts.s3 import shared_client
-from rythmiq_ray.artifacts.streaming import Meter, content_type, source_errors_as_they_were
-from rythmiq_ray.config import ArtifactsConfig
+from rythmiq_ray.artifacts.s3 import input_client
+from rythmiq_ray.artifacts.streaming import PROBE, Meter, content_type, source_errors_as_they_were
+from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import NotFound, StoreUnavailable
 from rythmiq_ray.inputs import open_input, path_below
 from rythmiq_ray.model import Artifact
@@ -30,7 +30,8 @@ _PARTIAL: Final = re.compile(r"\.[0-9a-f]{32}\.part")
 class LocalArtifactStore:
     """An :class:`~rythmiq_ray.artifacts.ArtifactStore` in a folder."""
 
-    def __init__(self, config: ArtifactsConfig, root: Path) -> None:
+    def __init__(self, config: ArtifactsConfig, root: Path, inputs: InputsConfig | None = None) -> None:
+        self._inputs = inputs or InputsConfig()
         self._root = root.absolute()
         self._prefix = "/".join(filter(None, config.prefix.split("/")))
 
@@ -39,7 +40,9 @@ class LocalArtifactStore:
             folder = self._root / self._prefix
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe-{uuid4().hex}"
-            probe.write_bytes(b"x")
+            probe.write_bytes(PROBE)
+            if probe.read_bytes() != PROBE:
+                raise OSError("what is written comes back changed")
             probe.unlink()
 
     def uri(self, job_id: UUID, attempt: int, name: str) -> str:
@@ -87,7 +90,7 @@ class LocalArtifactStore:
             yield file
 
     def open_input(self, uri: str) -> AbstractContextManager[BinaryIO]:
-        return open_input(uri, s3_client=shared_client, local_root=self._root)
+        return open_input(uri, s3_client=lambda: input_client(uri, self._inputs), local_root=self._root)
 
     def delete(self, uri: str) -> None:
         path = self._path(uri)

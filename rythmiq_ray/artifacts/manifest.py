@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final, Protocol, cast
@@ -29,6 +29,7 @@ def manifest(
     started_at: datetime | None,
     finished_at: datetime | None,
     artifacts: Iterable[Artifact],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC, with a Z."""
     return {
@@ -50,6 +51,7 @@ def manifest(
             }
             for artifact in artifacts
         ],
+        "warnings": list(warnings),
     }
 
 

@@ -10,20 +10,21 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO, Final, cast
 from uuid import UUID, uuid4
 
 import boto3
 import smart_open.s3
+from botocore import UNSIGNED
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from rythmiq_ray.artifacts.manifest import manifest_bytes
 from rythmiq_ray.artifacts.parts import BackgroundParts, PartBuffer
-from rythmiq_ray.artifacts.streaming import Meter, budget, content_type, source_errors_as_they_were
-from rythmiq_ray.config import ArtifactsConfig
+from rythmiq_ray.artifacts.streaming import PROBE, Meter, budget, content_type, source_errors_as_they_were
+from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import NotFound, StoreUnavailable
 from rythmiq_ray.inputs import open_input
 from rythmiq_ray.model import Artifact
@@ -37,6 +38,8 @@ _CONNECTIONS: Final = 128
 _MAX_PARTS: Final = 10_000
 _CHECKSUMS: Final = "AWS_REQUEST_CHECKSUM_CALCULATION"
 """boto3's own variable, for a bucket that wants a checksum whatever the signature covers."""
+_CURE: Final = f"set {_CHECKSUMS}=when_required for drivers and Ray nodes"
+_REQUESTER_PAYS: Final = (("RequestPayer", "requester"),)
 _GONE_CODES: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 
 # botocore retries by itself; smart-open's own retries would sleep a minute when the endpoint cannot be reached.
@@ -45,10 +48,17 @@ smart_open.s3.RETRY.client_error_codes = []
 
 
 @cache
-def shared_client() -> Any:
-    """The process's one S3 client, which is thread-safe. Credentials and endpoint are boto3's business (``AWS_*``)."""
+def shared_client(
+    parameters: tuple[tuple[str, str], ...] = (), *, anonymous: bool = False, checksums: str | None = None
+) -> Any:
+    """An S3 client of the process, which is thread-safe. Credentials and endpoint are boto3's business (``AWS_*``).
+
+    ``parameters`` go with each call that has such ones; ``checksums`` stands for boto3's own variable.
+    """
     session = boto3.session.Session()
     config = BotoConfig(
+        signature_version=UNSIGNED if anonymous else None,
+        request_checksum_calculation=checksums,
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _TRIES},
@@ -59,23 +69,79 @@ def shared_client() -> Any:
         # The signature covers the body's SHA-256 there, so that a CRC beside it would guard nothing more.
         config = config.merge(BotoConfig(request_checksum_calculation="when_required"))
         client = session.client("s3", config=config)
+
+    def add_parameters(params: dict[str, Any], model: Any, **_: Any) -> None:
+        params.update((name, value) for name, value in parameters if name in model.input_shape.members)
+
+    def send_at_once(request: Any, **_: Any) -> None:
+        # The round trip of a question whether the body is wanted; servers that never answer it cost a second.
+        del request.headers["Expect"]
+
+    client.meta.events.register("provide-client-params.s3", add_parameters)
+    client.meta.events.register("request-created.s3", send_at_once)
     return client
+
+
+def input_client(uri: str, config: InputsConfig) -> Any:
+    """The client that reads an input."""
+    bucket = uri.partition("://")[2].partition("/")[0]
+    anonymous = "*" in config.anonymous or bucket in config.anonymous
+    if not config.requester_pays and not anonymous:
+        return shared_client()
+    return shared_client(_REQUESTER_PAYS if config.requester_pays else (), anonymous=anonymous)
 
 
 class S3ArtifactStore:
     """An :class:`~rythmiq_ray.artifacts.ArtifactStore` in a bucket."""
 
-    def __init__(self, config: ArtifactsConfig, bucket: str, client: Callable[[], Any] = shared_client) -> None:
+    def __init__(
+        self,
+        config: ArtifactsConfig,
+        bucket: str,
+        *,
+        client: Callable[[], Any] | None = None,
+        inputs: InputsConfig | None = None,
+    ) -> None:
+        """``client`` stands for the process's own."""
         self._bucket = bucket
         self._prefix = config.prefix
         self._part_bytes = config.part_size_bytes
-        self._client = client
+        self._parameters = _parameters(config)
+        ours = partial(shared_client, self._parameters) if self._parameters else shared_client
+        self._client = client or ours
+        self._inputs = inputs
+        self._input_client = client
 
     def check(self) -> None:
-        place = {"Bucket": self._bucket, "Key": "/".join(filter(None, (self._prefix, f".probe-{uuid4().hex}")))}
         with self._translated():
-            self._client().put_object(**place, Body=b"")
-            self._client().delete_object(**place)
+            client = self._client()
+            try:
+                whole = self._comes_back(client)
+            except ClientError as error:
+                if not _sends_checksums(client) or not self._works_without_checksums():
+                    raise
+                raise StoreUnavailable(
+                    f"{self._name()} refuses boto3's checksums ({_reason(error)}): {_CURE}"
+                ) from None
+            if not whole:
+                cure = _CURE if _sends_checksums(client) else "look at what lies between it and this machine"
+                raise StoreUnavailable(f"{self._name()} gives back other bytes than were written: {cure}")
+
+    def _comes_back(self, client: Any) -> bool:
+        """Whether what is written can be read as it was."""
+        place = {"Bucket": self._bucket, "Key": "/".join(filter(None, (self._prefix, f".probe-{uuid4().hex}")))}
+        client.put_object(**place, Body=PROBE)
+        try:
+            with closing(client.get_object(**place)["Body"]) as body:
+                return bool(body.read() == PROBE)
+        finally:
+            client.delete_object(**place)
+
+    def _works_without_checksums(self) -> bool:
+        try:
+            return self._comes_back(shared_client(self._parameters, checksums="when_required"))
+        except (BotoCoreError, ClientError, HTTPError):
+            return False
 
     def uri(self, job_id: UUID, attempt: int, name: str) -> str:
         return self._uri(key_of(self._prefix, job_id, attempt, name))
@@ -129,7 +195,8 @@ class S3ArtifactStore:
             yield cast(BinaryIO, _Reader(body, lambda: self._translated(bucket)))
 
     def open_input(self, uri: str) -> AbstractContextManager[BinaryIO]:
-        return open_input(uri, s3_client=self._client, local_root=None)
+        client = self._input_client or (lambda: input_client(uri, self._inputs or InputsConfig()))
+        return open_input(uri, s3_client=client, local_root=None)
 
     def delete(self, uri: str) -> None:
         bucket, key = _place(uri)
@@ -156,7 +223,6 @@ class S3ArtifactStore:
         return f"s3://{self._bucket}/{key}"
 
     def _put(self, key: str, content: bytes, kind: str) -> None:
-        # As bytes, not as a file: botocore would ask the server first whether it wants that (Expect: 100-continue).
         with self._translated():
             self._client().put_object(Bucket=self._bucket, Key=key, Body=content, ContentType=kind)
 
@@ -189,15 +255,17 @@ class S3ArtifactStore:
         # ValueError is what smart-open makes of a refusal; urllib3's errors come from a body that breaks off.
         except (BotoCoreError, ClientError, HTTPError, ValueError, OSError) as error:
             raise StoreUnavailable(
-                f"The artifact store s3://{bucket or self._bucket}{self._where()} cannot be used: {_reason(error)}: "
+                f"{self._name(bucket)} cannot be used: {_reason(error)}: "
                 "check the bucket, its permissions, AWS_* and AWS_ENDPOINT_URL_S3"
             ) from None
 
-    def _where(self) -> str:
+    def _name(self, bucket: str | None = None) -> str:
+        """The store in a message."""
+        name = f"The artifact store s3://{bucket or self._bucket}"
         try:
-            return f" at {self._client().meta.endpoint_url.rpartition('@')[2]}"
+            return f"{name} at {self._client().meta.endpoint_url.rpartition('@')[2]}"
         except (BotoCoreError, ValueError):
-            return ""  # The fault is in AWS_* itself: there is no client.
+            return name  # The fault is in AWS_* itself: there is no client.
 
 
 class _Reader:
@@ -210,6 +278,19 @@ class _Reader:
     def read(self, size: int = -1) -> bytes:
         with self._translated():
             return cast(bytes, self._body.read(None if size < 0 else size))
+
+
+def _parameters(config: ArtifactsConfig) -> tuple[tuple[str, str], ...]:
+    """What each call is sent with."""
+    encryption = config.encryption or ("aws:kms" if config.kms_key_id else None)
+    found = {"ServerSideEncryption": encryption, "SSEKMSKeyId": config.kms_key_id}
+    parameters = tuple((name, value) for name, value in found.items() if value)
+    return (*parameters, *_REQUESTER_PAYS) if config.requester_pays else parameters
+
+
+def _sends_checksums(client: Any) -> bool:
+    """Whether boto3 adds checksums of its own, which older stores do not know."""
+    return bool(client.meta.config.request_checksum_calculation == "when_supported")
 
 
 def _abort(writer: Any) -> None:

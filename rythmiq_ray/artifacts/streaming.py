@@ -14,6 +14,7 @@ from rythmiq_ray.errors import ArtifactCorrupt
 from rythmiq_ray.names import LOG_NAME
 
 CHUNK_BYTES: Final = 1024 * 1024
+PROBE: Final = b"rythmiq-ray writes this, reads it back, and deletes it.\n"
 _BUFFER_BUDGET_BYTES: Final = 80 * 1024 * 1024
 _OF_ENCODING: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 _UNKNOWN: Final = "application/octet-stream"

@@ -74,7 +74,10 @@ class ExecutionBackend(Protocol):
         ...
 
     def read_result(self, job: Job) -> RemoteResult | None:
-        """What the wrapper wrote last, or None while it is not there."""
+        """What the wrapper wrote last, or None while it is not there.
+
+        Raises ArtifactCorrupt where its file holds a part of it, or something else.
+        """
         ...
 
     def list_files(self, job: Job) -> list[RemoteFile]:

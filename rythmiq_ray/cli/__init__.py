@@ -16,7 +16,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 bad input or configuration, 1 anything else.
+    """Runs one command and returns its exit code; :mod:`rythmiq_ray.cli.failure` names them.
 
     Whatever goes wrong is said on stderr in one sentence; the traceback is there with ``RYTHMIQ_DEBUG=1`` only.
     """

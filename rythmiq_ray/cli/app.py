@@ -7,6 +7,7 @@ import typer
 from rythmiq_ray import __version__
 from rythmiq_ray.cli import local
 from rythmiq_ray.cli.artifacts import artifacts
+from rythmiq_ray.cli.collect import collect
 from rythmiq_ray.cli.enqueue import enqueue
 from rythmiq_ray.cli.jobs import cancel, jobs, retry, show
 from rythmiq_ray.cli.logs import logs
@@ -35,7 +36,8 @@ def rythmiq(
     """A durable job runner: jobs in Postgres, work on Camber Cloud, artifacts in S3.
 
     Every command reads DATABASE_URL, or the layers of the configuration; without either it uses what
-    `rythmiq local up` started. Exit codes: 0 done, 2 bad input or configuration, 1 anything else.
+    `rythmiq local up` started. Exit codes: 0 done, 1 a fault, 2 bad input or configuration,
+    3 done but the job that was followed FAILED or was CANCELLED, 4 no such job, 5 not yet.
 
     \b
     Examples:
@@ -54,5 +56,6 @@ app.command()(logs)
 app.command()(artifacts)
 app.command()(cancel)
 app.command()(retry)
+app.command()(collect)
 app.command()(prune)
 app.add_typer(local.app, name="local")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,8 @@ from rythmiq_ray.spec import check, default_name, parse, parse_lines
 
 _SPEC: Final = JobSpec(command="")
 _JOB: Final = NewJob(spec=_SPEC)
+_ENDING: Final = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")
+"""Of a file's name."""
 _BULK_TIMEOUT_S: Final = 600.0
 """One statement may bring millions of jobs."""
 
@@ -67,8 +70,10 @@ def enqueue(
 
     Prints the id of each. A file is added in one transaction, and one bad line refuses it whole.
 
-    The name of an --input is what follows its last `=`, unless that holds a `/` or the `=` stands in the query of an
-    http URI; `=./NAME` is always a name, and may hold folders. Without a name it is the last part of the URI's path.
+    The name of an --input is what follows the last `=` of its last part, where that `=` follows a file's ending
+    (`x.csv=y`) or is the only one and no digit follows it; so `s3://b/epoch=3-step=10.ckpt` is a URI alone. `=./NAME`
+    is always a name, and may hold folders; a line of --file has "uri" and "name" apart. Without a name it is the last
+    part of the URI's path.
 
     \b
     Examples:
@@ -113,13 +118,18 @@ def enqueue(
 
 
 def input_of(text: str) -> dict[str, str]:
-    """``URI[=NAME]`` as the fields of an input. URIs hold ``=`` too: in queries, and in keys such as ``dt=1/x.csv``."""
+    """``URI[=NAME]`` as the fields of an input.
+
+    URIs hold ``=`` too: in queries, and in keys such as ``dt=1/x.csv`` or ``epoch=3-step=1000.ckpt``.
+    """
     uri, mark, name = text.rpartition("=./")
     if mark:
         return {"uri": uri, "name": name}
     uri, mark, name = text.rpartition("=")
     query = text.startswith(("http://", "https://")) and "?" in uri
-    if not mark or "/" in name or query:
+    last = uri.rpartition("/")[2]
+    part_of_key = not _ENDING.search(last) and ("=" in last or name[:1].isdigit())
+    if not mark or "/" in name or query or part_of_key:
         return {"uri": text, "name": default_name(text)}
     return {"uri": uri, "name": name}
 

@@ -11,6 +11,10 @@ from rythmiq_ray.errors import RythmiqError, Verdict
 FAILED: Final = 1
 REFUSED: Final = 2
 """The input or the configuration is at fault."""
+ENDED_BADLY: Final = 3
+"""What was asked for is done, and the job that was asked about FAILED or was CANCELLED."""
+NO_SUCH: Final = 4
+NOT_YET: Final = 5
 
 UsageError: Final = typer.BadParameter.__mro__[1]
 """Click's, whose import path differs between versions of Typer."""
@@ -18,6 +22,15 @@ UsageError: Final = typer.BadParameter.__mro__[1]
 
 class Unfinished(Exception):
     """The command did part of what it was asked; what it did not do was said on stderr already."""
+
+
+class Ended(Exception):
+    """The command ends with this exit code, and says why if there is anything to say."""
+
+    def __init__(self, exit_code: int, message: str | None = None) -> None:
+        super().__init__(exit_code, message)
+        self.exit_code = exit_code
+        self.message = message
 
 
 def say(message: str) -> None:
@@ -30,6 +43,10 @@ def report(error: Exception) -> int:
     """Says what went wrong and returns the exit code. Texts of errors that are not ours may hold a secret."""
     if isinstance(error, Unfinished):
         return FAILED
+    if isinstance(error, Ended):
+        if error.message is not None:
+            say(error.message)
+        return error.exit_code
     if isinstance(error, typer.Abort):
         say("aborted")
         return FAILED

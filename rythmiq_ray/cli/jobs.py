@@ -14,7 +14,7 @@ import typer
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
 from rythmiq_ray.cli.session import database
-from rythmiq_ray.model import Artifact, Job, JobState
+from rythmiq_ray.model import Artifact, Job, JobState, Phase
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -47,6 +47,8 @@ def jobs(
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show changes; Ctrl-C ends it.")] = False,
 ) -> None:
     """List jobs, newest first, and count them.
+
+    A number under `!` is how many warnings a job has, such as outputs that were not found; `rythmiq show` tells them.
 
     \b
     Examples:
@@ -109,12 +111,16 @@ def show(job_id: JobId, as_json: Json = False) -> None:
         )
         return
     output.pairs(_facts(job))
+    for warning in job.warnings:
+        typer.echo(f"warning: {output.printable(warning)}")
     if attempts:
         typer.echo()
         output.rows(*_attempt_rows(attempts))
         for attempt in attempts:
             if attempt.error_message:
                 typer.echo(f"attempt {attempt.attempt}: {output.printable(attempt.error_message)}")
+            if (kept := _kept(job, attempt)) is not None:
+                typer.echo(kept)
     if artifacts:
         typer.echo()
         output.rows(*artifact_rows(artifacts))
@@ -208,7 +214,8 @@ def _terminal_columns() -> int:
 
 def _listing(found: Sequence[Job], *, wide: bool) -> tuple[dict[str, str], list[list[object]]]:
     now = datetime.now(UTC)
-    columns = {"ID": "<", "STATE": "<", "TRY": ">", "AGE": ">"}
+    warned = any(job.warnings for job in found)
+    columns = {"ID": "<", "STATE": "<"} | ({"!": ">"} if warned else {}) | {"TRY": ">", "AGE": ">"}
     if wide:
         columns |= {"QUEUE": "<", "USER": "<"}
     columns["WHAT"] = "~"
@@ -217,6 +224,7 @@ def _listing(found: Sequence[Job], *, wide: bool) -> tuple[dict[str, str], list[
         row: list[object] = [
             job.job_id,
             job.state,
+            *([len(job.warnings) or " "] if warned else []),
             f"{job.attempt}/{job.max_attempts}",
             output.age(job.created_at, now),
         ]
@@ -231,7 +239,27 @@ def _what(job: Job) -> str:
     if job.error_code is not None and job.state in (JobState.FAILED, JobState.RETRYING):
         return f"{job.error_code}: {job.error_message}"[:_WHAT]
     command = " ".join(job.spec.command.split())[:_WHAT]
-    return f"{job.phase}: {command}" if job.phase else command
+    return f"{_stage(job)}: {command}" if job.phase else command
+
+
+def _stage(job: Job) -> str:
+    """The phase; of a job that waits, whether Camber has started it."""
+    if job.phase is not Phase.WAITING or job.remote_status is None:
+        return str(job.phase)
+    return "running at Camber" if job.remote_status.started else "pending at Camber"
+
+
+def _kept(job: Job, attempt: Attempt) -> str | None:
+    """Where an attempt lies whose files could not be stored, until when, and how they are brought in."""
+    until = attempt.keep_until or (job.collect_until if attempt.attempt == job.attempt else None)
+    if until is None or until <= datetime.now(UTC) or attempt.cleaned_at is not None:
+        return None
+    left = output.duration((until - datetime.now(UTC)).total_seconds())
+    cure = f"; `rythmiq collect {job.job_id}` brings it in" if attempt.attempt == job.attempt else ""
+    return (
+        f"attempt {attempt.attempt}: not stored; it lies in Camber's stash at {output.printable(attempt.remote_path)}"
+        f" until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC ({left}){cure}"
+    )
 
 
 def _counts_of(counts: Sequence[Count], queues: Sequence[str] | None) -> list[Count]:
@@ -278,7 +306,7 @@ def _facts(job: Job) -> dict[str, object]:
     spec = job.spec
     return {
         "job": job.job_id,
-        "state": f"{job.state}{f' ({job.phase})' if job.phase else ''}",
+        "state": f"{job.state}{f' ({_stage(job)})' if job.phase else ''}",
         "queue": f"{job.queue}, priority {job.priority}",
         "user": job.user_id,
         "unique key": job.unique_key,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rythmiq_ray.cli.failure import say
+from rythmiq_ray.cli.failure import ENDED_BADLY, NOT_YET, Ended, say
 from rythmiq_ray.cli.jobs import JobId
 from rythmiq_ray.cli.session import Backends, database, read
 from rythmiq_ray.errors import BackendBusy, BackendUnavailable, NotFound
@@ -39,7 +39,7 @@ def logs(
 
     It comes from the artifact store, or from Camber while the job runs. With -f it goes on through
     all attempts until the job has ended, and no byte comes twice. A program that buffers its output shows nothing for
-    long (python: -u).
+    long (python: -u). Exits 5 while there is no log yet, and with -f 3 if the job FAILED or was CANCELLED.
 
     \b
     Examples:
@@ -55,6 +55,8 @@ def logs(
         job = inspect.job(connection, job_id)
         if follow:
             _follow(connection, backends, job, attempt)
+            if inspect.job(connection, job.job_id).state in (JobState.FAILED, JobState.CANCELLED):
+                raise Ended(ENDED_BADLY)
         else:
             _print(connection, backends, job, attempt)
 
@@ -62,17 +64,26 @@ def logs(
 def _print(connection: Connection, backends: Backends, job: Job, number: int | None) -> None:
     number = number or job.attempt
     if number == 0:
-        raise NotFound(f"Job {job.job_id} has not started yet, so it has no log; -f waits for it")
+        if job.state.finished:
+            raise NotFound(f"Job {job.job_id} never started, so it has no log: it is {job.state}")
+        raise Ended(NOT_YET, f"Job {job.job_id} has not started yet, so it has no log; -f waits for it")
     attempt = _attempt(connection, job, number)
     if attempt is None:
         raise NotFound(f"Job {job.job_id} has no attempt {number}; the last one is {job.attempt}")
     if attempt.state is JobState.RUNNING:
         if job.remote_id is None:
-            raise NotFound(
-                f"Attempt {number} of job {job.job_id} is being submitted and has no log yet; -f waits for it"
+            raise Ended(
+                NOT_YET, f"Attempt {number} of job {job.job_id} is being submitted and has no log yet; -f waits for it"
             )
-        with backends.get().open_log(job) as chunks:
-            _write(chunks)
+        try:
+            with backends.get().open_log(job) as chunks:
+                _write(chunks)
+        except NotFound:
+            status = job.remote_status or "not running yet"
+            raise Ended(
+                NOT_YET,
+                f"Attempt {number} of job {job.job_id} is {status} at Camber and has no log yet; -f waits for it",
+            ) from None
         return
     log = _stored(connection, job.job_id, number)
     if log is None:

@@ -88,6 +88,7 @@ def _store(kind: str, bucket: str | None) -> ArtifactStore:
             prefix="",
             part_size_bytes=_CHUNK_BYTES,
             concurrency=8,
+            requester_pays=True,
         )
     )
 

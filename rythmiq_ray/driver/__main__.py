@@ -114,6 +114,7 @@ def _run(config: Config, started_at: float, *, drain: bool) -> int:
     settings = TaskSettings(
         camber=config.camber,
         artifacts=config.artifacts,
+        inputs=config.inputs,
         timeout_s=config.execution.timeout_ms / 1000,
         threads=config.ray.threads_per_task,
         report_calls=config.health.port is not None,

@@ -28,7 +28,6 @@ from rythmiq_ray.model import (
     NotYet,
     Order,
     Phase,
-    RemoteFile,
     RemoteJob,
     RemoteStatus,
     Step,
@@ -98,11 +97,11 @@ class Collecting:
     remote: RemoteJob
     ran: bool
     """Whether it ever ran, as far as is known."""
+    since: float
     changed_at: float
     """When its path was last seen to change: the patience with a late sync counts from here."""
-    seen: object = None
-    """What had arrived then."""
-    listing: tuple[RemoteFile, ...] | None = None
+    seen: tuple[int, int] | None = None
+    """Files and bytes that it held then."""
 
 
 @dataclass(slots=True)
@@ -369,7 +368,9 @@ class Attempts:
                     final=now - state.changed_at >= patience_s,
                     alone=attempt.alone,
                     again=attempt.begun_before,
-                    listing=state.listing,
+                    seen=state.seen,
+                    growing_s=state.changed_at - state.since,
+                    quiet_s=now - state.changed_at,
                 )
             case Cleaning():
                 return Order(step=Step.CLEAN, job=job)
@@ -428,10 +429,8 @@ class Attempts:
             case Collecting() as state:
                 if not result.alone:
                     self._waits(attempt, f"the late sync of its path: {result.reason}", now)
-                arrived = result.listing or result.seen
-                if arrived != state.seen:
-                    state.seen, state.changed_at = arrived, now
-                state.listing = result.listing
+                if result.seen != state.seen:
+                    state.seen, state.changed_at = result.seen, now
 
     def _cleaned(self, attempt: Attempt, state: Cleaning, result: StepResult) -> None:
         state.tries += 1
@@ -599,7 +598,7 @@ class Attempts:
         self.wake(attempt)
 
     def _collect(self, attempt: Attempt, remote: RemoteJob, now: float, *, ran: bool) -> None:
-        self._enter(attempt, Collecting(remote=remote, ran=ran, changed_at=now), now)
+        self._enter(attempt, Collecting(remote=remote, ran=ran, since=now, changed_at=now), now)
         attempt.alone = False
         attempt.due_at = 0.0
         self.wake(attempt)
@@ -624,6 +623,7 @@ class Attempts:
 
     def _collected(self, attempt: Attempt, state: Collecting, result: Collected, now: float) -> Ending:
         error = result.error
+        keep = error is not None and error.code is ErrorCode.ARTIFACT_CORRUPT
         never_ran = not state.ran and error is not None and error.code in _NEVER_RAN
         ending = self._ending(
             attempt,
@@ -635,8 +635,9 @@ class Attempts:
             cost_credits=result.cost_credits,
             artifacts=result.artifacts,
             warnings=result.warnings,
+            keep_s=self._config.camber.keep_unstored_s if keep else None,
         )
-        self._enter(attempt, Ended(clean=True), now)
+        self._enter(attempt, Ended(clean=not keep), now)
         return ending
 
     def _failed(self, attempt: Attempt, error: ErrorInfo) -> Ending:

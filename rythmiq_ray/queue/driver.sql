@@ -342,7 +342,9 @@ WITH v AS MATERIALIZED (
     FROM finished AS f
     CROSS JOIN jsonb_to_recordset(f.artifacts)
         AS x(name text, uri text, bytes bigint, sha256 text, content_type text)
-    ON CONFLICT DO NOTHING
+    -- What is collected again may have been stored in part before.
+    ON CONFLICT (job_id, attempt, name) DO UPDATE
+    SET uri = excluded.uri, bytes = excluded.bytes, sha256 = excluded.sha256, content_type = excluded.content_type
 )
 SELECT job_id, true AS written FROM finished
 UNION ALL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import os
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
@@ -28,7 +29,8 @@ from rythmiq_ray.artifacts import ArtifactStore, download, manifest, open_store,
 from rythmiq_ray.artifacts.local import LocalArtifactStore
 from rythmiq_ray.artifacts.s3 import S3ArtifactStore, shared_client
 from rythmiq_ray.artifacts.streaming import budget
-from rythmiq_ray.config import ArtifactsConfig
+from rythmiq_ray.backends.camber.bundle import Upload
+from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import ArtifactCorrupt, InputMissing, InputUnreadable, NotFound, StoreUnavailable
 from rythmiq_ray.local.process import free_ports
 from rythmiq_ray.local.s3 import S3
@@ -261,6 +263,7 @@ def test_the_manifest_says_what_the_contract_says(place: Place) -> None:
         started_at=datetime(2026, 1, 7, 10, 30, 45, 123000, tzinfo=UTC),
         finished_at=None,
         artifacts=[log],
+        warnings=("output 'x' matched no file", "höh"),
     )
     uri = place.store.write_manifest(job_id, 1, document)
     assert place.store.write_manifest(job_id, 1, document) == uri == place.store.uri(job_id, 1, "manifest.json")
@@ -282,6 +285,7 @@ def test_the_manifest_says_what_the_contract_says(place: Place) -> None:
                 "content_type": "text/plain; charset=utf-8",
             }
         ],
+        "warnings": ["output 'x' matched no file", "höh"],
     }
 
 
@@ -531,6 +535,154 @@ def test_an_endpoint_that_nobody_listens_at_is_named(s3: Any) -> None:
         pass
 
 
+class _FakeS3(http.server.BaseHTTPRequestHandler):
+    """A store that does with objects as ``behaviour`` says, and notes the headers of each request."""
+
+    protocol_version = "HTTP/1.1"
+    behaviour = ""
+    objects: ClassVar[dict[str, bytes]] = {}
+    requests: ClassVar[list[tuple[str, dict[str, str]]]] = []
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        checked = any(name.lower().startswith(("x-amz-checksum", "x-amz-sdk-checksum")) for name in self.headers)
+        if self.behaviour == "knows no checksums" and checked:
+            self._answer(501, b"<Error><Code>NotImplemented</Code><Message>a header</Message></Error>")
+            return
+        if self.behaviour == "frames" and checked:
+            body = b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+        elif self.behaviour == "changes":
+            body = body.upper()
+        self.objects[self.path] = body
+        self._answer(200, b"")
+
+    def do_GET(self) -> None:
+        body = self.objects.get(self.path)
+        self._answer(404 if body is None else 200, body or b"<Error><Code>NoSuchKey</Code></Error>")
+
+    def do_DELETE(self) -> None:
+        self.objects.pop(self.path, None)
+        self._answer(204, b"")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.requests.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_s3(s3: Any, fresh_client: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_FakeS3]]:
+    class Handler(_FakeS3):
+        objects: ClassVar[dict[str, bytes]] = {}
+        requests: ClassVar[list[tuple[str, dict[str, str]]]] = []
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    yield Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("behaviour", ["knows no checksums", "frames"])
+def test_a_store_that_does_not_know_the_new_checksums_is_told_with_its_cure(
+    fake_s3: type[_FakeS3], monkeypatch: pytest.MonkeyPatch, behaviour: str
+) -> None:
+    fake_s3.behaviour = behaviour
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    with pytest.raises(StoreUnavailable, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+        open_store(s3_config()).check()
+    assert fake_s3.objects == {}
+    shared_client.cache_clear()
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    open_store(s3_config()).check()
+
+
+def test_a_store_that_gives_back_other_bytes_is_not_usable(fake_s3: type[_FakeS3]) -> None:
+    fake_s3.behaviour = "changes"
+    with pytest.raises(StoreUnavailable, match="gives back other bytes"):
+        open_store(s3_config()).check()
+    assert fake_s3.objects == {}
+
+
+def test_no_request_waits_for_the_servers_leave_to_send_its_body(fake_s3: type[_FakeS3]) -> None:
+    store = open_store(s3_config())
+    store.check()
+    store.write(uuid4(), 1, "x", iter([b"x"]))
+    store.write_manifest(uuid4(), 1, {"artifacts": []})
+    assert [command for command, _ in fake_s3.requests] == ["PUT", "GET", "DELETE", "PUT", "PUT"]
+    assert not [headers for _, headers in fake_s3.requests if "expect" in headers]
+
+
+def test_encryption_and_who_pays_go_with_every_object(fake_s3: type[_FakeS3]) -> None:
+    def sent(**changes: Any) -> dict[str, str]:
+        fake_s3.requests.clear()
+        open_store(replace(s3_config(), **changes)).write(uuid4(), 1, "x", iter([b"x"]))
+        ((_, headers),) = fake_s3.requests
+        names = ("x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id", "x-amz-request-payer")
+        return {name.removeprefix("x-amz-"): headers[name] for name in names if name in headers}
+
+    assert sent() == {}
+    assert sent(encryption="AES256") == {"server-side-encryption": "AES256"}
+    assert sent(kms_key_id="k") == {"server-side-encryption": "aws:kms", "server-side-encryption-aws-kms-key-id": "k"}
+    assert sent(requester_pays=True) == {"request-payer": "requester"}
+
+
+def test_encryption_and_who_pays_go_with_an_object_in_parts(s3: Any, fresh_client: None) -> None:
+    store, told = open_store(replace(s3_config(), encryption="AES256", requester_pays=True)), Counter[Any]()
+    client = shared_client((("ServerSideEncryption", "AES256"), ("RequestPayer", "requester")))
+
+    def note(model: Any, params: Any, **_: Any) -> None:
+        told[model.name, "paid"] += params["headers"].get("x-amz-request-payer") == "requester"
+        # The server here has no key to encrypt with.
+        told[model.name, "encrypted"] += params["headers"].pop("x-amz-server-side-encryption", None) == "AES256"
+
+    client.meta.events.register("before-call.s3", note)
+    content = CONTENTS["parts and a rest"]
+    artifact = store.write(uuid4(), 1, "x", pieces(content))
+    assert sha256(content_of(store, artifact.uri)) == artifact.sha256
+    assert +told == {
+        ("CreateMultipartUpload", "encrypted"): 1,
+        ("CreateMultipartUpload", "paid"): 1,
+        ("UploadPart", "paid"): 3,
+        ("CompleteMultipartUpload", "paid"): 1,
+        ("GetObject", "paid"): 1,
+    }
+
+
+def test_public_buckets_are_read_without_credentials_and_others_with_them(
+    fake_s3: type[_FakeS3], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_s3.objects |= {"/public/a": b"a", "/mine/a": b"b"}
+    options = InputsConfig(anonymous=("public",), requester_pays=True)
+    for store in (open_store(s3_config(), options), open_store(local_config(tmp_path), options)):
+        fake_s3.requests.clear()
+        for uri, content in (("s3://public/a", b"a"), ("s3://mine/a", b"b")):
+            with store.open_input(uri) as file:
+                assert file.read() == content
+        unsigned, signed = (headers for _, headers in fake_s3.requests)
+        assert "authorization" not in unsigned
+        assert "authorization" in signed
+        assert unsigned["x-amz-request-payer"] == signed["x-amz-request-payer"] == "requester"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    shared_client.cache_clear()
+    with open_store(s3_config(), InputsConfig(anonymous=("*",))).open_input("s3://public/a") as file:
+        assert file.read() == b"a"
+    with pytest.raises(StoreUnavailable), open_store(s3_config()).open_input("s3://public/a"):
+        pass
+
+
 # What only a folder can do wrong.
 
 
@@ -637,6 +789,9 @@ def test_credentials_in_an_s3_input_are_refused_and_not_repeated(s3: Any) -> Non
     assert SECRET not in str(caught.value)
 
 
+PACKED = gzip.compress(b"a table\n" * 1000)
+
+
 class _Web(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -648,6 +803,23 @@ class _Web(http.server.BaseHTTPRequestHandler):
             self._answer(302, b"", Location=unquote(query))
         elif path == "/ring":
             self._answer(302, b"", Location="/ring")
+        elif path.startswith("/encoded"):
+            coding = "gzip" if "gz" in path or "gzip" in self.headers["Accept-Encoding"] else "identity"
+            self._answer(200, PACKED, **{"Content-Encoding": coding})
+        elif path == "/chunked.gz":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            self.wfile.write(b"5\r\n" + PACKED[:5] + b"\r\n" + (b"0\r\n\r\n" if query else b""))
+            self.close_connection = True
+        elif path == "/cut.gz":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(PACKED)))
+            self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            self.wfile.write(PACKED[:-4])
+            self.close_connection = True
         elif path == "/cut":
             self.send_response(200)
             self.send_header("Content-Length", "1000")
@@ -710,6 +882,33 @@ def test_an_http_input_that_fails_says_how(web: str, path: str, error: type[Exce
         return
     with pytest.raises(error):
         opened(web + path)
+
+
+@pytest.mark.parametrize("path", ["/encoded.csv.gz", "/encoded.csv"])
+def test_an_http_input_is_the_bytes_that_were_sent(web: str, path: str) -> None:
+    with inputs.open_input(web + path, s3_client=lambda: None, local_root=None) as file:
+        assert file.length == len(PACKED)  # type: ignore[attr-defined]
+        upload = Upload(file)
+        assert (upload.len, b"".join(upload)) == (len(PACKED), PACKED)
+
+
+def test_a_cut_http_input_never_passes_for_whole(web: str) -> None:
+    for path in ("/cut.gz", "/chunked.gz"):
+        for read in (opened, lambda uri: b"".join(uploaded(uri))):
+            with pytest.raises(InputUnreadable):
+                read(web + path)
+    assert opened(f"{web}/chunked.gz?whole") == PACKED[:5]
+
+
+def uploaded(uri: str) -> Iterator[bytes]:
+    with inputs.open_input(uri, s3_client=lambda: None, local_root=None) as file:
+        yield from Upload(file)
+
+
+def test_a_compressed_input_of_the_store_stays_as_it_is(place: Place) -> None:
+    artifact = place.store.write(uuid4(), 1, "x.csv.gz", iter([PACKED[:-4]]))
+    with place.store.open_input(artifact.uri) as file:
+        assert file.read() == PACKED[:-4]
 
 
 def test_redirects_in_a_ring_end(web: str) -> None:

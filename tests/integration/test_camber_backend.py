@@ -19,6 +19,7 @@ from rythmiq_ray.backends import ExecutionBackend
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberRoute, NodeSize
 from rythmiq_ray.errors import (
+    ArtifactCorrupt,
     BackendRefusedKey,
     BackendUnavailable,
     CreateUncertain,
@@ -155,7 +156,13 @@ def wait_for(backend: ExecutionBackend, job: Job, *statuses: RemoteStatus) -> Re
 
 
 def finish(backend: ExecutionBackend, job: Job) -> tuple[RemoteJob, RemoteResult]:
-    return wait_for(backend, job), eventually(lambda: backend.read_result(job))
+    def look() -> RemoteResult | None:
+        try:
+            return backend.read_result(job)
+        except ArtifactCorrupt:  # a part of it
+            return None
+
+    return wait_for(backend, job), eventually(look)
 
 
 def read(backend: ExecutionBackend, job: Job, name: str, start: int = 0) -> bytes:

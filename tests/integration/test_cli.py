@@ -298,14 +298,14 @@ def test_logs_of_ended_attempts(
     cli: Cli, driver: Queue, store: Callable[[Job, dict[str, bytes]], tuple[Artifact, ...]]
 ) -> None:
     job_id = cli.out("enqueue", "--command", "a").strip()
-    assert "has not started yet" in cli.refused("logs", job_id)
+    assert "has not started yet" in cli.refused("logs", job_id, code=5)
     job = claim(driver, job_id)
     error = ErrorInfo(code=ErrorCode.COMMAND_FAILED, message="exit code 1")
     end(driver, job, JobState.FAILED, store(job, {"log.txt": b"one\xff\n"}), retry_delay_s=0, error=error, exit_code=1)
     job = claim(driver, job_id)
     end(driver, job, JobState.CANCELLED, error=ErrorInfo(code=ErrorCode.CANCELLED, message="cancelled on request"))
     assert cli.run("logs", job_id, "--attempt", "1").stdout == b"one\xff\n"
-    assert cli.run("logs", "-f", job_id, "--attempt", "1").stdout == b"one\xff\n"
+    assert cli.run("logs", "-f", job_id, "--attempt", "1", code=3).stdout == b"one\xff\n"
     assert "left no log: cancelled on request" in cli.refused("logs", job_id)
     assert "has no attempt 3" in cli.refused("logs", job_id, "--attempt", "3")
 
@@ -317,8 +317,8 @@ def live_log() -> Iterator[tuple[str, bytearray]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = bytes(log)
-            self.send_response(200 if self.path == "/jobs/77/logs" else 404)
+            body = b'{"username": "owner"}' if self.path == "/me" else bytes(log)
+            self.send_response(200 if self.path in ("/me", "/jobs/77/logs") else 404)
             self.send_header("Content-Type", "text/plain")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -354,6 +354,9 @@ def test_following_loses_and_repeats_nothing(
             try:
                 assert process.stdout is not None
                 job = claim(driver, job_id)
+                assert "is being submitted and has no log yet" in cli.refused("logs", job_id, code=5)
+                wait_at(driver, job, 404)
+                assert "at Camber and has no log yet; -f waits" in cli.refused("logs", job_id, code=5)
                 log += b"one\ntw"
                 wait_at(driver, job, 77)
                 assert process.stdout.read(6) == b"one\ntw"

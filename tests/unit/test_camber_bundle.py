@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,11 +22,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rythmiq_ray.backends.camber.bundle import StopTimes, Upload, env_file, is_own, script
+from rythmiq_ray.backends.camber.bundle import OWNED_BY_BASH, StopTimes, Upload, env_file, is_own, script
 from rythmiq_ray.backends.camber.result import parse_result
 from rythmiq_ray.errors import InputUnreadable, SecretMissing, SpecRejected, StoreUnavailable
 from rythmiq_ray.model import Input, Job, JobSpec, JobState, Phase, RemoteResult
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.spec import RESERVED_ENV
 
 NOW = datetime(2026, 1, 7, tzinfo=UTC)
 QUICK = StopTimes(grace_s=0.3, drain_s=0.3)
@@ -63,9 +67,18 @@ def make_job(command: str = "true", **spec: Any) -> Job:
 class Attempt:
     """A folder with an unpacked bundle, and what running it there gave."""
 
-    def __init__(self, folder: Path, job: Job, *, timeout_s: float, times: StopTimes, secrets: Mapping[str, Secret]):
+    def __init__(
+        self,
+        folder: Path,
+        job: Job,
+        *,
+        timeout_s: float,
+        times: StopTimes,
+        secrets: Mapping[str, Secret],
+        cpus: int | None = None,
+    ):
         self.folder = folder
-        (folder / "run.sh").write_bytes(script(job, timeout_s=timeout_s, times=times))
+        (folder / "run.sh").write_bytes(script(job, timeout_s=timeout_s, times=times, cpus=cpus))
         if (variables := env_file(job.spec, secrets)) is not None:
             (folder / "rythmiq-env").write_bytes(variables)
 
@@ -117,10 +130,12 @@ def prepare(tmp_path: Path) -> Run:
         times: StopTimes = QUICK,
         secrets: Mapping[str, Secret] | None = None,
         secret_names: tuple[str, ...] = (),
+        cpus: int | None = None,
         **spec: Any,
     ) -> Attempt:
         spec["secrets"] = secret_names
-        return Attempt(tmp_path, make_job(command, **spec), timeout_s=timeout_s, times=times, secrets=secrets or {})
+        job = make_job(command, **spec)
+        return Attempt(tmp_path, job, timeout_s=timeout_s, times=times, secrets=secrets or {}, cpus=cpus)
 
     return prepared
 
@@ -277,6 +292,69 @@ def test_script_holds_no_value_and_no_uri() -> None:
     assert env_file(job.spec, {"B": Secret("canary-b")}) == b"export A=canary-a\nexport B=canary-b\n"
 
 
+def test_variables_that_bash_owns_arrive_in_the_command_and_in_what_it_starts(run: Run) -> None:
+    names = sorted(OWNED_BY_BASH)
+    values = {name: f"it's {name}\n" for name in names} | {"PLAIN": "1"}
+    shown = 'for n in "$@"; do printf "%s\\0" "${!n}"; done'
+    attempt = run(f"set -- {' '.join(names)}; {shown}; env -0; env >seen", env=values, outputs=("seen",))
+    said = attempt.log.decode().split("\0")
+    assert said[: len(names)] == [values[name] for name in names]
+    assert {f"{name}={value}" for name, value in values.items()} <= set(said)
+    assert not [line for line in said if line.startswith("BASH_ENV=")]
+
+
+def test_every_name_of_bashs_own_arrives_or_is_refused_when_the_job_is_enqueued(run: Run) -> None:
+    # A bash without any environment knows best which these are.
+    bare = subprocess.run(["bash", "-c", "compgen -v"], env={}, capture_output=True, text=True, check=True)
+    names = sorted(
+        {*bare.stdout.split(), "FUNCNAME", "BASH_ARGV0", "BASH_MONOSECONDS", "HISTCMD"} - RESERVED_ENV - {"_"}
+    )
+    shown = 'for n in "$@"; do printf "%s=%s\\n" "$n" "${!n}"; done'
+    attempt = run(f"set -- {' '.join(names)}; PATH={os.environ['PATH']}; {shown}", env=dict.fromkeys(names, "7"))
+    expected = [f"{name}=7" for name in names if name != "PATH"]
+    assert [line for line in attempt.log.decode().splitlines() if not line.startswith("PATH=")] == expected
+
+
+def test_a_secret_that_bash_owns_is_in_no_file_that_stays(prepare: Run) -> None:
+    attempt = prepare('printf %s "${#GROUPS}"', secrets={"GROUPS": Secret("canary-1f3")}, secret_names=("GROUPS",))
+    attempt.finish(attempt.start())
+    assert attempt.log == b"10"
+    assert not any(b"canary" in path.read_bytes() for path in attempt.folder.iterdir())
+
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def test_threads_are_those_of_the_node_size_unless_the_job_says_otherwise(prepare: Run) -> None:
+    attempt = prepare(f"for n in {' '.join(THREADS)}; do echo ${{!n}}; done", cpus=8, env={"MKL_NUM_THREADS": "2"})
+    assert attempt.finish(attempt.start()).log == b"8\n8\n2\n8\n"
+
+
+def test_folders_of_outputs_are_there_before_the_command_starts(run: Run) -> None:
+    outputs = ("out/a b/*.txt", "models/**", "./deep/er/x", "top*/y", "plain")
+    attempt = run("echo 1 >'out/a b/1.txt'; echo 2 >models/m; echo 3 >deep/er/x", outputs=outputs)
+    assert attempt.outputs == ["deep/er/x", "models/m", "out/a b/1.txt"]
+    assert not (attempt.folder / "plain").exists()
+
+
+def test_a_command_that_makes_its_folders_itself_finds_none(run: Run) -> None:
+    assert run("mkdir out && echo 1 >out/x", outputs=("out/*",)).outputs == ["out/x"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
+def test_a_folder_of_somebody_elses_becomes_writable(prepare: Run) -> None:
+    attempt = prepare("cat out/in && echo 1 >out/x", outputs=("out/x", "**/in"))
+    (attempt.folder / "out").mkdir(mode=0o755)
+    (attempt.folder / "out" / "in").write_text("in")
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(shutil.copytree(attempt.folder, Path(place) / "home"))
+        Path(place).chmod(0o755)
+        os.chown(home, 65534, 65534)
+        attempt.folder = home
+        attempt.finish(attempt.start(user=65534, group=65534))
+        assert (attempt.log, attempt.outputs) == (b"in", ["out/in", "out/x"])
+
+
 # ---- How it ends
 
 
@@ -428,9 +506,55 @@ def test_job_goes_on_when_nobody_reads_its_output(prepare: Run) -> None:
     assert attempt.result.log.size_bytes == 300_000
 
 
-def test_log_that_the_command_removed(run: Run) -> None:
-    attempt = run("echo x; rm -f rythmiq-log.txt")
-    assert (attempt.exit_code, attempt.result.log.size_bytes) == (0, 0)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "rm -f rythmiq-log.txt",
+        "rm -rf ./* .[!.]*",
+        "git init -q . && git clean -qfdx",
+        "echo other >other && mv other rythmiq-log.txt",
+        "rm rythmiq-log.txt && mkdir -p rythmiq-log.txt/x",
+        "ln -sf /etc/hostname rythmiq-log.txt",
+        ": >run.sh; echo exit 9 >rythmiq-command.sh",
+        "echo false >run.sh",
+        "mkdir -p rythmiq-result.json/x rythmiq-result.tmp/x",
+        "echo '{}' >rythmiq-result.json",
+        "chmod 000 . run.sh",
+    ],
+)
+def test_a_command_that_damages_its_folder_still_leaves_its_whole_log(run: Run, damage: str) -> None:
+    attempt = run(f"echo before; {damage}\nsleep 0.05; echo after; exit 3")
+    assert (attempt.exit_code, attempt.result.exit_code, attempt.stdout) == (3, 3, b"before\nafter\n")
+    assert attempt.log == b"before\nafter\n"
+    assert (attempt.result.log.size_bytes, attempt.result.log_cut) == (13, False)
+    assert attempt.result.log.sha256 == hashlib.sha256(attempt.log).hexdigest()
+
+
+@pytest.mark.parametrize("cut", [": >rythmiq-log.txt", "truncate -s 3 rythmiq-log.txt"])
+def test_a_log_that_the_command_cut_is_said_to_be(run: Run, cut: str) -> None:
+    attempt = run(f"echo a long line before; {{ sleep 0.3; {cut}; }}; echo after")
+    assert attempt.stdout == b"a long line before\nafter\n"
+    assert attempt.log.endswith(b"after\n")
+    assert attempt.result.log_cut
+    assert attempt.result.log.size_bytes == len(attempt.log)
+    assert not run("echo whole").result.log_cut
+
+
+def test_a_folder_that_the_command_removed_is_made_again_for_the_result(run: Run) -> None:
+    attempt = run('echo said; cd / && rm -rf "$OLDPWD"; exit 4', outputs=("*.txt",))
+    assert (attempt.exit_code, attempt.result.exit_code, attempt.result.unmatched) == (4, 4, ("*.txt",))
+    assert attempt.log.startswith(b"said\nrythmiq: the command removed its own working directory")
+    assert attempt.result.warnings == (
+        "the command removed its own working directory, and with it what it had written there",
+    )
+
+
+def test_where_nothing_can_be_written_the_log_says_so_and_the_exit_code_is_kept(prepare: Run) -> None:
+    attempt = prepare('echo said; d=$PWD; cd / && rm -rf "$d" && : >"$d"; exit 4')
+    process = attempt.start()
+    attempt.finish(process)
+    assert attempt.exit_code == 4
+    assert b"nothing can be written into the working directory; the exit code was 4\n" in attempt.stdout
 
 
 # ---- What it left
@@ -499,6 +623,46 @@ def test_globs_are_not_split_and_match_once(run: Run) -> None:
     assert attempt.result.unmatched == ("no such*", "none.txt", "a b\\*")
     assert b"rythmiq: output 'none.txt' matched no file\n" in attempt.log
     assert attempt.result.log.size_bytes == len(attempt.log)
+
+
+def test_a_folder_as_an_output_means_all_that_is_in_it(run: Run) -> None:
+    command = "mkdir -p results/sub/.deep run_1 run_2; touch results/{a,.b,sub/c,sub/.deep/d} run_1/x run_2/y z"
+    whole = ["results/.b", "results/a", "results/sub/.deep/d", "results/sub/c"]
+    attempt = run(command, outputs=("results", "run_*"))
+    assert attempt.outputs == [*whole, "run_1/x", "run_2/y"]
+    assert (attempt.result.unmatched, attempt.result.warnings) == ((), ())
+    # Beside files a folder is matched by the way.
+    assert run("true", outputs=("*",)).outputs == ["z"]
+
+
+def test_what_a_wildcard_leaves_out_for_its_dot_is_said(run: Run) -> None:
+    command = "mkdir -p d/.git e; touch a .env d/.hidden d/.git/x d/y e/.z"
+    attempt = run(command, outputs=("**", "e/.*", "d/*"))
+    assert attempt.outputs == ["a", "d/y", "e/.z"]
+    assert attempt.result.warnings == (
+        "output '**' leaves out 3 with a dot in front, such as '.env': name them, or a folder",
+    )
+    assert attempt.result.warnings[0].encode() in attempt.log
+    assert run("true", outputs=("d", ".env", "a", "e")).result.warnings == ()
+
+
+def test_links_and_files_that_are_left_out_are_warnings_in_the_result(run: Run) -> None:
+    command = "touch in; ln -s /etc/hostname leak; ln -s nowhere dangling; mkdir d; ln -s d linked; ln -s in fine"
+    attempt = run(command, outputs=("**", "none*", "dangling"))
+    assert attempt.outputs == ["fine", "in"]
+    assert sorted(attempt.result.warnings) == [
+        "output 'dangling' is left out: it is a link to nothing",
+        "output 'leak' is left out: it leads outside the working directory",
+        "output 'linked' is left out: it is a link to a folder, which ** does not follow",
+    ]
+    assert attempt.result.unmatched == ("none*", "dangling")
+
+
+def test_of_many_left_out_fifty_are_named(run: Run) -> None:
+    attempt = run("for i in {1..70}; do ln -s /etc/hostname l$i; done", outputs=("l*",))
+    assert len(attempt.result.warnings) == 51
+    assert attempt.result.warnings[-1] == "and 20 more were left out"
+    assert attempt.log.count(b"is left out") == 50
 
 
 def test_2000_files_are_hashed_in_batches(prepare: Run) -> None:
@@ -572,13 +736,53 @@ def test_result_cut_anywhere_is_not_a_result() -> None:
         (b'"outputs":[]', b'"outputs":null'),
         (b'"outputs":[]', b'"outputs":' + b"[" * 100_000),
         (b'"unmatched":[]', b'"unmatched":[1]'),
+        (b'"unmatched":[]', b'"unmatched":[],"warnings":["a",{}]'),
+        (b'"unmatched":[]', b'"unmatched":[],"warnings":"a"'),
+        (b'"unmatched":[]', b'"unmatched":[],"more":NaN'),
+        (b'"unmatched":[]', b'"more":[]'),
+        (
+            b'"outputs":[]',
+            b'"outputs":[' + b",".join([b'{"name":"a","bytes":0,"sha256":"%s"}' % (b"a" * 64)] * 2) + b"]",
+        ),
+        (b'"outputs":[]', b'"outputs":[' + b",".join([b"0"] * 1_000_000) + b"]"),
         (b"2026-01-07T10:00:01Z", b"yesterday"),
+        (b"2026-01-07T10:00:01Z", b"9999-12-31T23:59:59-23:00"),
+        (b"2026-01-07T10:00:01Z", b"0001-01-01T00:00:00+23:00"),
         (b'"log":{', b'"log":[{'),
     ],
 )
 def test_hostile_result_is_none(old: bytes, new: bytes) -> None:
     assert old in WHOLE
     assert parse_result(WHOLE.replace(old, new, 1)) is None
+
+
+def test_result_of_a_newer_wrapper_is_read() -> None:
+    newer = WHOLE.replace(b'"unmatched":[]', b'"unmatched":[],"peak_mb":7,"warnings":["w"],"log_cut":true')
+    result, plain = parse_result(newer), parse_result(WHOLE)
+    assert result is not None
+    assert plain is not None
+    assert (result.warnings, result.log_cut, plain.warnings, plain.log_cut) == (("w",), True, (), False)
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists),
+    st.sampled_from(
+        [
+            "version",
+            "exit_code",
+            "reason",
+            "started_at",
+            "finished_at",
+            "log",
+            "outputs",
+            "unmatched",
+            "warnings",
+            "log_cut",
+        ]
+    ),
+)
+def test_result_with_any_value_in_a_field_raises_nothing(value: object, field: str) -> None:
+    parse_result(json.dumps(json.loads(WHOLE) | {field: value}).encode())
 
 
 @given(st.binary(max_size=200))

@@ -25,6 +25,15 @@ from rythmiq_ray.errors import InvalidJob
         ("https://h/f.csv?a=1&b=2=./x=y.csv", "https://h/f.csv?a=1&b=2", "x=y.csv"),
         ("https://h/f.csv=x.csv", "https://h/f.csv", "x.csv"),
         ("file:///data/a=b", "file:///data/a", "b"),
+        ("s3://b/weights=w.bin", "s3://b/weights", "w.bin"),
+        ("s3://b/x.csv=1.csv", "s3://b/x.csv", "1.csv"),
+        *(
+            (f"s3://b/ckpt/{key}", f"s3://b/ckpt/{key}", key)
+            for key in ("epoch=3-step=1000.ckpt", "step=1000.ckpt", "epoch=3-loss=0.5-step=a.ckpt", "a=b=c", "dt=2024")
+        ),
+        ("s3://b/epoch=3-step=1000.ckpt=./in.ckpt", "s3://b/epoch=3-step=1000.ckpt", "in.ckpt"),
+        ("s3://b/epoch=3-step=1000.ckpt=in.ckpt", "s3://b/epoch=3-step=1000.ckpt", "in.ckpt"),
+        ("https://h/epoch=3-step=1000.ckpt", "https://h/epoch=3-step=1000.ckpt", "epoch=3-step=1000.ckpt"),
     ],
 )
 def test_input_notation(text: str, uri: str, name: str) -> None:

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import job, remote
+from samples import NOW, config, job, remote
 
+from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.clock import now_s
-from rythmiq_ray.errors import BackendBusy, CreateUncertain, ErrorCode
-from rythmiq_ray.executor import Executor
-from rythmiq_ray.model import Faulted, NotYet, Order, RemoteStatus, Step, Submitted, SubmitUncertain
+from rythmiq_ray.errors import (
+    ArtifactCorrupt,
+    BackendBusy,
+    BackendUnavailable,
+    CreateUncertain,
+    ErrorCode,
+    NotFound,
+    StoreUnavailable,
+)
+from rythmiq_ray.executor import SMALL_BYTES, Executor
+from rythmiq_ray.model import (
+    Collected,
+    Faulted,
+    Input,
+    JobSpec,
+    JobState,
+    NotYet,
+    Order,
+    RemoteFile,
+    RemoteResult,
+    RemoteStatus,
+    Step,
+    StepResult,
+    Submitted,
+    SubmitUncertain,
+)
 
 
 class Backend:
@@ -93,3 +124,261 @@ def test_a_job_that_never_started_is_not_waited_for(final: bool) -> None:
     assert result.error is not None  # type: ignore[union-attr]
     assert result.error.code is ErrorCode.REMOTE_CANCELLED  # type: ignore[union-attr]
     assert backend.calls == []
+
+
+# ---- Collecting, from a path in memory into a real folder
+
+
+class PathInMemory:
+    """What a remote job left, and the calls that were made to see it."""
+
+    def __init__(self, files: dict[str, bytes] | None = None, result: RemoteResult | None = None) -> None:
+        self.files = files or {}
+        self.result: RemoteResult | Exception | None = result
+        self.service_log: bytes | None = b"service"
+        self.calls: Counter[str] = Counter()
+
+    def read_result(self, _: Any) -> RemoteResult | None:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    def list_files(self, _: Any) -> list[RemoteFile]:
+        self.calls["list"] += 1
+        return [RemoteFile(name=name, size_bytes=len(data)) for name, data in self.files.items() if name != "log"]
+
+    def read_file(self, _: Any, name: str) -> bytes:
+        self.calls["read"] += 1
+        if name not in self.files:
+            raise NotFound(f"there is no {name}")
+        return self.files[name]
+
+    @contextmanager
+    def open_file(self, row: Any, name: str, *, start: int = 0) -> Iterator[Iterator[bytes]]:
+        yield iter([self.read_file(row, name)[start:]])
+
+    @contextmanager
+    def open_log(self, _: Any) -> Iterator[Iterator[bytes]]:
+        self.calls["service log"] += 1
+        if self.service_log is None:
+            raise NotFound("no log")
+        yield iter([self.service_log])
+
+    def cost_credits(self, *_: Any) -> None:
+        return None
+
+
+def file(name: str, data: bytes) -> RemoteFile:
+    return RemoteFile(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def left(outputs: dict[str, bytes], log: bytes = b"said", **changes: Any) -> RemoteResult:
+    result = RemoteResult(
+        exit_code=0,
+        reason="exited",
+        started_at=NOW,
+        finished_at=NOW,
+        log=file("log", log),
+        outputs=tuple(file(name, data) for name, data in outputs.items()),
+    )
+    return replace(result, **changes)
+
+
+class Collecting:
+    """Tries of one COLLECT order against a path, with the store in a folder."""
+
+    def __init__(self, folder: Path, path: PathInMemory, status: RemoteStatus = RemoteStatus.COMPLETED) -> None:
+        self.store = open_store(replace(config().artifacts, path=str(folder)))
+        self.executor = Executor(backend=path, store=self.store, timeout_s=1, concurrency=4)  # type: ignore[arg-type]
+        row = job()
+        self.order = Order(step=Step.COLLECT, job=row, remote=remote(row, status=status))
+
+    def collect(self, **changes: Any) -> StepResult:
+        return self.executor.run(replace(self.order, **changes))
+
+    def done(self, **changes: Any) -> Collected:
+        result = self.collect(**changes)
+        assert isinstance(result, Collected), result
+        return result
+
+    def content(self, result: Collected) -> dict[str, bytes]:
+        found = {}
+        for artifact in result.artifacts:
+            with self.store.open(artifact.uri) as stored:
+                found[artifact.name] = stored.read()
+        return found
+
+    def manifest(self, result: Collected) -> Any:
+        with self.store.open(result.manifest_uri or "") as stored:
+            return json.loads(stored.read())
+
+
+def test_a_late_sync_is_measured_and_looked_at_by_one_listing_a_try(tmp_path: Path) -> None:
+    outputs = {f"{number}": b"%d" % number for number in range(300)}
+    path = PathInMemory({"log": b"said"}, left(outputs))
+    collecting = Collecting(tmp_path, path)
+    seen = None
+    for arrived in (0, 100, 299):
+        path.files |= dict(list(outputs.items())[:arrived])
+        path.calls.clear()
+        result = collecting.collect(seen=seen)
+        assert isinstance(result, NotYet)
+        assert result.seen == (arrived, sum(len(data) for name, data in path.files.items() if name != "log"))
+        assert result.delay_s > 0
+        assert path.calls == {"list": 1}
+        seen = result.seen
+    path.files |= outputs
+    stored = collecting.done(seen=seen)
+    assert collecting.content(stored) == {"log.txt": b"said"} | outputs
+    assert stored.warnings == ()
+
+
+def test_the_first_try_of_a_small_job_needs_no_listing_and_a_later_one_does(tmp_path: Path) -> None:
+    path = PathInMemory({"log": b"said", "a": b"a"}, left({"a": b"a"}))
+    Collecting(tmp_path, path).done()
+    assert path.calls == {"read": 2}
+    path = PathInMemory({"log": b"said", "a": b"half"}, left({"a": b"half a file"}))
+    late = Collecting(tmp_path, path)
+    first = late.collect()
+    assert isinstance(first, NotYet)
+    assert first.seen == (1, 4)
+    path.calls.clear()
+    assert isinstance(late.collect(seen=first.seen), NotYet)
+    assert path.calls == {"list": 1}
+
+
+def test_a_service_that_cannot_list_does_not_keep_files_from_being_collected(tmp_path: Path) -> None:
+    path = PathInMemory({"log": b"said"}, left({"a": b"a"}))
+
+    def refuse(_: Any) -> list[RemoteFile]:
+        raise BackendUnavailable("there is no such route")
+
+    path.list_files = refuse  # type: ignore[method-assign]
+    late = Collecting(tmp_path, path)
+    first = late.collect()
+    assert isinstance(first, NotYet)
+    path.files["a"] = b"a"
+    assert late.done(seen=first.seen).state is JobState.SUCCEEDED
+
+
+def test_an_output_that_is_an_input_too_is_not_waited_for_in_the_listing(tmp_path: Path) -> None:
+    path = PathInMemory({"log": b"said", "in": b"x"}, left({"in": b"x"}))
+    collecting = Collecting(tmp_path, path)
+    spec = JobSpec(command="true", inputs=(Input(uri="s3://b/in", name="in"),))
+    path.list_files = lambda _: []  # type: ignore[method-assign]
+    assert collecting.done(seen=(0, 0), job=replace(collecting.order.job, spec=spec)).state is JobState.SUCCEEDED
+
+
+def test_what_never_became_whole_is_named_and_the_rest_is_stored(tmp_path: Path) -> None:
+    path = PathInMemory({"log": b"said", "a": b"a", "b": b"half"}, left({"a": b"a", "b": b"half a file", "c": b"c"}))
+    collecting = Collecting(tmp_path, path)
+    result = collecting.done(final=True, seen=(2, 5))
+    assert (result.state, result.exit_code) == (JobState.FAILED, 0)
+    assert result.error is not None
+    assert result.error.code is ErrorCode.ARTIFACT_CORRUPT
+    assert "'b' has 4 bytes instead of 11" in result.error.message
+    assert collecting.content(result) == {"log.txt": b"said", "a": b"a"}
+    assert collecting.manifest(result)["warnings"] == list(result.warnings)
+    assert len(result.warnings) == 2
+
+
+def test_a_completed_job_without_a_result_has_not_succeeded_before_its_path_was_still_for_long(tmp_path: Path) -> None:
+    path = PathInMemory({"a": b"abc"})
+    collecting = Collecting(tmp_path, path)
+    waiting = [
+        {},
+        {"final": True},
+        {"final": True, "seen": (1, 2), "quiet_s": 1000.0},
+        {"final": True, "seen": (1, 3), "quiet_s": 9.9},
+        {"final": True, "seen": (1, 3), "quiet_s": 59.0, "growing_s": 600.0},
+    ]
+    for changes in waiting:
+        assert isinstance(collecting.collect(**changes), NotYet), changes
+    for changes in ({"quiet_s": 10.0}, {"quiet_s": 60.0, "growing_s": 600.0}):
+        result = collecting.done(final=True, seen=(1, 3), **changes)
+        assert (result.state, result.exit_code) == (JobState.SUCCEEDED, 0)
+        assert collecting.content(result) == {"log.txt": b"service", "a": b"abc"}
+        (warning,) = result.warnings
+        assert warning.startswith("result_missing: ")
+        assert warning.endswith("1 files of 3 bytes")
+        assert collecting.manifest(result)["warnings"] == [warning]
+
+
+def test_a_path_without_a_result_is_measured_while_it_is_waited_for(tmp_path: Path) -> None:
+    path = PathInMemory({"a": b"abc"})
+    collecting = Collecting(tmp_path, path, RemoteStatus.FAILED)
+    early, later = collecting.collect(), collecting.collect(quiet_s=30.0)
+    assert isinstance(early, NotYet)
+    assert isinstance(later, NotYet)
+    assert (early.seen, early.delay_s, later.seen, later.delay_s) == (None, 1.0, (1, 3), 3.0)
+    result = collecting.done(final=True, seen=(1, 3), quiet_s=120.0)
+    assert result.error is not None
+    assert result.error.code is ErrorCode.REMOTE_KILLED
+    assert "removed its own working directory" in result.error.message
+
+
+def test_a_result_that_is_none_counts_as_missing_and_is_told(tmp_path: Path) -> None:
+    path = PathInMemory({"a": b"abc"})
+    path.result = ArtifactCorrupt("rythmiq-result.json is not what the wrapper writes")
+    collecting = Collecting(tmp_path, path)
+    assert isinstance(collecting.collect(), NotYet)
+    result = collecting.done(final=True, seen=(1, 3), quiet_s=120.0)
+    assert result.state is JobState.SUCCEEDED
+    assert result.warnings[0] == "rythmiq-result.json is not what the wrapper writes"
+
+
+@pytest.mark.parametrize("size", [4, SMALL_BYTES + 1])
+def test_the_services_log_is_kept_where_the_wrappers_is_cut_or_does_not_come(tmp_path: Path, size: int) -> None:
+    log = b"x" * size
+    path = PathInMemory({"log": log}, left({}, log, log_cut=True))
+    cut = Collecting(tmp_path, path)
+    result = cut.done()
+    assert cut.content(result) == {"log.txt": b"service"}
+    assert result.warnings[0].startswith("log: the command cut")
+    path = PathInMemory({}, left({}, log))
+    missing = Collecting(tmp_path, path)
+    assert isinstance(missing.collect(), NotYet)
+    result = missing.done(final=True)
+    assert (result.state, missing.content(result)) == (JobState.SUCCEEDED, {"log.txt": b"service"})
+    assert result.warnings[0].startswith("log: the wrapper's log did not come back")
+    path.service_log = None
+    assert missing.done(final=True).artifacts == ()
+
+
+def test_what_was_left_out_is_told_in_few_plain_lines(tmp_path: Path) -> None:
+    names = {f"bad\n{number}": b"" for number in range(100)}
+    result = left({"fine": b"1"} | names, unmatched=("none*", "\udce9\0"), warnings=("x" * 1000,))
+    path = PathInMemory({"log": b"said", "fine": b"1"}, result)
+    collecting = Collecting(tmp_path, path)
+    stored = collecting.done()
+    assert collecting.content(stored) == {"log.txt": b"said", "fine": b"1"}
+    assert stored.error is not None
+    assert (stored.state, stored.error.code) == (JobState.FAILED, ErrorCode.OUTPUT_REFUSED)
+    assert len(stored.warnings) == 51
+    assert stored.warnings[-1] == "and 53 more"
+    assert stored.warnings[0] == "output 'none*' matched no file"
+    assert all(len(line) <= 300 and line.isprintable() for line in stored.warnings)
+    assert collecting.manifest(stored)["warnings"] == list(stored.warnings)
+
+
+def test_an_output_larger_than_any_store_takes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    huge = RemoteFile(name="huge", size_bytes=2**62, sha256="0" * 64)
+    path = PathInMemory({"log": b"said", "huge": b"x"}, replace(left({}), outputs=(huge,)))
+    result = Collecting(tmp_path, path).done()
+    assert result.error is not None
+    assert result.error.code is ErrorCode.OUTPUT_REFUSED
+    assert path.calls == {"read": 1}
+
+
+def test_a_store_fault_leaves_the_path_for_another_try(tmp_path: Path) -> None:
+    path = PathInMemory({"log": b"said"}, left({}))
+    collecting = Collecting(tmp_path / "store", path)
+    (tmp_path / "store").touch()
+    result = collecting.collect(final=True)
+    assert isinstance(result, Faulted)
+    assert result.error.code is StoreUnavailable.code
+    (tmp_path / "store").unlink()
+    # Long after, the row alone tells of the remote job.
+    assert collecting.order.remote is not None
+    bare = replace(collecting.order.remote, status=RemoteStatus.CANCELLED, created_at=None, started_at=None)
+    assert collecting.content(collecting.done(remote=bare)) == {"log.txt": b"said"}

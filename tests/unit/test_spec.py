@@ -141,6 +141,8 @@ def test_defaults_are_the_models() -> None:
         ({"env": {"1A": ""}}, "env.'1A': must be letters, digits and _"),
         ({"env": {"A\n": ""}}, "env.'A\\n': must be letters, digits and _"),
         ({"env": {"BASH_ENV": ""}}, "env.'BASH_ENV': is a name that bash or rythmiq uses itself"),
+        ({"env": {"PWD": ""}}, "env.'PWD': is a name that bash or rythmiq uses itself"),
+        ({"env": {"UID": ""}}, "env.'UID': is a name that bash or rythmiq uses itself"),
         ({"env": {"RYTHMIQ_X": ""}}, "env.'RYTHMIQ_X': is a name that bash or rythmiq uses itself"),
         ({"env": {"A": "\0"}}, "env.A: holds a NUL byte"),
         ({"env": {"A": "\udfff"}}, "env.A: holds a lone surrogate"),

@@ -23,9 +23,9 @@ from rythmiq_ray.backends.camber.bundle import (
     script,
 )
 from rythmiq_ray.backends.camber.client import CamberClient, JobPage, OnCall
-from rythmiq_ray.backends.camber.result import parse_result
-from rythmiq_ray.config import CamberConfig
-from rythmiq_ray.errors import BackendUnavailable, NotFound, RythmiqError, SpecRejected
+from rythmiq_ray.backends.camber.result import MAX_RESULT_BYTES, parse_result
+from rythmiq_ray.config import CamberConfig, NodeSize
+from rythmiq_ray.errors import ArtifactCorrupt, BackendUnavailable, NotFound, RythmiqError, SpecRejected
 from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
@@ -76,7 +76,8 @@ class CamberExecutionBackend:
 
     def upload(self, job: Job, *, secrets: Mapping[str, Secret], timeout_s: float, open_input: InputOpener) -> None:
         variables = env_file(job.spec, secrets)
-        wrapper = script(job, timeout_s=timeout_s)
+        size = self._size(job)
+        wrapper = script(job, timeout_s=timeout_s, cpus=size.cpus if size else None)
         for file in job.spec.inputs:
             if is_own(file.name):
                 raise SpecRejected(f"input {file.name!r} has a name that the bundle uses itself")
@@ -154,10 +155,20 @@ class CamberExecutionBackend:
             yield self._ask_for_each(unseen)
 
     def read_result(self, job: Job) -> RemoteResult | None:
+        # In pieces: its size is the command's choice.
+        raw = bytearray()
         try:
-            return parse_result(self.client.stash_read(self._uri(job, RESULT_NAME)))
+            with self.client.stash_open(self._uri(job, RESULT_NAME)) as chunks:
+                for chunk in chunks:
+                    raw += chunk
+                    if len(raw) > MAX_RESULT_BYTES:
+                        raise ArtifactCorrupt(f"{RESULT_NAME} has more than {MAX_RESULT_BYTES:,} bytes")
         except NotFound:
             return None
+        result = parse_result(bytes(raw))
+        if result is None:
+            raise ArtifactCorrupt(f"{RESULT_NAME} is not what the wrapper writes, or not all of it")
+        return result
 
     def list_files(self, job: Job) -> list[RemoteFile]:
         """See the protocol. The inputs and the wrapper's log are left out too: they are there, but nobody's output."""
@@ -196,13 +207,16 @@ class CamberExecutionBackend:
 
     def cost_credits(self, job: Job, remote: RemoteJob) -> float | None:
         """See the protocol. Camber bills the time in RUNNING, for each node (camber-api, section 4)."""
-        catalog = self._config.catalog
-        sizes = catalog.gpu_sizes if job.spec.gpu else catalog.cpu_sizes
-        size = sizes.get(job.spec.node_size.upper())
+        size = self._size(job)
         if size is None or remote.started_at is None or remote.finished_at is None:
             return None
         hours = max(0.0, (remote.finished_at - remote.started_at).total_seconds()) / 3600
         return hours * size.credits_per_hour * job.spec.num_nodes
+
+    def _size(self, job: Job) -> NodeSize | None:
+        """The size of a node of the job, as the catalog has it."""
+        catalog = self._config.catalog
+        return (catalog.gpu_sizes if job.spec.gpu else catalog.cpu_sizes).get(job.spec.node_size.upper())
 
     def _pages(self, *, to_the_end: bool) -> Iterator[JobPage]:
         """The list, newest first. ``to_the_end``: only an empty page ends it, whatever its total and sizes say."""

@@ -33,6 +33,14 @@ RESULT_NAME: Final = "rythmiq-result.json"
 _TEMPLATE: Final = "run.sh"
 _MARK: Final = "#@parameters@\n"
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_WILDCARD: Final = re.compile(r"[*?\[]")
+OWNED_BY_BASH: Final = frozenset(
+    {
+        *("BASHPID", "BASH_ARGV0", "BASH_COMMAND", "BASH_MONOSECONDS", "BASH_SUBSHELL", "COMP_WORDBREAKS", "DIRSTACK"),
+        *("EPOCHREALTIME", "EPOCHSECONDS", "FUNCNAME", "GROUPS", "HISTCMD", "LINENO", "RANDOM", "SECONDS", "SRANDOM"),
+    }
+)
+"""Variables that a starting bash sets or computes itself, and that lose this meaning when they are unset."""
 _HEAD_BYTES: Final = 64 * 1024
 
 
@@ -51,8 +59,11 @@ def is_own(name: str) -> bool:
     return name in (SCRIPT_NAME, DESCRIPTION_NAME) or name.startswith(OWN_PREFIX)
 
 
-def script(job: Job, *, timeout_s: float, times: StopTimes | None = None) -> bytes:
-    """The ``run.sh`` of an attempt; it holds the command and the outputs' globs, and no variable's value."""
+def script(job: Job, *, timeout_s: float, cpus: int | None = None, times: StopTimes | None = None) -> bytes:
+    """The ``run.sh`` of an attempt; it holds the command and the outputs' globs, and no variable's value.
+
+    ``cpus``: of a node, which numeric libraries cannot find out there; None = not known.
+    """
     times = times or StopTimes()
     spec = job.spec
     whole_s, rest_s = divmod(timeout_s, 1)
@@ -65,7 +76,9 @@ def script(job: Job, *, timeout_s: float, times: StopTimes | None = None) -> byt
         "timeout_shown": f"{timeout_s:g}",
         "grace_s": f"{times.grace_s:.3f}",
         "drain_s": f"{times.drain_s:.3f}",
-        "outputs": f"({' '.join(shlex.quote(_plain(glob)) for glob in spec.outputs)})",
+        "cpus": "" if cpus is None else str(cpus),
+        "outputs": _array(map(_plain, spec.outputs)),
+        "folders": _array(_folders(spec)),
         "description": shlex.quote(_description(job, timeout_s)),
         "command": shlex.quote(spec.command),
     }
@@ -91,9 +104,13 @@ def env_file(spec: JobSpec, secrets: Mapping[str, Secret]) -> bytes | None:
             raise SpecRejected(f"{name!r} cannot be the name of a variable")
         if "\0" in value:
             raise SpecRejected(f"the value of {name} holds a NUL byte")
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items()).encode(
-        errors="surrogateescape"
-    )
+    lines = {name: f"export {name}={shlex.quote(value)}\n" for name, value in values.items()}
+    text = "".join(line for name, line in lines.items() if name not in OWNED_BY_BASH)
+    owned = "".join(f"unset -v {name}\n{line}" for name, line in lines.items() if name in OWNED_BY_BASH)
+    if owned:
+        # Read by the command's own bash when it has started.
+        text += f"rythmiq_prelude={shlex.quote(f'unset -v BASH_ENV{chr(10)}exec 3<&-{chr(10)}{owned}')}\n"
+    return text.encode(errors="surrogateescape")
 
 
 class Upload(Iterable[bytes]):
@@ -174,6 +191,22 @@ def _description(job: Job, timeout_s: float) -> str:
 def _plain(glob: str) -> str:
     """Without empty and ``.`` segments, so that one file has one name."""
     return "/".join(part for part in glob.split("/") if part not in ("", "."))
+
+
+def _folders(spec: JobSpec) -> list[str]:
+    """The folders that outputs are to be in, up to the first wildcard, so that a command need not make them.
+
+    None for a command that makes folders: its ``mkdir results`` would fail.
+    """
+    if "mkdir" in spec.command:
+        return []
+    folders = (_plain(_WILDCARD.split(glob, maxsplit=1)[0].rpartition("/")[0]) for glob in spec.outputs)
+    return sorted({folder for folder in folders if folder and ".." not in folder.split("/")})
+
+
+def _array(words: Iterable[str]) -> str:
+    """A bash array."""
+    return f"({' '.join(map(shlex.quote, words))})"
 
 
 @cache

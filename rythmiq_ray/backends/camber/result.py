@@ -12,17 +12,21 @@ from rythmiq_ray.model import RemoteFile, RemoteResult
 _REASONS: Final = ("exited", "timeout", "cancelled")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _VERSION: Final = 1
+MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
+_MAX_OUTPUTS: Final = 100_000
 
 
 def parse_result(raw: bytes) -> RemoteResult | None:
     """The result; None while it is not whole, and where it is not what the wrapper writes.
 
     A name's bytes that are no UTF-8 become lone surrogates (PEP 383). Names are as they were written: they are to be
-    checked before they are used.
+    checked before they are used. Fields that are not known are a newer wrapper's, and are passed over.
     """
+    if len(raw) > MAX_RESULT_BYTES:
+        return None
     try:
-        return _result(json.loads(raw.decode("utf-8", errors="surrogateescape")))
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return _result(json.loads(raw.decode("utf-8", errors="surrogateescape"), parse_constant=_refuse))
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
 
 
@@ -32,15 +36,30 @@ def _result(data: Any) -> RemoteResult:
     started_at, finished_at = time_of(data["started_at"]), time_of(data["finished_at"])
     if started_at is None or finished_at is None:
         raise ValueError
+    outputs = tuple(_file(item) for item in _list(data["outputs"]))
+    if len({file.name for file in outputs}) < len(outputs):
+        raise ValueError
     return RemoteResult(
         exit_code=_whole(data["exit_code"], 255),
         reason=data["reason"],
         started_at=started_at,
         finished_at=finished_at,
         log=_file(data["log"]),
-        outputs=tuple(_file(item) for item in data["outputs"]),
-        unmatched=tuple(_text(item) for item in data["unmatched"]),
+        outputs=outputs,
+        unmatched=tuple(_text(item) for item in _list(data["unmatched"])),
+        warnings=tuple(_text(item) for item in _list(data.get("warnings", []))),
+        log_cut=data.get("log_cut", False) is True,
     )
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > _MAX_OUTPUTS:
+        raise TypeError
+    return value
 
 
 def _file(data: Any) -> RemoteFile:

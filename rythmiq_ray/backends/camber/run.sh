@@ -4,10 +4,12 @@
 #   rythmiq-env          read: the command's variables; taken away before anything else happens
 #   rythmiq-cancel       read: once this file is there, the job is to stop
 #   rythmiq-log.txt      written while the command runs: what it prints
-#   rythmiq-result.json  written last: how the command ended, and what it left
+#   rythmiq-result.json  written last: how the command ended, what it left, and what was left out
 #
 # The working directory is the attempt's own path. What is set here is not exported, so the command sees none of it.
+# The command may do to this directory what it likes, so all of this script is read before any of it is run.
 
+{
 #@parameters@
 
 unset GLOBIGNORE
@@ -18,6 +20,9 @@ status=0
 pid=      # of the command, and of its process group
 watchdog= # its pid
 over=     # set once the command has ended: there is nothing left to stop
+warnings=()
+root=$(pwd -P && printf x)
+root=${root%$'\nx'}
 
 # ---- Before the command -----------------------------------------------------------------------------------------
 
@@ -34,14 +39,25 @@ fi
 printf '%s' "$rythmiq_description" >job.json
 printf '%s' "$rythmiq_command" >rythmiq-command.sh
 
-# The log. Descriptor 4 goes to tee; 7 is at its end once tee has ended, which nothing else can tell with a time limit.
-exec 5>&1
+# Where the outputs are to go. A folder that came with the inputs may belong to somebody else; a copy of it is ours.
+for folder in "${rythmiq_folders[@]}"; do
+    mkdir -p -- "$folder"
+    if [[ -d $folder && ! -w $folder ]]; then
+        mv -T -- "$folder" "rythmiq-before-${folder//\//-}" && cp -R -- "rythmiq-before-${folder//\//-}" "$folder"
+    fi
+done 2>/dev/null
+
+# The log. Descriptor 4 goes to tee, and 3 is the file, whatever becomes of its name. From 7 comes the number of its bytes
+# once tee has ended, which nothing else can tell with a time limit.
+: >rythmiq-log.txt
+exec 3<rythmiq-log.txt 5>&1 7<> <(:)
+exec 6> >(trap '' HUP INT TERM && exec wc -c >&7)
 coproc RYTHMIQ_TEE {
     trap '' HUP INT TERM PIPE
-    exec tee rythmiq-log.txt 6>&1 >&5
+    exec tee -a /dev/fd/3 /dev/fd/6 >&5
 }
 tee_pid=$RYTHMIQ_TEE_PID
-exec 4>&"${RYTHMIQ_TEE[1]}" 7<&"${RYTHMIQ_TEE[0]}" 5>&-
+exec 4>&"${RYTHMIQ_TEE[1]}" 5>&- 6>&-
 eval "exec ${RYTHMIQ_TEE[1]}>&- ${RYTHMIQ_TEE[0]}<&-"
 
 # A pipe that stays empty: reading from it with a time limit sleeps without a process that could be left behind. And one
@@ -52,8 +68,17 @@ exec 8<> <(:) 9<> <(:)
 
 run_command() { # bash; as an argument, because no variable can change that
     export RYTHMIQ_JOB_ID=$rythmiq_job_id RYTHMIQ_ATTEMPT=$rythmiq_attempt
+    if [[ $rythmiq_cpus ]]; then # nproc tells those of the host
+        export OMP_NUM_THREADS="${OMP_NUM_THREADS-$rythmiq_cpus}" MKL_NUM_THREADS="${MKL_NUM_THREADS-$rythmiq_cpus}"
+        export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS-$rythmiq_cpus}"
+        export NUMEXPR_NUM_THREADS="${NUMEXPR_NUM_THREADS-$rythmiq_cpus}"
+    fi
     eval "$env_text"
     export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+    if [[ $rythmiq_prelude ]]; then # variables that bash sets anew when it starts
+        exec 3< <(printf '%s' "$rythmiq_prelude")
+        export BASH_ENV=/dev/fd/3
+    fi
     exec "$1" rythmiq-command.sh
 }
 
@@ -89,10 +114,10 @@ if ((status)); then
 elif [[ $reason == exited ]]; then
     SECONDS=0
     set -m # the command gets a process group of its own
-    run_command "$BASH" </dev/null >&4 2>&1 4>&- 7<&- 8<&- 9<&- &
+    run_command "$BASH" </dev/null >&4 2>&1 3<&- 4>&- 7<&- 8<&- 9<&- &
     pid=$!
     set +m
-    watch </dev/null >/dev/null 2>&1 4>&- 7<&- &
+    watch </dev/null >/dev/null 2>&1 3<&- 4>&- 7<&- &
     watchdog=$!
     wait "$pid"
     status=$?
@@ -122,31 +147,92 @@ case $reason in
         printf 'rythmiq: cancelled\n' >&4
         ;;
 esac
-rm -f rythmiq-command.sh
 
 # ---- What it left -----------------------------------------------------------------------------------------------
+
+left_out=0
+warn() { # text: into the log and the result, the first ones of many
+    if ((++left_out <= 50)); then
+        warnings+=("$1")
+        printf 'rythmiq: %s\n' "$1" >&4
+    fi
+}
+
+if [[ ! . -ef $root ]]; then
+    warn 'the command removed its own working directory, and with it what it had written there'
+    mkdir -p -- "$root" && cd -- "$root"
+fi 2>/dev/null
+[[ -w . && -x . ]] || chmod u+rwx . 2>/dev/null
+rm -rf rythmiq-command.sh rythmiq-result.json rythmiq-result.tmp
+if ! : >rythmiq-result.tmp; then
+    printf 'rythmiq: nothing can be written into the working directory; the exit code was %d\n' "$status" >&4
+fi 2>/dev/null
 
 shopt -s globstar nullglob
 IFS= # globs are expanded below, and not split
 
 names=() # what the globs match, and for each which glob it was
 globs=()
+declare -A taken told
+
+take() { # name, if it is a file that is not ours; of the glob number $index
+    [[ -f $1 ]] || return
+    case $1 in
+        run.sh | job.json | rythmiq-* | ../* | */../*) return ;;
+    esac
+    taken["=$1"]=1
+    names+=("$1")
+    globs+=("$index")
+    found=1
+}
+
 for index in "${!rythmiq_outputs[@]}"; do
     glob=${rythmiq_outputs[index]}
+    found=
+    folders=()
     for name in $glob "$glob"; do # the second finds a file whose very name looks like a glob
-        [[ -f $name ]] || continue
-        case $name in
-            run.sh | job.json | rythmiq-* | ../* | */../*) continue ;;
-        esac
-        names+=("$name")
-        globs+=("$index")
+        take "$name" && continue
+        if [[ -L $name && ! ${told["=$name"]} ]]; then
+            if [[ ! -e $name ]]; then
+                told["=$name"]=1
+                warn "output '$name' is left out: it is a link to nothing"
+            elif [[ -d $name && $glob == *'**'* ]]; then
+                told["=$name"]=1
+                warn "output '$name' is left out: it is a link to a folder, which ** does not follow"
+            fi
+        fi
+        [[ -d $name ]] && folders+=("$name")
     done
+    # Folders alone mean all that is in them; beside files, they were matched by the way.
+    if [[ ! $found && $glob != *'**'* ]]; then
+        shopt -s dotglob
+        for folder in "${folders[@]}"; do
+            if [[ ! -r $folder || ! -x $folder ]]; then
+                warn "output '$folder' is left out: it is a folder that cannot be read"
+            fi
+            for name in "$folder"/**; do
+                take "$name"
+            done
+        done
+        shopt -u dotglob
+    fi
 done
+
+# A wildcard skips names that start with a dot, as in every shell; that is said where it matters.
+shopt -s dotglob
+for glob in "${rythmiq_outputs[@]}"; do
+    hidden=0
+    for name in $glob; do
+        [[ /$name == */.* && -f $name && ! ${taken["=$name"]} && ! ${told["=$name"]} ]] || continue
+        told["=$name"]=1
+        ((hidden++)) || example=$name
+    done
+    ((hidden)) && warn "output '$glob' leaves out $hidden with a dot in front, such as '$example': name them, or a folder"
+done
+shopt -u dotglob
 
 LC_ALL=C # a name is bytes from here on
 
-root=$(pwd -P && printf x)
-root=${root%$'\nx'}
 matched=()
 outputs=()
 declare -A seen
@@ -159,9 +245,9 @@ if ((${#names[@]})); then
         [[ ${seen["=$name"]} ]] && continue
         seen["=$name"]=1
         if [[ $target != "${root%/}"/* ]]; then
-            printf "rythmiq: output '%s' is left out: it leads outside the working directory\n" "$name" >&4
+            warn "output '$name' is left out: it leads outside the working directory"
         elif [[ ! -r $name ]]; then
-            printf "rythmiq: output '%s' is left out: it cannot be read\n" "$name" >&4
+            warn "output '$name' is left out: it cannot be read"
         else
             outputs+=("$name")
         fi
@@ -176,11 +262,16 @@ for index in "${!rythmiq_outputs[@]}"; do
 done
 
 exec 4>&-
-read -r -t "$rythmiq_drain_s" _ <&7
+log_bytes=
+read -r -t "$rythmiq_drain_s" log_bytes <&7
 if (($? > 128)); then
     kill -KILL "$tee_pid" # a process that left the group still holds the log open
+    read -r -t 1 log_bytes <&7
 fi 2>/dev/null
-[[ -f rythmiq-log.txt ]] || : >rythmiq-log.txt
+if [[ ! rythmiq-log.txt -ef /dev/fd/3 ]]; then # the command removed or replaced it
+    rm -rf rythmiq-log.txt
+    cat <&3 >rythmiq-log.txt
+fi 2>/dev/null
 
 declare -A sha256 bytes
 while read -r -d '' line; do
@@ -190,6 +281,14 @@ while read -r -d '' line; do
     name=${line#* ./}
     bytes["=$name"]=${line%% *}
 done < <(printf './%s\0' rythmiq-log.txt "${outputs[@]}" | xargs -0 stat -L --printf='%s %n\0' --)
+
+log_cut=false # by the command
+((log_bytes > ${bytes[=rythmiq-log.txt]:-0})) && log_cut=true
+for name in "${outputs[@]}"; do
+    [[ ${sha256["=$name"]} ]] && continue
+    ((++left_out <= 50)) && warnings+=("output '$name' is left out: it could not be read to its end")
+done
+((left_out > 50)) && warnings+=("and $((left_out - 50)) more were left out")
 
 # ---- The result -------------------------------------------------------------------------------------------------
 
@@ -210,6 +309,15 @@ json_string() { # text; sets $quoted
     quoted=\"$quoted\"
 }
 
+string_list() {
+    comma=
+    for text; do
+        json_string "$text"
+        printf '%s%s' "$comma" "$quoted"
+        comma=,
+    done
+}
+
 file_object() { # name
     json_string "$1"
     printf '{"name":%s,"bytes":%s,"sha256":"%s"}' "$quoted" "${bytes["=$1"]:-0}" "${sha256["=$1"]}"
@@ -222,19 +330,17 @@ file_object() { # name
     printf ',"outputs":['
     comma=
     for name in "${outputs[@]}"; do
-        [[ ${sha256["=$name"]} ]] || continue # it vanished
+        [[ ${sha256["=$name"]} ]] || continue
         printf '%s' "$comma"
         file_object "$name"
         comma=$',\n'
     done
     printf '],"unmatched":['
-    comma=
-    for glob in "${unmatched[@]}"; do
-        json_string "$glob"
-        printf '%s%s' "$comma" "$quoted"
-        comma=,
-    done
-    printf ']}\n'
+    string_list "${unmatched[@]}"
+    printf '],"warnings":['
+    string_list "${warnings[@]}"
+    printf '],"log_cut":%s}\n' "$log_cut"
 } >rythmiq-result.tmp && mv -f rythmiq-result.tmp rythmiq-result.json
 
 exit "$status"
+}

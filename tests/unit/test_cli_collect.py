@@ -1,0 +1,136 @@
+"""What the command line says of what could not be stored, and of warnings; the queue behind it is replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from samples import NOW, job
+
+from rythmiq_ray.cli import collect, jobs, output, run
+from rythmiq_ray.errors import NotFound
+from rythmiq_ray.model import Job, JobState, Phase, RemoteStatus
+from rythmiq_ray.queue import inspect
+
+LATER = datetime.now(UTC) + timedelta(days=6, hours=12)
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """``rows`` by id, and what the queue answers: ``taken``, ``refused``."""
+    held: dict[str, Any] = {"rows": {}, "taken": set(), "refused": {}}
+
+    @contextmanager
+    def database() -> Iterator[None]:
+        yield None
+
+    def find(_: Any, job_id: str) -> Job:
+        if job_id not in held["rows"]:
+            raise NotFound(f"There is no job {job_id}")
+        found: Job = held["rows"][job_id]
+        return found
+
+    def answer(_: Any, ids: list[UUID]) -> tuple[set[UUID], dict[UUID, str]]:
+        held["asked"] = ids
+        return held["taken"], held["refused"]
+
+    monkeypatch.setattr(collect, "database", database)
+    monkeypatch.setattr(inspect, "job", find)
+    monkeypatch.setattr(inspect, "collect", answer, raising=False)
+    return held
+
+
+def put(queue: dict[str, Any], **changes: Any) -> UUID:
+    row = job(uuid4(), **changes)
+    queue["rows"][str(row.job_id)] = row
+    return row.job_id
+
+
+def test_collect_tells_what_happens_with_each_job(queue: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    taken = put(queue, state=JobState.FAILED, phase=None, collect_until=LATER)
+    waits = put(queue, state=JobState.RETRYING, phase=None, collect_until=LATER)
+    under_way = put(queue, phase=Phase.COLLECTING)
+    queue["taken"], queue["refused"] = {taken}, {waits: "it is RETRYING", under_way: "it is RUNNING"}
+    assert run(["collect", str(taken), str(waits), str(under_way)]) == 0
+    assert queue["asked"] == [taken, waits, under_way]
+    said = capsys.readouterr()
+    assert said.err == ""
+    first, second, third = said.out.splitlines()
+    assert first == f"{taken}  its driver will bring in what it left; no new remote job is created"
+    assert second == f"{waits}  is being collected already"
+    assert third == f"{under_way}  is being collected already"
+
+
+def test_collect_of_what_cannot_be_collected_says_why(
+    queue: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, taken = put(queue, state=JobState.SUCCEEDED, phase=None), put(queue, state=JobState.FAILED, phase=None)
+    queue["taken"], queue["refused"] = {taken}, {gone: "nothing of it is kept"}
+    assert run(["collect", "--json", str(gone), str(taken)]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"rythmiq: {gone} was left alone: nothing of it is kept\n"
+    assert [(row["job_id"], row["collecting"]) for row in json.loads(said.out)] == [
+        (str(gone), False),
+        (str(taken), True),
+    ]
+
+
+def test_collect_of_no_such_job_exits_4(queue: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["collect", "ffffffff"]) == 4
+    assert capsys.readouterr().err == "rythmiq: There is no job ffffffff\n"
+    assert "asked" not in queue
+
+
+def attempt(number: int, **changes: Any) -> inspect.Attempt:
+    values: dict[str, Any] = dict.fromkeys(
+        ("remote_id", "remote_status", "exit_code", "error_code", "error_message", "retryable", "artifact_uri")
+    )
+    values |= {"cost_credits": None, "finished_at": NOW, "cleaned_at": None, "started_at": NOW}
+    values |= {"state": JobState.FAILED, "remote_path": f"rythmiq/x/{number}", "attempt": number}
+    return inspect.Attempt(**values | changes)
+
+
+def test_show_tells_where_what_was_not_stored_lies_and_how_it_is_brought_in() -> None:
+    row = job(attempt=2, state=JobState.FAILED, phase=None, collect_until=LATER)
+    said = jobs._kept(row, attempt(2, keep_until=LATER))
+    assert said is not None
+    assert said.startswith("attempt 2: not stored; it lies in Camber's stash at rythmiq/x/2 until ")
+    assert f"{LATER:%Y-%m-%d %H:%M} UTC (6d); `rythmiq collect {row.job_id}` brings it in" in said
+    older = jobs._kept(row, attempt(1, keep_until=LATER))
+    assert older is not None
+    assert "rythmiq/x/1" in older
+    assert "brings it in" not in older
+    for nothing in (attempt(1), attempt(2, keep_until=NOW), attempt(2, keep_until=LATER, cleaned_at=NOW)):
+        assert jobs._kept(row, nothing) is None
+
+
+def test_jobs_marks_those_with_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    output.rows(*jobs._listing([job(warnings=("a", "b")), job()], wide=False))
+    head, warned, plain = capsys.readouterr().out.splitlines()
+    at = head.index("!")
+    assert (warned[at], plain[at]) == ("2", " ")
+    output.rows(*jobs._listing([job()], wide=False))
+    assert "!" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("phase", "status", "stage"),
+    [
+        (Phase.SUBMITTING, None, "submitting"),
+        (Phase.WAITING, None, "waiting"),
+        (Phase.WAITING, RemoteStatus.PENDING, "pending at Camber"),
+        (Phase.WAITING, RemoteStatus.RUNNING, "running at Camber"),
+        (Phase.COLLECTING, RemoteStatus.COMPLETED, "collecting"),
+    ],
+)
+def test_a_job_that_is_pending_at_camber_is_not_shown_as_one_that_runs(
+    phase: Phase, status: RemoteStatus | None, stage: str
+) -> None:
+    row = job(command="echo x", phase=phase, remote_status=status)
+    assert jobs._what(row) == f"{stage}: echo x"
+    assert jobs._facts(row)["state"] == f"RUNNING ({stage})"
