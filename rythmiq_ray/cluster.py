@@ -309,7 +309,7 @@ class Cluster:
 
     @property
     def busy(self) -> bool:
-        return bool(self._running or self._alone or any(self._pending.values()))
+        return bool(self._running or self._results or self._alone or any(self._pending.values()))
 
     def withdraw(self) -> list[Order]:
         """Takes back what no task has yet, or none that has begun."""

@@ -18,10 +18,21 @@ from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rythmiq_ray.backends import Unclear
 from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.backends.camber.answers import Answer, items_of, time_of
+from rythmiq_ray.backends.camber.answers import (
+    Answer,
+    create_error_of,
+    error_of,
+    items_of,
+    job_id_of,
+    job_of,
+    time_of,
+    total_of,
+)
 from rythmiq_ray.backends.camber.client import CamberClient
 from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberRoute, NodeSize
 from rythmiq_ray.errors import (
@@ -324,6 +335,15 @@ VALIDATION = {
 }
 
 
+FREE_TIER = {"code": 1005, "message": "Job creation is not available on the free tier"}
+
+
+def test_a_job_that_the_account_may_not_create_says_so_in_cambers_words(server: Server, client: CamberClient) -> None:
+    server.replies = [Reply(status=403, data=FREE_TIER)]
+    with pytest.raises(SpecRejected, match="not available on the free tier"):
+        client.create({})
+
+
 def test_no_call_is_sent_again_behind_the_clients_back(server: Server) -> None:
     routes = {**make_config(server.endpoint).routes, "create": CamberRoute(method="PUT", path="/jobs")}
     with CamberClient(replace(make_config(server.endpoint), routes=routes)) as client:
@@ -339,6 +359,8 @@ def test_no_call_is_sent_again_behind_the_clients_back(server: Server) -> None:
     [
         (Reply(status=401, data={"message": "unauthorized - invalid token"}), BackendRefusedKey, 1),
         (Reply(status=403), BackendRefusedKey, 1),
+        (Reply(status=403, data=FREE_TIER), SpecRejected, 1),
+        (Reply(status=400, data={"code": 10, "message": "agent gone"}), NotFound, 1),
         (Reply(status=500, data={"code": 2, "message": "User not found"}), BackendRefusedKey, 1),
         (Reply(status=404, data={"message": "Not Found"}), NotFound, 1),
         (Reply(status=500, data={"code": 2, "message": "job does not exist"}), NotFound, 1),
@@ -373,6 +395,9 @@ def test_error_of_an_idempotent_call(
     [
         (Reply(status=401, data={"message": "unauthorized"}), BackendRefusedKey),
         (Reply(status=400, data={"code": 2, "message": "user not found"}), BackendRefusedKey),
+        (Reply(status=403, data=FREE_TIER), SpecRejected),
+        (Reply(status=403, data={"message": "forbidden"}), BackendRefusedKey),
+        (Reply(status=404, data={"code": 10, "message": "agent not found"}), CreateUncertain),
         (Reply(status=429, headers={"Retry-After": "1"}), BackendBusy),
         (Reply(status=400, data=VALIDATION), SpecRejected),
         (Reply(status=400, data={"message": "Unmarshal type error: expected=int, field=num_nodes"}), SpecRejected),
@@ -494,6 +519,15 @@ def test_retry_after() -> None:
     assert in_a_minute is not None
     assert 50 < in_a_minute <= 60
     assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    for odd in (
+        "",
+        "9" * 5000,
+        "Wed, 21 Oct 99999 07:28:00 GMT",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
+        "Wed, 21 Oct",
+        ",",
+    ):
+        assert asked(odd) in (None, 0.0, 3600.0)
     assert Answer(429, {}, b"").retry_after_s is None
 
 
@@ -501,8 +535,78 @@ def test_times_and_items_of_junk() -> None:
     assert (
         time_of("2026-01-07T10:00:00") == time_of("2026-01-07T12:00:00+02:00") == datetime(2026, 1, 7, 10, tzinfo=UTC)
     )
-    assert [time_of(value) for value in ("", None, 3, "0001-01-01T00:00:00Z", "x")] == [None] * 5
+    odd = (
+        "",
+        None,
+        3,
+        1e400,
+        "0001-01-01T00:00:00Z",
+        "9999-12-31T23:59:59-23:59",
+        "0001-01-01T00:00:00+23:59",
+        "x",
+        [1],
+    )
+    assert [time_of(value) for value in odd] == [None] * len(odd)
     assert items_of(Answer(200, {}, b'{"a":[{"x":1}],"b":[{"job_id":1}]}'), "job_id") == [{"job_id": 1}]
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *((7, 7), ("7", 7), (7.0, 7), (2**63 - 1, 2**63 - 1)),
+        *((0, None), (-7, None), (7.5, None), (True, None), (2**63, None), (1e300, None), (float("nan"), None)),
+        *(("9" * 5000, None), ("²", None), ("", None), (None, None), ([7], None), ({"job_id": 7}, None)),
+    ],
+)
+def test_a_job_id_is_a_whole_number_however_it_is_written(value: object, number: int | None) -> None:
+    assert job_id_of({"job_id": value}) == number
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"job_status": "RUNNING", "status": "ok"}, RemoteStatus.RUNNING),
+        ({"status": "completed"}, RemoteStatus.COMPLETED),
+        ({"job_status": None, "status": "FAILED"}, RemoteStatus.FAILED),
+        ({"job_status": ["RUNNING"]}, RemoteStatus.UNKNOWN),
+        ({"job_status": "x" * 100_000}, RemoteStatus.UNKNOWN),
+        ({}, RemoteStatus.UNKNOWN),
+    ],
+)
+def test_a_status_is_read_under_either_name(fields: dict[str, object], status: RemoteStatus) -> None:
+    found = job_of({"job_id": 7, **fields})
+    assert found is not None
+    assert found.status is status
+
+
+JUNK = st.recursive(
+    st.one_of(
+        *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+        st.sampled_from(
+            [10**400, "9" * 5000, "\ud800", "9999-12-31T23:59:59-23:59", "stash://", "RUNNING", 1005, 2, 10]
+        ),
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from([*JOB, "code", "message", "data", "jobs", "total", "status", "username"]), inner
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=JUNK, status=st.sampled_from([200, 201, 204, 301, 400, 401, 403, 404, 429, 500, 503]))
+def test_no_answer_raises_anything_but_our_errors(data: Any, status: int) -> None:
+    answer = Answer(status, {}, json.dumps(data).encode())
+    job_of(answer.data)
+    items_of(answer, "job_id")
+    total_of(answer)
+    assert isinstance(answer.accepted, bool)
+    for error in (error_of(answer, "get"), create_error_of(answer)):
+        assert len(error.message) < 600
+        error.message.encode()  # It goes into Postgres.
 
 
 @pytest.mark.parametrize(
