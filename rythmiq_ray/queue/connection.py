@@ -10,7 +10,8 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
-from rythmiq_ray.errors import DatabaseUnavailable
+from rythmiq_ray.errors import DatabaseRefused, DatabaseUnavailable
+from rythmiq_ray.queue.dsn import refused
 from rythmiq_ray.secret import Secret
 
 psycopg2.extras.register_uuid()  # type: ignore[no-untyped-call]
@@ -35,7 +36,9 @@ def connect(
             tcp_user_timeout=30_000,
         )
     except psycopg2.Error as error:
-        raise DatabaseUnavailable(f"Postgres cannot be reached{where(dsn)}: {explain(error)}") from None
+        reason = explain(error)
+        kind = DatabaseRefused if refused(reason) else DatabaseUnavailable
+        raise kind(f"Postgres cannot be reached{where(dsn)}: {reason}") from None
     with translated(), connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = %s", (round(statement_timeout_s * 1000),))
         connection.commit()

@@ -1,0 +1,272 @@
+"""A driver's life: configuration, start, work, stop; and what it says and returns at its end.
+
+What may hang at the start does so on threads that nobody waits for (:mod:`~rythmiq_ray.driver.steps`), so that the main
+thread is there for signals (:mod:`~rythmiq_ray.driver.signals`) and for the deadline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Final, Never
+
+from rythmiq_ray import processes
+from rythmiq_ray.clock import now_s
+from rythmiq_ray.config import Config
+from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
+from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.signals import Signals, Stopped
+from rythmiq_ray.driver.steps import Step, all_of
+from rythmiq_ray.driver.wakeup import Wakeup
+from rythmiq_ray.driver.watcher import Watcher
+from rythmiq_ray.errors import (
+    RULES,
+    BackendRefusedKey,
+    BackendUnavailable,
+    ConfigurationError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    RayUnavailable,
+    RythmiqError,
+    StoreRefused,
+    StoreUnavailable,
+)
+from rythmiq_ray.layers import Loaded, load
+from rythmiq_ray.queue import Queue
+from rythmiq_ray.queue.connection import where
+from rythmiq_ray.secret import Secret
+from rythmiq_ray.telemetry.health import HealthServer
+from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
+from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
+
+log = get_logger("driver")
+
+EXIT_FAULT: Final = 1
+EXIT_CONFIGURATION: Final = 2
+EXIT_JOBS_FAILED: Final = 3
+_MENDED_BY_CONFIGURATION: Final = (ConfigurationError, DatabaseRefused, StoreRefused, BackendRefusedKey)
+_SAY_S: Final = 1.0
+"""So long before the deadline Ray itself says why it is late."""
+
+EXAMPLES: Final = """\
+examples:
+  python -m rythmiq_ray.driver                               work until stopped
+  python -m rythmiq_ray.driver --drain                       work until nothing is left; exit 3 if a job FAILED
+  SERVICE_ENV=local python -m rythmiq_ray.driver             on the embedded Postgres, S3 and Camber emulator
+  python -m rythmiq_ray.driver driver.poll_interval_s=5      with one key changed
+  python -m rythmiq_ray.driver --print-config                show every key, its value and where it came from
+"""
+
+
+def main(signals: Signals, argv: Sequence[str] | None = None) -> int:
+    """Runs a driver on the main thread and returns the process's exit code."""
+    started_at = time.monotonic()
+    parser = argparse.ArgumentParser(
+        prog="python -m rythmiq_ray.driver",
+        description="Run jobs from Postgres on Camber.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--drain", action="store_true", help="exit once nothing is claimable, scheduled or running")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and exit")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys; they win over all else")
+    arguments = parser.parse_args(argv)
+    try:
+        # Closed by hand: what closes it must not be interrupted as what is in it may be.
+        stack = ExitStack()
+        try:
+            signals.interrupts()
+            return _configured(arguments, stack, signals, started_at)
+        finally:
+            signals.calls(lambda: None)
+            stack.close()
+    except Stopped:
+        log.info("Worker stopped", uptime=f"{time.monotonic() - started_at:.0f}s")
+        return 0
+
+
+def _configured(arguments: argparse.Namespace, stack: ExitStack, signals: Signals, started_at: float) -> int:
+    try:
+        loaded = _configuration(arguments.overrides, stack)
+    except RythmiqError as error:
+        configuration = isinstance(error, ConfigurationError)
+        # There is no logger before there is a configuration, whose faults have a line each.
+        print(error.message if configuration else _one_line(error.message), file=sys.stderr)  # noqa: T201
+        return EXIT_CONFIGURATION if configuration else EXIT_FAULT
+    except OSError as error:
+        named = f": {error.filename}" if error.filename else ""
+        print(f"The driver cannot start: {error.strerror or error}{named}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAULT
+    if arguments.print_config:
+        print(loaded.render())  # noqa: T201 - it is what was asked for
+        return 0
+    config = loaded.config
+    setup(config.logging, secrets=_secrets(config, os.environ))
+    logging.raiseExceptions = config.service.env != "prod"  # Else a full disk shows tracebacks of the log's own.
+    try:
+        return _run(config, signals, started_at, drain=arguments.drain)
+    except RythmiqError as error:
+        endpoint = config.camber.endpoint if error.code.startswith("backend") else None
+        log.error(_one_line(error.message), code=error.code, endpoint=endpoint, remedy=RULES[error.code].remedy)
+        return EXIT_CONFIGURATION if isinstance(error, _MENDED_BY_CONFIGURATION) else EXIT_FAULT
+    except Exception as error:
+        if config.service.env == "prod":
+            log.error("The driver ended by a fault of its own", error=type(error).__name__)
+        else:
+            log.exception("The driver ended by a fault of its own")
+        return EXIT_FAULT
+
+
+def _one_line(text: str) -> str:
+    return " | ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _configuration(overrides: Sequence[str], stack: ExitStack) -> Loaded:
+    """Loads the layers; under ``SERVICE_ENV=local`` the embedded default stands in for what is not set."""
+    if os.environ.get("SERVICE_ENV") != "local":
+        return load(overrides)
+    from rythmiq_ray.local.stack import local_environment, parts_needed
+
+    defaults = stack.enter_context(local_environment(parts_needed(os.environ)))
+    # boto3 and the Ray workers read AWS_* from the environment itself.
+    os.environ.update({name: value for name, value in defaults.items() if name.startswith("AWS_")})
+    loaded = load(overrides, defaults=defaults)
+    from rythmiq_ray.queue.migrations import migrate
+
+    # It waits for locks of other sessions, for as long as they are held.
+    url = loaded.config.database.url
+    step = Step(run=lambda: migrate(url), late=DatabaseUnavailable(f"Postgres does not answer{where(url)}"))
+    all_of([step], deadline=math.inf)
+    return loaded
+
+
+def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) -> int:
+    log.info(
+        "Configuration loaded",
+        backend=config.execution.backend,
+        env=config.service.env,
+        artifactStoreType=config.artifacts.type,
+    )
+    # Ray takes half a second to import and seconds to start; what is wrong in the configuration is said before.
+    from rythmiq_ray.backends.camber.key import ApiKey
+    from rythmiq_ray.cluster import Cluster, RayMetrics, TaskSettings, build_executor
+
+    settings = TaskSettings(
+        camber=config.camber,
+        artifacts=config.artifacts,
+        timeout_s=config.execution.timeout_ms / 1000,
+        threads=config.ray.threads_per_task,
+        report_calls=config.health.port is not None,
+    )
+    scraped = PrometheusSink()
+    metrics = Metrics([scraped] if config.health.port is not None else [])
+    on_call = metrics.api_call if metrics.on else None
+    api_key = ApiKey(config.camber, on_change=_key_changed)
+    executor = build_executor(settings, api_key, on_call=on_call)
+    wakeup = Wakeup()
+    queue = Queue(
+        config.database.url,
+        queues=config.driver.queues,
+        lease_s=config.driver.lease_s,
+        connect_timeout_s=config.database.connect_timeout_s,
+        statement_timeout_s=config.database.statement_timeout_s,
+    )
+    watcher = Watcher(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
+    cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key, on_call=on_call)
+    loop = Loop(config, queue, cluster, watcher, wakeup, metrics=metrics)
+
+    def scrape(accept: str) -> tuple[bytes, str]:
+        metrics.status(loop.status())  # The loop's own word would be old where it is stuck.
+        return scraped.page(accept)
+
+    health = HealthServer(loop.status, scrape)
+    registered = False
+    try:
+        if config.health.port is not None:
+            health.start(config.health.host, config.health.port)
+        timeout_s = config.driver.start_timeout_s
+        deadline = now_s() + timeout_s
+
+        def check_queue() -> None:
+            queue.unfinished()
+
+        def late(kind: type[RythmiqError], what: str) -> RythmiqError:
+            return kind(f"{what} did not answer within {timeout_s:.0f} s")
+
+        # While Ray starts, the others are asked whether they are there.
+        parts = [
+            Step(run=check_queue, late=late(DatabaseUnavailable, f"Postgres{where(config.database.url)}")),
+            Step(run=executor.backend.check, late=late(BackendUnavailable, "Camber")),
+            Step(run=executor.store.check, late=late(StoreUnavailable, f"The artifact store {_store_of(config)}")),
+            # It knows better why it is late.
+            Step(run=lambda: cluster.start(timeout_s - _SAY_S), late=late(RayUnavailable, "Ray")),
+        ]
+        # Ray sets handlers of its own, which print a stack first.
+        all_of(parts, deadline=deadline, meanwhile=signals.install)
+        signals.install()
+        log.info("Execution backend initialized", backendType=executor.backend.backend_type)
+        log.info("Job executor ready")
+        if metrics.on:
+            metrics.attach(RayMetrics())
+        watcher.start()
+
+        def stop() -> None:
+            loop.stop_requested = True
+            wakeup.set()
+
+        def give_up_if_stopped() -> None:
+            if loop.stop_requested:
+                raise Stopped
+
+        signals.calls(stop)
+        # Not before: a Ray that is slow to start would outlast the lease.
+        all_of([Step(run=loop.register, late=parts[0].late)], deadline=deadline, meanwhile=give_up_if_stopped)
+        registered = True
+        log.info(
+            "Worker ready", uptime=f"{(time.monotonic() - started_at) * 1000:.0f}ms", backend=config.execution.backend
+        )
+        loop.run(drain=drain)
+        log.info("Worker stopping")
+        loop.stop()
+    finally:
+        signals.calls(lambda: None)
+        health.stop()
+        watcher.stop()
+        if registered:  # Else a thread may be in a call that hangs, and closing would wait for it.
+            queue.close()
+        cluster.shutdown()
+    log.info("Worker stopped", uptime=f"{time.monotonic() - started_at:.0f}s")
+    return EXIT_JOBS_FAILED if drain and loop.any_failed else 0
+
+
+def _key_changed(key: Secret) -> None:
+    mask_also(key)
+    log.info("Camber's API key was read anew")
+
+
+def _secrets(config: Config, environ: Mapping[str, str]) -> list[Secret]:
+    """All that must not be in a log."""
+    names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
+    values = [environ[name] for name in names if environ.get(name)]
+    values.extend(value for name, value in environ.items() if name.startswith(SECRET_PREFIX) and value)
+    return [config.database.url, config.camber.api_key, *map(Secret, values)]
+
+
+def _store_of(config: Config) -> str:
+    artifacts = config.artifacts
+    return f"s3://{artifacts.bucket}" if artifacts.type == "s3" else str(artifacts.path)
+
+
+def end(code: int) -> Never:
+    """Ends the process at once, whatever hangs on its threads, and with it all that it started."""
+    processes.kill(processes.children())
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
