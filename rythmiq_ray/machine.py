@@ -27,6 +27,14 @@ def check() -> None:
     _check_temporary_folder(Path(temporary_folder()))
 
 
+def ensure_home() -> None:
+    """Sets ``HOME`` where a user without a name has none, as containers do: libraries ask for it when imported."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
+
+
 def temporary_folder() -> str:
     """Where Ray puts its sockets and logs, below a folder ``ray``."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()

@@ -12,11 +12,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final, Never
 
-from rythmiq_ray import processes
+from rythmiq_ray import machine, processes
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
@@ -51,8 +51,8 @@ EXIT_FAULT: Final = 1
 EXIT_CONFIGURATION: Final = 2
 EXIT_JOBS_FAILED: Final = 3
 _MENDED_BY_CONFIGURATION: Final = (ConfigurationError, DatabaseRefused, StoreRefused, BackendRefusedKey)
-_SAY_S: Final = 1.0
-"""So long before the deadline Ray itself says why it is late."""
+_END_S: Final = 2.0
+"""Of the time for a start, so much is for its end."""
 
 EXAMPLES: Final = """\
 examples:
@@ -141,8 +141,8 @@ def _configuration(overrides: Sequence[str], stack: ExitStack) -> Loaded:
 
     # It waits for locks of other sessions, for as long as they are held.
     url = loaded.config.database.url
-    step = Step(run=lambda: migrate(url), late=DatabaseUnavailable(f"Postgres does not answer{where(url)}"))
-    all_of([step], deadline=math.inf)
+    late = DatabaseUnavailable(f"Postgres does not answer{where(url)}")
+    all_of([Step(run=lambda: migrate(url), deadline=math.inf, late=late)])
     return loaded
 
 
@@ -153,6 +153,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         env=config.service.env,
         artifactStoreType=config.artifacts.type,
     )
+    machine.ensure_home()
     # Ray takes half a second to import and seconds to start; what is wrong in the configuration is said before.
     from rythmiq_ray.backends.camber.key import ApiKey
     from rythmiq_ray.cluster import Cluster, RayMetrics, TaskSettings, build_executor
@@ -190,25 +191,24 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     try:
         if config.health.port is not None:
             health.start(config.health.host, config.health.port)
-        timeout_s = config.driver.start_timeout_s
+        timeout_s = config.driver.start_timeout_s - _END_S
         deadline = now_s() + timeout_s
 
-        def check_queue() -> None:
-            queue.unfinished()
-
-        def late(kind: type[RythmiqError], what: str) -> RythmiqError:
-            return kind(f"{what} did not answer within {timeout_s:.0f} s")
+        def step(run: Callable[[], object], kind: type[RythmiqError], what: str, *, more_s: float = 0.0) -> Step:
+            late = kind(f"{what} did not answer within {timeout_s:.0f} s")
+            return Step(run=run, deadline=deadline + more_s, late=late)
 
         # While Ray starts, the others are asked whether they are there.
+        postgres = f"Postgres{where(config.database.url)}"
         parts = [
-            Step(run=check_queue, late=late(DatabaseUnavailable, f"Postgres{where(config.database.url)}")),
-            Step(run=executor.backend.check, late=late(BackendUnavailable, "Camber")),
-            Step(run=executor.store.check, late=late(StoreUnavailable, f"The artifact store {_store_of(config)}")),
-            # It knows better why it is late.
-            Step(run=lambda: cluster.start(timeout_s - _SAY_S), late=late(RayUnavailable, "Ray")),
+            step(queue.unfinished, DatabaseUnavailable, postgres),
+            step(executor.backend.check, BackendUnavailable, "Camber"),
+            step(executor.store.check, StoreUnavailable, f"The artifact store {_store_of(config)}"),
+            # It says by itself why it is late, and after those that it may have waited for.
+            step(lambda: cluster.start(timeout_s + 0.5), RayUnavailable, "Ray", more_s=1.0),
         ]
-        # Ray sets handlers of its own, which print a stack first.
-        all_of(parts, deadline=deadline, meanwhile=signals.install)
+        # Ray sets a handler of its own, which prints a stack first.
+        all_of(parts, meanwhile=signals.install)
         signals.install()
         log.info("Execution backend initialized", backendType=executor.backend.backend_type)
         log.info("Job executor ready")
@@ -226,7 +226,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
 
         signals.calls(stop)
         # Not before: a Ray that is slow to start would outlast the lease.
-        all_of([Step(run=loop.register, late=parts[0].late)], deadline=deadline, meanwhile=give_up_if_stopped)
+        all_of([step(loop.register, DatabaseUnavailable, postgres)], meanwhile=give_up_if_stopped)
         registered = True
         log.info(
             "Worker ready", uptime=f"{(time.monotonic() - started_at) * 1000:.0f}ms", backend=config.execution.backend

@@ -19,15 +19,17 @@ class Step:
     """One thing that has to succeed before the driver is ready."""
 
     run: Callable[[], object]
+    deadline: float
+    """In seconds of :func:`rythmiq_ray.clock.now_s`."""
     late: RythmiqError
-    """Raised when it takes too long."""
+    """Raised then."""
 
 
-def all_of(steps: Sequence[Step], *, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Runs the steps and returns when all have succeeded; raises the first fault, or what is late at the deadline.
+def all_of(steps: Sequence[Step], *, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Runs the steps and returns when all have succeeded; raises the first fault, or the first that is late.
 
-    ``deadline`` is in seconds of :func:`rythmiq_ray.clock.now_s`. A signal handler that raises ends the wait;
-    ``meanwhile`` is called on this thread some times a second. A step that hangs goes on, on a daemon thread.
+    A signal handler that raises ends the wait; ``meanwhile`` is called on this thread some times a second. A step that
+    hangs goes on, on a daemon thread.
     """
     ended: SimpleQueue[tuple[Step, BaseException | None]] = SimpleQueue()
 
@@ -44,12 +46,13 @@ def all_of(steps: Sequence[Step], *, deadline: float, meanwhile: Callable[[], ob
         threading.Thread(target=run, args=(step,), name="rythmiq-start", daemon=True).start()
     while waiting:
         meanwhile()
-        left_s = deadline - now_s()
         try:
-            step, error = ended.get(timeout=max(0.0, min(_LOOK_S, left_s)))
+            step, error = ended.get(timeout=_LOOK_S)
         except Empty:
-            if left_s <= 0:
-                raise waiting[0].late from None
+            now = now_s()
+            for each in waiting:
+                if now >= each.deadline:
+                    raise each.late from None
             continue
         if error is not None:
             raise error

@@ -26,6 +26,7 @@ FAST = (
     "camber.create_timeout_s=5",
     "camber.sync_timeout_s=10",
     "ray.num_cpus=2",
+    "driver.start_timeout_s=120",
 )
 
 Environment = dict[str, str]
