@@ -247,10 +247,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except OmegaConfBaseException as error:
+        if error.full_key and error.full_key not in _secret_keys():
+            raise ConfigurationError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
         # Its text quotes the value, which may be a password with ${ in it.
-        key = f" {error.full_key}:" if error.full_key else ""
+        where = f"{path}: {error.full_key}" if error.full_key else f"{path}"
         raise ConfigurationError(
-            f"{path}:{key} an interpolation cannot be resolved ({type(error).__name__}): write \\${{ for ${{ itself"
+            f"{where}: an interpolation cannot be resolved: write \\${{ where ${{ itself is meant"
         ) from None
     if not isinstance(tree, dict):
         raise ConfigurationError(f"{path}: must hold keys and values, not {type(tree).__name__}")

@@ -51,6 +51,7 @@ EXIT_FAULT: Final = 1
 EXIT_CONFIGURATION: Final = 2
 EXIT_JOBS_FAILED: Final = 3
 _MENDED_BY_CONFIGURATION: Final = (ConfigurationError, DatabaseRefused, StoreRefused, BackendRefusedKey)
+_READ_S: Final = 20.0
 _END_S: Final = 2.0
 """Of the time for a start, so much is for its end."""
 
@@ -130,13 +131,13 @@ def _one_line(text: str) -> str:
 def _configuration(overrides: Sequence[str], stack: ExitStack) -> Loaded:
     """Loads the layers; under ``SERVICE_ENV=local`` the embedded default stands in for what is not set."""
     if os.environ.get("SERVICE_ENV") != "local":
-        return load(overrides)
+        return _load(overrides, {})
     from rythmiq_ray.local.stack import local_environment, parts_needed
 
     defaults = stack.enter_context(local_environment(parts_needed(os.environ)))
     # boto3 and the Ray workers read AWS_* from the environment itself.
     os.environ.update({name: value for name, value in defaults.items() if name.startswith("AWS_")})
-    loaded = load(overrides, defaults=defaults)
+    loaded = _load(overrides, defaults)
     from rythmiq_ray.queue.migrations import migrate
 
     # It waits for locks of other sessions, for as long as they are held.
@@ -144,6 +145,18 @@ def _configuration(overrides: Sequence[str], stack: ExitStack) -> Loaded:
     late = DatabaseUnavailable(f"Postgres does not answer{where(url)}")
     all_of([Step(run=lambda: migrate(url), deadline=math.inf, late=late)])
     return loaded
+
+
+def _load(overrides: Sequence[str], defaults: Mapping[str, str]) -> Loaded:
+    """As :func:`load`, but a file that cannot be read for ever is a fault: a pipe, a share that is away."""
+    found: list[Loaded] = []
+    late = ConfigurationError(
+        f"The configuration's files did not end within {_READ_S:.0f} s: look at what RYTHMIQ_CONFIG and"
+        " CAMBER_API_KEY_FILE name"
+    )
+    step = Step(run=lambda: found.append(load(overrides, defaults=defaults)), deadline=now_s() + _READ_S, late=late)
+    all_of([step])
+    return found[0]
 
 
 def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) -> int:

@@ -37,6 +37,8 @@ def check_dsn(dsn: Secret) -> str | None:
     text = dsn.reveal()
     if text != text.strip():
         return "has white space around it: take it out"
+    if any(letter < " " for letter in text):
+        return "has a control character in it: copy it again"
     if text.startswith(_SCHEMES):
         return _fault_of_parsing(text) or _fault_of_parts(text)
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
