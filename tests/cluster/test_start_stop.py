@@ -108,7 +108,6 @@ Start = Callable[..., Driver]
 
 @pytest.fixture
 def start(environment: Environment, tmp_path: Path) -> Iterator[Start]:
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     started: list[Driver] = []
 
     def begin(*arguments: str, shell: str = "", **changes: str) -> Driver:
@@ -306,7 +305,7 @@ def test_a_temporary_folder_that_is_full_or_read_only_is_named(
     mount = f"mount -t tmpfs -o {options} none {folder}"
     ended = subprocess.run(
         ["unshare", "--mount", "bash", "-c", f'{mount} && exec "$@"', "-", sys.executable, "-m", "rythmiq_ray.driver"],
-        env={**environment, "RAY_TMPDIR": folder, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        env={**environment, "RAY_TMPDIR": folder},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -326,7 +325,7 @@ def test_a_user_without_name_home_and_token_is_served(environment: Environment, 
     folder = Path("/tmp/rythmiq-nameless")
     folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
-    environment |= {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment |= {"RAY_TMPDIR": str(folder)}
     environment |= {"ARTIFACT_STORE_TYPE": "local", "ARTIFACT_STORE_PATH": str(folder / "artifacts")}
     for name in ("HOME", "USER", "LOGNAME", "RAY_AUTH_MODE"):
         environment.pop(name, None)
