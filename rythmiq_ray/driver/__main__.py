@@ -7,6 +7,6 @@ from rythmiq_ray.driver.signals import Signals
 if __name__ == "__main__":
     signals = Signals()
     signals.install()  # What is imported next takes half a second.
-    from rythmiq_ray.driver.life import end, main
+    from rythmiq_ray.driver.life import live
 
-    end(main(signals))
+    live(signals)

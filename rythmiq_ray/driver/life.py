@@ -65,6 +65,17 @@ examples:
 """
 
 
+def live(signals: Signals) -> Never:
+    """A driver's whole life. At its end the process ends at once, whatever hangs on its threads."""
+    others = processes.children()  # A shell that became this process may have left some.
+    code = main(signals)
+    processes.kill(processes.children() - others)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def main(signals: Signals, argv: Sequence[str] | None = None) -> int:
     """Runs a driver on the main thread and returns the process's exit code."""
     started_at = time.monotonic()
@@ -78,15 +89,10 @@ def main(signals: Signals, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys; they win over all else")
     arguments = parser.parse_args(argv)
+    signals.calls(lambda: None)
     try:
-        # Closed by hand: what closes it must not be interrupted as what is in it may be.
-        stack = ExitStack()
-        try:
-            signals.interrupts()
+        with ExitStack() as stack:
             return _configured(arguments, stack, signals, started_at)
-        finally:
-            signals.calls(lambda: None)
-            stack.close()
     except Stopped:
         log.info("Worker stopped", uptime=f"{time.monotonic() - started_at:.0f}s")
         return 0
@@ -94,8 +100,9 @@ def main(signals: Signals, argv: Sequence[str] | None = None) -> int:
 
 def _configured(arguments: argparse.Namespace, stack: ExitStack, signals: Signals, started_at: float) -> int:
     try:
-        loaded = _configuration(arguments.overrides, stack)
+        loaded = _configuration(arguments.overrides, stack, signals)
     except RythmiqError as error:
+        signals.check()  # What was stopped too, as `ray job stop` does with all children, is no fault.
         configuration = isinstance(error, ConfigurationError)
         # There is no logger before there is a configuration, whose faults have a line each.
         print(error.message if configuration else _one_line(error.message), file=sys.stderr)  # noqa: T201
@@ -113,6 +120,7 @@ def _configured(arguments: argparse.Namespace, stack: ExitStack, signals: Signal
     try:
         return _run(config, signals, started_at, drain=arguments.drain)
     except RythmiqError as error:
+        signals.check()
         endpoint = config.camber.endpoint if error.code.startswith("backend") else None
         log.error(_one_line(error.message), code=error.code, endpoint=endpoint, remedy=RULES[error.code].remedy)
         return EXIT_CONFIGURATION if isinstance(error, _MENDED_BY_CONFIGURATION) else EXIT_FAULT
@@ -128,26 +136,27 @@ def _one_line(text: str) -> str:
     return " | ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _configuration(overrides: Sequence[str], stack: ExitStack) -> Loaded:
+def _configuration(overrides: Sequence[str], stack: ExitStack, signals: Signals) -> Loaded:
     """Loads the layers; under ``SERVICE_ENV=local`` the embedded default stands in for what is not set."""
     if os.environ.get("SERVICE_ENV") != "local":
-        return _load(overrides, {})
+        return _load(overrides, {}, signals)
     from rythmiq_ray.local.stack import local_environment, parts_needed
 
-    defaults = stack.enter_context(local_environment(parts_needed(os.environ)))
+    with signals.interrupting():
+        defaults = stack.enter_context(local_environment(parts_needed(os.environ)))
     # boto3 and the Ray workers read AWS_* from the environment itself.
     os.environ.update({name: value for name, value in defaults.items() if name.startswith("AWS_")})
-    loaded = _load(overrides, defaults)
+    loaded = _load(overrides, defaults, signals)
     from rythmiq_ray.queue.migrations import migrate
 
     # It waits for locks of other sessions, for as long as they are held.
     url = loaded.config.database.url
     late = DatabaseUnavailable(f"Postgres does not answer{where(url)}")
-    all_of([Step(run=lambda: migrate(url), deadline=math.inf, late=late)])
+    all_of([Step(run=lambda: migrate(url), deadline=math.inf, late=late)], meanwhile=signals.check)
     return loaded
 
 
-def _load(overrides: Sequence[str], defaults: Mapping[str, str]) -> Loaded:
+def _load(overrides: Sequence[str], defaults: Mapping[str, str], signals: Signals) -> Loaded:
     """As :func:`load`, but a file that cannot be read for ever is a fault: a pipe, a share that is away."""
     found: list[Loaded] = []
     late = ConfigurationError(
@@ -155,7 +164,7 @@ def _load(overrides: Sequence[str], defaults: Mapping[str, str]) -> Loaded:
         " CAMBER_API_KEY_FILE name"
     )
     step = Step(run=lambda: found.append(load(overrides, defaults=defaults)), deadline=now_s() + _READ_S, late=late)
-    all_of([step])
+    all_of([step], meanwhile=signals.check)
     return found[0]
 
 
@@ -220,8 +229,12 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             # It says by itself why it is late, and after those that it may have waited for.
             step(lambda: cluster.start(timeout_s + 0.5), RayUnavailable, "Ray", more_s=1.0),
         ]
-        # Ray sets a handler of its own, which prints a stack first.
-        all_of(parts, meanwhile=signals.install)
+
+        def look() -> None:
+            signals.install()  # Ray sets a handler of its own, which prints a stack first.
+            signals.check()
+
+        all_of(parts, meanwhile=look)
         signals.install()
         log.info("Execution backend initialized", backendType=executor.backend.backend_type)
         log.info("Job executor ready")
@@ -233,14 +246,10 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             loop.stop_requested = True
             wakeup.set()
 
-        def give_up_if_stopped() -> None:
-            if loop.stop_requested:
-                raise Stopped
-
-        signals.calls(stop)
         # Not before: a Ray that is slow to start would outlast the lease.
-        all_of([step(loop.register, DatabaseUnavailable, postgres)], meanwhile=give_up_if_stopped)
+        all_of([step(loop.register, DatabaseUnavailable, postgres)], meanwhile=signals.check)
         registered = True
+        signals.calls(stop)
         log.info(
             "Worker ready", uptime=f"{(time.monotonic() - started_at) * 1000:.0f}ms", backend=config.execution.backend
         )
@@ -274,12 +283,3 @@ def _secrets(config: Config, environ: Mapping[str, str]) -> list[Secret]:
 def _store_of(config: Config) -> str:
     artifacts = config.artifacts
     return f"s3://{artifacts.bucket}" if artifacts.type == "s3" else str(artifacts.path)
-
-
-def end(code: int) -> Never:
-    """Ends the process at once, whatever hangs on its threads, and with it all that it started."""
-    processes.kill(processes.children())
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
@@ -15,14 +16,14 @@ STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """The start was interrupted by a signal. Raised wherever the main thread is, so no ``except Exception`` sees it."""
+    """A signal came before the driver was at work. No ``except Exception`` takes it for a fault."""
 
 
 class Signals:
     """The first signal stops the driver in the way that fits where it is; the second one ends it at once."""
 
     def __init__(self) -> None:
-        self.received = False
+        self._received = False
         self._on_first: Callable[[], object] = lambda: os._exit(0)
         """Nothing was started yet, so nothing has to be ended."""
 
@@ -34,26 +35,37 @@ class Signals:
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._receive)
 
-    def interrupts(self) -> None:
-        """While what waits or runs on the main thread can be left anywhere: it raises Stopped."""
-        self._set(_interrupt)
-
     def calls(self, stop: Callable[[], object]) -> None:
-        """While the main thread looks by itself whether it shall stop: it calls this."""
-        self._set(stop)
+        """From now on the first signal calls this, at once where it came before; without it, :meth:`check` tells."""
+        self._on_first = stop
+        if self._received:
+            stop()
 
-    def _set(self, on_first: Callable[[], object]) -> None:
-        self._on_first = on_first
-        if self.received:
-            on_first()
+    def check(self) -> None:
+        """Raises Stopped where a signal came."""
+        if self._received:
+            raise Stopped
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Around what waits and does not check: a signal raises Stopped in the middle of it.
+
+        Not around imports and other code of libraries, where a bare ``except`` may swallow it.
+        """
+        self.calls(self.check)
+        try:
+            yield
+        finally:
+            self.calls(_note)
+        self.check()
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received:
+        if self._received:
             # The lease runs out and others take over; the kernel ends what was started here.
             os._exit(128 + number)
-        self.received = True
+        self._received = True
         self._on_first()
 
 
-def _interrupt() -> None:
-    raise Stopped
+def _note() -> None:
+    """What does not check now does so later."""

@@ -28,8 +28,8 @@ class Step:
 def all_of(steps: Sequence[Step], *, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Runs the steps and returns when all have succeeded; raises the first fault, or the first that is late.
 
-    A signal handler that raises ends the wait; ``meanwhile`` is called on this thread some times a second. A step that
-    hangs goes on, on a daemon thread.
+    ``meanwhile`` is called on this thread some times a second, and ends the wait by raising. A step that hangs goes on,
+    on a daemon thread.
     """
     ended: SimpleQueue[tuple[Step, BaseException | None]] = SimpleQueue()
 

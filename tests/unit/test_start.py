@@ -70,20 +70,40 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_signal_interrupts_a_wait_for_steps_and_only_once() -> None:
+def test_a_signal_ends_a_wait_for_steps_and_is_not_lost() -> None:
     signals = Signals()
-    signals.interrupts()
+    signals.calls(lambda: None)
     signals.install()
     hangs = threading.Event()
     began = time.monotonic()
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGHUP)).start()
     with pytest.raises(Stopped):
-        all_of([step(hangs.wait)], meanwhile=signals.install)
+        all_of([step(hangs.wait)], meanwhile=signals.check)
     assert time.monotonic() - began < 5
     hangs.set()
     told: list[str] = []
     signals.calls(lambda: told.append("stop"))
     assert told == ["stop"], "what was received before is not lost"
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_interrupts_what_does_not_check(swallowed: bool) -> None:
+    signals = Signals()
+    signals.calls(lambda: None)
+    signals.install()
+
+    def works() -> None:
+        with signals.interrupting():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            except BaseException:
+                if not swallowed:
+                    raise
+
+    with pytest.raises(Stopped):
+        works()
 
 
 @pytest.mark.usefixtures("handlers")
