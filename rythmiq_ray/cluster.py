@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 import pickle
+import socket
 import threading
 import time
 from collections import deque
@@ -24,8 +25,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
-from queue import SimpleQueue
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from secrets import token_hex
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 # gRPC keep-alive finds a frozen node after some 20 s instead of 437 s. Ray reads this when it is imported, and head,
 # nodes and driver must agree, so cluster.yaml sets the same.
@@ -33,16 +37,18 @@ os.environ.setdefault("RAY_grpc_client_keepalive_time_ms", "10000")
 os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", "5000")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import psutil
 import ray
 import ray.util.metrics
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
 
+from rythmiq_ray import machine, processes
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.client import OnCall
 from rythmiq_ray.clock import clock_id, now_s
 from rythmiq_ray.config import ArtifactsConfig, CamberConfig, InputsConfig, RayConfig
-from rythmiq_ray.errors import RayUnavailable, RythmiqError
+from rythmiq_ray.errors import ConfigurationError, RayUnavailable, RythmiqError
 from rythmiq_ray.executor import PROBES, Executor
 from rythmiq_ray.model import ErrorInfo, Faulted, Order, Step, StepResult, TaskLost
 from rythmiq_ray.secret import Secret
@@ -53,8 +59,11 @@ _DRAIN_INTERVAL_S: Final = 1.0
 """A node has 30 s from the first sign that it drains."""
 _PICKLE_PROTOCOL: Final = 5
 _SLOW_ANSWER_S: Final = 3.0
+_AUTH_REMEDY: Final = "set RAY_AUTH_MODE=token and the cluster's token, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 _TASKS_PER_CPU: Final = 2
 """One that runs and one that is ready to follow; what waits beyond that is demand the autoscaler sees."""
+_PROBE_TIMEOUT_S: Final = 10.0
+_LEAVE_TIMEOUT_S: Final = 10.0
 _SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
 """Below this rate a large transfer counts as hung."""
 _INPUT_ALLOWANCE_S: Final = 3600.0
@@ -241,19 +250,50 @@ class Cluster:
         self._answered = True
         self._asked_at: float | None = None
         self._drain_read_at = -_DRAIN_INTERVAL_S
+        self._joined = False
+        self._children: set[psutil.Process] | None = None
+        """What this process had started before Ray."""
         self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
         self._listening = asyncio.new_event_loop()
         threading.Thread(target=self._listening.run_forever, name="ray-results", daemon=True).start()
 
-    def start(self) -> None:
-        """Joins the cluster that Ray's own environment names, or starts one of its own; raises RayUnavailable.
+    def start(self, timeout_s: float = 30.0) -> None:
+        """Joins the cluster that Ray's own environment names, or starts one of its own, within ``timeout_s``.
 
-        To be called on the main thread, before any signal handler is set: ``ray.init`` overwrites SIGTERM's.
+        May be called on any thread. Raises RayUnavailable, and ConfigurationError where another setting would help.
         """
+        deadline = now_s() + timeout_s
+        address = os.environ.get("RAY_ADDRESS", "")
+        own = address in ("", "local")
+        where = "a Ray of its own on this machine" if own else address
+        if own:
+            machine.check()
+            _prepare_own(timeout_s)
+        elif address != "auto":
+            _check_address(address, timeout_s=min(_PROBE_TIMEOUT_S, timeout_s / 2))
+        self._children = processes.children()
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        # Ray ties what it starts to the life of the thread that starts it, so this one stays. The main thread is left
+        # free for signals: Ray's calls here wait in C++ for minutes.
+        thread = threading.Thread(target=self._init, args=(own, ended), name="rythmiq-ray", daemon=True)
+        thread.start()
         try:
-            if "RAY_ADDRESS" in os.environ:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
-            else:
+            error = ended.get(timeout=max(0.0, deadline - now_s()))
+        except Empty:
+            raise RayUnavailable(
+                f"Ray did not start within {timeout_s:.0f} s ({where}): its logs are in"
+                f" {machine.temporary_folder()}/ray/session_latest/logs; on a slow machine raise driver.start_timeout_s"
+                if own
+                else f"Ray at {where} answers, but did not take this process in within {timeout_s:.0f} s: a driver has"
+                " to run on a node of its cluster, one that `ray start` has made"
+            ) from None
+        if error is not None:
+            reason = " ".join(str(error).split())[:300]
+            raise RayUnavailable(f"Ray cannot be started or joined ({where}): {type(error).__name__}: {reason}")
+
+    def _init(self, own: bool, ended: SimpleQueue[BaseException | None]) -> None:
+        try:
+            if own:
                 ray.init(
                     address="local",
                     num_cpus=self._config.num_cpus,
@@ -261,17 +301,23 @@ class Cluster:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-        except Exception as error:  # noqa: BLE001 - Ray raises many kinds, RuntimeError among them
-            reason = " ".join(str(error).split())[:300]
-            where = os.environ.get("RAY_ADDRESS", "a Ray of its own on this machine")
-            raise RayUnavailable(
-                f"Ray cannot be started or joined ({where}): {type(error).__name__}: {reason}"
-            ) from None
+            else:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except BaseException as error:  # noqa: BLE001 - Ray raises many kinds, RuntimeError and SystemExit among them
+            ended.put(error)
+            return
+        self._joined = True
+        ended.put(None)
+        threading.Event().wait()
 
     def shutdown(self) -> None:
-        """Leaves Ray; tasks that still run are ended."""
-        with suppress(Exception):
-            ray.shutdown()
+        """Leaves Ray, or gives up to join it; tasks that still run are ended. Of a Ray of its own nothing is left."""
+        if self._joined:
+            leave = threading.Thread(target=_leave, name="rythmiq-ray-leave", daemon=True)
+            leave.start()
+            leave.join(_LEAVE_TIMEOUT_S)
+        if self._children is not None:
+            processes.kill(processes.children() - self._children)
 
     def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None:
         """Accepts an order; it is sent with others of its step, or by itself if it asks for that."""
@@ -480,6 +526,81 @@ class Cluster:
             self._answered = True
         finally:
             self._asked_at = None
+
+
+def _prepare_own(timeout_s: float) -> None:
+    """Sets what a Ray of one's own reads from the environment."""
+    # While Ray waits for this it holds the interpreter's lock: nothing else here would run for longer.
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(max(1, int(timeout_s * 2 / 3))))
+    if not os.environ.get("RAY_AUTH_TOKEN_PATH") and not _token_at_home():
+        # Else Ray writes one into the home folder, which a container's user may not have.
+        os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(16))
+
+
+def _token_at_home() -> bool:
+    try:
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    except (OSError, RuntimeError):  # there is no home
+        return False
+
+
+def _check_address(address: str, *, timeout_s: float) -> None:
+    """Asks Ray's head for its version: what does not answer to this keeps ``ray.init`` waiting for minutes."""
+    # A driver's alone: nodes run this module too.
+    import grpc  # type: ignore[import-untyped]
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    host, port = _host_and_port(address)
+    try:
+        socket.create_connection((host, port), timeout=timeout_s).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RayUnavailable(
+            f"Ray cannot be joined: nothing answers at RAY_ADDRESS {address}: {reason}:"
+            " correct it, or unset it for a Ray of the driver's own"
+        ) from None
+    try:
+        options = [("grpc.enable_http_proxy", 0)]
+        with init_grpc_channel(address, options) as channel:
+            stub: Any = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            request = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]
+            reply = stub.CheckAlive(request, timeout=timeout_s)
+    except AuthenticationError:
+        raise RayUnavailable(f"Ray at {address} needs a token and this driver has none: {_AUTH_REMEDY}") from None
+    except grpc.RpcError as error:
+        code = error.code()
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise RayUnavailable(f"Ray at {address} refuses this driver's token: {_AUTH_REMEDY}") from None
+        raise RayUnavailable(
+            f"Ray cannot be joined: what answers at RAY_ADDRESS {address} is no Ray head ({code.name}):"
+            " it takes the port of `ray start --head --port`, 6379 by default"
+        ) from None
+    if reply.ray_version and reply.ray_version != ray.__version__:
+        raise RayUnavailable(
+            f"Ray at {address} is version {reply.ray_version}, and this driver has {ray.__version__}:"
+            " install the same on both"
+        )
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Of ``host:port``; raises ConfigurationError."""
+    scheme, separator, _ = address.rpartition("://")
+    parts = urlsplit(f"//{address}")
+    try:
+        if not separator and parts.hostname and parts.port and parts.netloc == address:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    also = f", and not {scheme}://" if separator else ""
+    raise ConfigurationError(
+        f"RAY_ADDRESS: must be host:port of a Ray head{also}, auto or local: unset it for a Ray of the driver's own"
+    )
+
+
+def _leave() -> None:
+    with suppress(Exception):
+        ray.shutdown()
 
 
 class RayMetrics:

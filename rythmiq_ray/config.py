@@ -131,6 +131,8 @@ class DriverConfig:
     """Jobs claimed, and outcomes written, in one statement."""
     queues: tuple[str, ...]
     """Queues served; empty = all."""
+    start_timeout_s: float
+    """How long Ray, Postgres, Camber and the store have to answer at the start, all at once; then the driver ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

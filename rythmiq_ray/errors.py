@@ -286,8 +286,16 @@ class StoreUnavailable(RythmiqError):
     code = ErrorCode.STORE_UNAVAILABLE
 
 
+class StoreRefused(StoreUnavailable):
+    """The store answers, and refuses: the bucket, the credentials or the rights are at fault."""
+
+
 class DatabaseUnavailable(RythmiqError):
     code = ErrorCode.DATABASE_UNAVAILABLE
+
+
+class DatabaseRefused(DatabaseUnavailable):
+    """What ``DATABASE_URL`` says is at fault: a password, a name, an option."""
 
 
 class RayUnavailable(RythmiqError):

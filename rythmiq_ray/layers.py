@@ -76,6 +76,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
         "driver.poll_interval_s": (0.01, _HOUR),
         "driver.lease_s": (1, _HOUR),
         "driver.batch_size": (1, 10_000),
+        "driver.start_timeout_s": (5, _HOUR),
         "retry.base_delay_s": (0.0, _DAY),
         "retry.max_delay_s": (0.0, 30 * _DAY),
         "shutdown.grace_s": (0.0, _HOUR),
@@ -224,7 +225,7 @@ def _merge(
         elif key not in known:
             faults.append(f"{key}: no such key (argument){_suggest(key, known)}")
         else:
-            values[key] = Value(_scalar(text), f"argument {key}=…" if key in _secret_keys() else f"argument {override}")
+            values[key] = _argument_value(key, text)
     return values, faults
 
 
@@ -246,7 +247,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{path}: {str(error).splitlines()[0]}") from None
+        if error.full_key and error.full_key not in _secret_keys():
+            raise ConfigurationError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
+        # Its text quotes the value, which may be a password with ${ in it.
+        where = f"{path}: {error.full_key}" if error.full_key else f"{path}"
+        raise ConfigurationError(
+            f"{where}: an interpolation cannot be resolved: write \\${{ where ${{ itself is meant"
+        ) from None
     if not isinstance(tree, dict):
         raise ConfigurationError(f"{path}: must hold keys and values, not {type(tree).__name__}")
     return typing.cast(dict[str, Any], tree)
@@ -285,6 +292,12 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
 def _in_open_map(key: str) -> bool:
     """Whether ``key`` is in a map to which a deployment may add: Camber's sizes."""
     return key.startswith(("camber.catalog.cpu_sizes.", "camber.catalog.gpu_sizes."))
+
+
+def _argument_value(key: str, text: str) -> Value:
+    if key in _secret_keys():
+        return Value(text, f"argument {key}=…")
+    return Value(_scalar(text), f"argument {key}={text}")
 
 
 def _scalar(text: str) -> Any:
@@ -460,10 +473,10 @@ def _database_faults(url: Value) -> list[str]:
         return [
             "database.url: required, but no layer sets it: set DATABASE_URL to postgresql://user:password@host/database"
         ]
-    text = str(url.value)
-    if text.startswith(("postgresql://", "postgres://")) or "=" in text.split(" ", maxsplit=1)[0]:
-        return []
-    return [f"database.url: must start with postgresql:// or be libpq keywords ({url.layer}): correct DATABASE_URL"]
+    from rythmiq_ray.queue.dsn import check_dsn  # psycopg2 is for those that have a database to name
+
+    fault = check_dsn(Secret(str(url.value)))
+    return [] if fault is None else [f"database.url: {fault} ({url.layer}): correct DATABASE_URL"]
 
 
 def _endpoint_faults(endpoint: Value, env: object) -> list[str]:

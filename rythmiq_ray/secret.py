@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +50,10 @@ def read_secret(path: Path) -> Secret:
 
     Raises OSError, and ValueError where it is empty, too long for a secret or no text.
     """
-    with path.open("rb") as file:
+    # What is no file, such as a pipe that nobody writes to, would keep the reader waiting.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
         content = file.read(_MAX_BYTES + 1)
     text = content.decode("utf-8", "replace").strip()
     if not text or "\ufffd" in text or len(content) > _MAX_BYTES:

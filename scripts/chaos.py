@@ -39,7 +39,7 @@ from rythmiq_ray import JobSpec, NewJob, enqueue_many
 from rythmiq_ray.local.camber import Emulator, Faults, Outage
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.local.process import free_ports
-from rythmiq_ray.local.s3 import PORTS, REGION, S3
+from rythmiq_ray.local.s3 import REGION, S3
 from rythmiq_ray.queue import inspect
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.secret import Secret
@@ -121,20 +121,12 @@ class Arena:
             self.postgres = Postgres(self.root / "postgres")
             self.postgres.start(tethered=True)
             stack.callback(self.postgres.stop)
-            self.s3 = S3(
-                self.root / "s3",
-                ports=free_ports(PORTS),
-                access_key="chaos",
-                secret_key=S3_SECRET,
-                bucket="artifacts",
-            )
-            self.s3.start(tethered=True)
+            self.s3 = S3.tethered(self.root / "s3", access_key="chaos", secret_key=S3_SECRET, bucket="artifacts")
             stack.callback(self.s3.stop)
             self.camber = Emulator(self.root / "camber", api_key=API_KEY)
             stack.enter_context(self.camber)
             self.ray_address = stack.enter_context(ray_head(self.root, self.aws()))
             self.postgres.wait()
-            self.s3.wait()
             migrate(Secret(self.postgres.url))
             stack.callback(self.stop_drivers)
             self.stack = stack.pop_all()

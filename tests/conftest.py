@@ -96,22 +96,16 @@ def empty_database_url(postgres: Postgres) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """An S3 server with one bucket."""
-    from rythmiq_ray.local.process import free_ports
-    from rythmiq_ray.local.s3 import PORTS, S3
+    from rythmiq_ray.local.s3 import S3
 
-    server = S3(
+    server = S3.tethered(
         tmp_path_factory.mktemp("s3"),
-        ports=free_ports(PORTS),
         access_key="test-access-key",
         secret_key=f"canary-s3-{secrets.token_hex(12)}",
         bucket="artifacts",
     )
-    try:
-        server.start(tethered=True)
-        server.wait()
-        yield server
-    finally:
-        server.stop()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def main() -> int:
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
     # Ctrl-C and a plain kill take the same way out, also where a script started this with SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     started_at = time.monotonic()
     try:

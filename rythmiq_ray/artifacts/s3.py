@@ -18,14 +18,21 @@ import boto3
 import smart_open.s3
 from botocore import UNSIGNED
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 from urllib3.exceptions import HTTPError
 
 from rythmiq_ray.artifacts.manifest import manifest_bytes
 from rythmiq_ray.artifacts.parts import BackgroundParts, PartBuffer
 from rythmiq_ray.artifacts.streaming import PROBE, Meter, budget, content_type, source_errors_as_they_were
 from rythmiq_ray.config import ArtifactsConfig, InputsConfig
-from rythmiq_ray.errors import NotFound, StoreUnavailable
+from rythmiq_ray.errors import NotFound, StoreRefused, StoreUnavailable
 from rythmiq_ray.inputs import open_input
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.names import MANIFEST_NAME, key_of, refuse_unsafe
@@ -254,7 +261,7 @@ class S3ArtifactStore:
             yield
         # ValueError is what smart-open makes of a refusal; urllib3's errors come from a body that breaks off.
         except (BotoCoreError, ClientError, HTTPError, ValueError, OSError) as error:
-            raise StoreUnavailable(
+            raise (StoreRefused if _refused(error) else StoreUnavailable)(
                 f"{self._name(bucket)} cannot be used: {_reason(error)}: "
                 "check the bucket, its permissions, AWS_* and AWS_ENDPOINT_URL_S3"
             ) from None
@@ -312,6 +319,15 @@ def _place(uri: str) -> tuple[str, str]:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "error"))
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the service understood, and said no; not where it has no time, or where a clock is wrong for now."""
+    cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
+    if isinstance(cause, (NoCredentialsError, PartialCredentialsError, ProfileNotFound, NoRegionError)):
+        return True
+    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(cause, ClientError) else 0
+    return status in (301, 400, 401, 403, 404)
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 from collections.abc import Iterable
@@ -21,8 +22,11 @@ class Wakeup:
 
     def wait(self, timeout_s: float, descriptors: Iterable[int] = ()) -> None:
         """Returns when :meth:`set` was called, a descriptor can be read, or the time is over."""
-        readable, _, _ = select.select([self._reader, *descriptors], [], [], max(0.0, timeout_s))
-        if self._reader in readable:
+        poll = select.poll()  # select.select() refuses descriptors from 1024 on.
+        for descriptor in (self._reader, *descriptors):
+            poll.register(descriptor, select.POLLIN)
+        readable = poll.poll(math.ceil(max(0.0, timeout_s) * 1000))
+        if self._reader in (descriptor for descriptor, _ in readable):
             with suppress(BlockingIOError):
                 while os.read(self._reader, 4096):
                     pass

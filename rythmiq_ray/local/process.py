@@ -14,21 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from rythmiq_ray.local import NotInstalled, PartFailed
+import psutil
 
-try:
-    import psutil
-except ModuleNotFoundError:
-    raise NotInstalled("psutil") from None
+from rythmiq_ray.local import PartFailed
 
 START_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.02
 _TAIL_LINES: Final = 8
 _LAUNCHER: Final = Path(__file__).with_name("launch.py")
+PORT_TRIES: Final = 5
 _PORTS: Final = range(20_000, 32_000)
 """Below those that Linux gives to outgoing connections, so that a port is still free when its server starts again."""
+
+
+Server = TypeVar("Server")
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,21 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise PartFailed(f"No {count} free ports between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
+
+
+def on_free_ports(count: int, begin: Callable[[list[int]], Server]) -> Server:
+    """What ``begin`` starts on free ports; others are tried where another program takes one before it listens.
+
+    ``begin`` leaves nothing running when it raises PartFailed.
+    """
+    for _ in range(PORT_TRIES - 1):
+        ports = free_ports(count)
+        try:
+            return begin(ports)
+        except PartFailed:
+            if all(map(port_is_free, ports)):
+                raise
+    return begin(free_ports(count))
 
 
 def port_is_free(port: int) -> bool:

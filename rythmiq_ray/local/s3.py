@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from rythmiq_ray.local import NotInstalled
-from rythmiq_ray.local.process import Handle, start, wait_until
+from rythmiq_ray.local.process import Handle, on_free_ports, start, wait_until
 
 REGION: Final = "us-east-1"
 PORTS: Final = 8
@@ -40,6 +40,22 @@ class S3:
         self.secret_key = secret_key
         self.bucket = bucket
         self.handle: Handle | None = None
+
+    @classmethod
+    def tethered(cls, root: Path, *, access_key: str, secret_key: str, bucket: str) -> S3:
+        """A server that answers, on ports that it finds, and that ends with the calling thread. Raises PartFailed."""
+
+        def begin(ports: list[int]) -> S3:
+            server = cls(root, ports=ports, access_key=access_key, secret_key=secret_key, bucket=bucket)
+            try:
+                server.start(tethered=True)
+                server.wait()
+            except BaseException:
+                server.stop()
+                raise
+            return server
+
+        return on_free_ports(PORTS, begin)
 
     @property
     def endpoint(self) -> str:

@@ -13,7 +13,7 @@ from rythmiq_ray.errors import NotFound
 from rythmiq_ray.local import PartFailed
 from rythmiq_ray.local.camber_process import CamberProcess
 from rythmiq_ray.local.postgres import Postgres
-from rythmiq_ray.local.process import Handle, free_ports, port_is_free
+from rythmiq_ray.local.process import PORT_TRIES, Handle, free_ports, port_is_free
 from rythmiq_ray.local.s3 import PORTS, REGION, S3
 from rythmiq_ray.local.state import Running, State, StateFile
 
@@ -70,21 +70,31 @@ class Stack:
             missing = [name for name in PARTS if name in parts and name not in found]
             self._stop(state, missing)
             self._renew_ports(state, missing)
-            made = {name: self._part(name, state) for name in missing}
             owner = Handle.of(os.getpid()) if tethered else None
-            try:
-                for name, part in made.items():
-                    part.start(tethered=tethered)
-                    assert part.handle is not None  # noqa: S101 - it was started
-                    state.running[name] = Running(part.handle, owner)
-                    self._file.write(state)  # at once: whoever comes after a crash right here must find it
-                for part in made.values():
-                    part.wait()
-            except BaseException:
-                self._stop(state, missing)
-                self._file.write(state)
-                raise
-            return set(missing)
+            tries = PORT_TRIES
+            while True:
+                try:
+                    self._start(state, missing, owner)
+                    return set(missing)
+                except BaseException as error:
+                    self._stop(state, missing)
+                    tries -= 1
+                    # Another program may have taken a port since it was looked at.
+                    again = isinstance(error, PartFailed) and tries > 0 and self._renew_ports(state, missing)
+                    self._file.write(state)
+                    if not again:
+                        raise
+
+    def _start(self, state: State, names: Collection[str], owner: Handle | None) -> None:
+        """Starts these, notes them at once, and returns when all answer."""
+        made = {name: self._part(name, state) for name in names}
+        for name, part in made.items():
+            part.start(tethered=owner is not None)
+            assert part.handle is not None  # noqa: S101 - it was started
+            state.running[name] = Running(part.handle, owner)
+            self._file.write(state)  # at once: whoever comes after a crash right here must find it
+        for part in made.values():
+            part.wait()
 
     def down(self, parts: Collection[str] = PARTS) -> set[str]:
         """Stops these parts, whoever started them, and returns the names of those that ran."""
@@ -161,12 +171,15 @@ class Stack:
             state.running.pop(name, None)
 
     @staticmethod
-    def _renew_ports(state: State, names: Collection[str]) -> None:
-        """Chooses anew where another program took a port of these stopped parts."""
-        if STORE in names and not all(map(port_is_free, state.s3_ports)):
+    def _renew_ports(state: State, names: Collection[str]) -> bool:
+        """Chooses anew where another program took a port of these stopped parts, and says whether one did."""
+        store = STORE in names and not all(map(port_is_free, state.s3_ports))
+        camber = CAMBER in names and not port_is_free(state.camber_port)
+        if store:
             state.s3_ports = free_ports(PORTS)
-        if CAMBER in names and not port_is_free(state.camber_port):
+        if camber:
             state.camber_port = free_ports(1)[0]
+        return store or camber
 
     def _part(self, name: str, state: State) -> Part:
         builders: dict[str, Callable[[State], Part]] = {

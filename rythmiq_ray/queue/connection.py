@@ -14,8 +14,8 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
-from rythmiq_ray.errors import DatabaseUnavailable
-from rythmiq_ray.queue.address import check_address
+from rythmiq_ray.errors import ConfigurationError, DatabaseRefused, DatabaseUnavailable
+from rythmiq_ray.queue.dsn import check_dsn, refused
 from rythmiq_ray.secret import Secret
 
 psycopg2.extras.register_uuid()  # type: ignore[no-untyped-call]
@@ -49,7 +49,8 @@ def connect(
 
     A server that says nothing for ``silence_s`` counts as dead. A time-out of 0 means none.
     """
-    check_address(dsn)
+    if fault := check_dsn(dsn):
+        raise ConfigurationError(f"database.url {fault} (DATABASE_URL; it is not shown, as it may hold a password)")
     try:
         connection = psycopg2.connect(
             dsn.reveal(),
@@ -64,7 +65,9 @@ def connect(
             tcp_user_timeout=round(silence_s * 1000),
         )
     except psycopg2.Error as error:
-        raise DatabaseUnavailable(f"Postgres cannot be reached{where(dsn)}: {explain(error)}") from None
+        reason = explain(error)
+        kind = DatabaseRefused if refused(reason) else DatabaseUnavailable
+        raise kind(f"Postgres cannot be reached{where(dsn)}: {reason}") from None
     with translated(), connection.cursor() as cursor:
         # A role may have another default, under which a row that changed meanwhile is an error instead of read again.
         cursor.execute(

@@ -21,8 +21,7 @@ from rythmiq_ray import JobSpec, NewJob, enqueue_many
 from rythmiq_ray.config import Config
 from rythmiq_ray.layers import load
 from rythmiq_ray.local.postgres import Postgres
-from rythmiq_ray.local.process import free_ports
-from rythmiq_ray.local.s3 import PORTS, REGION, S3
+from rythmiq_ray.local.s3 import REGION, S3
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.secret import Secret
 
@@ -81,12 +80,8 @@ class World:
 
     @cached_property
     def s3(self) -> S3:
-        store = S3(
-            self.root / "s3", ports=free_ports(PORTS), access_key=S3_KEYS[0], secret_key=S3_KEYS[1], bucket=BUCKET
-        )
-        store.start(tethered=True)
+        store = S3.tethered(self.root / "s3", access_key=S3_KEYS[0], secret_key=S3_KEYS[1], bucket=BUCKET)
         self._stack.callback(store.stop)
-        store.wait()
         return store
 
     def environ(self, *, s3: bool = False) -> dict[str, str]:

@@ -26,6 +26,7 @@ FAST = (
     "camber.create_timeout_s=5",
     "camber.sync_timeout_s=10",
     "ray.num_cpus=2",
+    "driver.start_timeout_s=120",
 )
 
 Environment = dict[str, str]
@@ -35,7 +36,8 @@ Environment = dict[str, str]
 def environment(database_url: str, s3: S3, s3_environment: dict[str, str], camber: Emulator) -> Environment:
     """All that a driver is told, with real parts behind it."""
     return {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         **s3_environment,
         "DATABASE_URL": database_url,
         "ARTIFACT_STORE_TYPE": "s3",

@@ -217,22 +217,23 @@ def test_a_second_signal_ends_at_once_and_that_is_safe(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("changes", "code", "expected"),
     [
         (
             {"DATABASE_URL": "postgresql://u:canary-database@127.0.0.1:1/d"},
+            1,
             ["Postgres cannot be reached", "127.0.0.1:1"],
         ),
-        ({"CAMBER_API_ENDPOINT": "http://127.0.0.1:1/api"}, ["127.0.0.1:1"]),
-        ({"AWS_SECRET_ACCESS_KEY": "canary-wrong"}, ["s3://artifacts", "SignatureDoesNotMatch"]),
-        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, ["http://127.0.0.1:1", "AWS_ENDPOINT_URL_S3"]),
+        ({"CAMBER_API_ENDPOINT": "http://127.0.0.1:1/api"}, 1, ["127.0.0.1:1"]),
+        ({"AWS_SECRET_ACCESS_KEY": "canary-wrong"}, 2, ["s3://artifacts", "SignatureDoesNotMatch"]),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, 1, ["http://127.0.0.1:1", "AWS_ENDPOINT_URL_S3"]),
     ],
 )
 def test_what_is_not_there_at_start_is_named_in_one_line(
-    drive: Drive, environment: Environment, tmp_path: Path, changes: Environment, expected: list[str]
+    drive: Drive, environment: Environment, tmp_path: Path, changes: Environment, code: int, expected: list[str]
 ) -> None:
     environment.update(changes)
-    assert drive("--drain").wait(WAIT_S) == 1
+    assert drive("--drain").wait(WAIT_S) == code
     log = (tmp_path / "driver-0.log").read_text()
     faults = [line for line in log.splitlines() if "ERROR" in line]
     assert len(faults) == 1, log

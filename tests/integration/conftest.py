@@ -6,23 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from rythmiq_ray.local.process import free_ports
-from rythmiq_ray.local.s3 import PORTS, S3
+from rythmiq_ray.local.s3 import S3
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """SeaweedFS with the bucket ``artifacts``; it cannot outlive the tests."""
-    server = S3(
+    server = S3.tethered(
         tmp_path_factory.mktemp("s3"),
-        ports=free_ports(PORTS),
         access_key="test-key",
         secret_key="canary-s3-secret-7d21",
         bucket="artifacts",
     )
-    server.start(tethered=True)
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.stop()
+    yield server
+    server.stop()

