@@ -34,7 +34,7 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.backends.camber.client import OnCall
+from rythmiq_ray.backends.camber.calls import OnCall
 from rythmiq_ray.config import ArtifactsConfig, CamberConfig, RayConfig
 from rythmiq_ray.errors import RayUnavailable
 from rythmiq_ray.executor import Executor
@@ -69,7 +69,7 @@ class TaskSettings:
 
 
 ApiCall = tuple[str, str, float]
-"""A call to the backend, as :data:`rythmiq_ray.backends.camber.client.OnCall` is told of it."""
+"""A call to the backend, as :data:`rythmiq_ray.backends.camber.calls.OnCall` is told of it."""
 
 
 _executor_lock: Final = threading.Lock()
