@@ -13,4 +13,5 @@ TETHER: Final = "setpriv"
 
 def find_program(name: str) -> str | None:
     """The path of a program, by a path, on PATH, or beside this Python, where pip puts programs; None: nowhere."""
-    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    return None if found is None else str(Path(found).absolute())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rythmiq_ray.local.camber import program
 
 
@@ -41,6 +43,16 @@ class VendorProgram:
         new = self.folder / "oddities.new"
         new.write_text(json.dumps(oddities))
         new.replace(self.folder / "oddities.json")
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """Its runs that have not ended, and what those have started."""
+        found = []
+        for process in psutil.process_iter(["environ", "status"]):
+            ours = (process.info["environ"] or {}).get("RYTHMIQ_CAMBER_ODDITIES") == str(self.folder)
+            if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        return found
 
     @property
     def calls(self) -> list[dict[str, Any]]:

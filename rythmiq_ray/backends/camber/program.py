@@ -76,7 +76,7 @@ class _Said:
     """The beginning of what it printed."""
     err: str
     text: str
-    """Both that and its errors, without the key."""
+    """The beginning of both, without the key."""
     exit_code: int | None
     """None: its time was over."""
 
@@ -174,11 +174,12 @@ class CamberProgram:
 
     def stash_read(self, uri: str) -> bytes:
         def read() -> bytes:
-            with self._folder() as folder, self._downloaded(folder, uri).open("rb") as file:
-                content = file.read(_MOST_ANSWER_BYTES + 1)
-            if len(content) > _MOST_ANSWER_BYTES:
-                raise BackendUnavailable("A file that should be small is too long")
-            return content
+            with self._folder() as folder:
+                file = self._downloaded(folder, uri)
+                with _disk():
+                    if file.stat().st_size > _MOST_ANSWER_BYTES:
+                        raise BackendUnavailable("A file that should be small is too long")
+                    return file.read_bytes()
 
         return offload(read)
 
@@ -407,7 +408,7 @@ class CamberProgram:
         finally:
             places.release()
         if self._on_call is not None:
-            outcome = "error" if said.exit_code is None else "4xx" if words.complains(said.text) else "2xx"
+            outcome = "error" if said.exit_code is None else "4xx" if words.fails(said.text) else "2xx"
             self._on_call(operation, outcome, now_s() - began_at)
         return said
 
@@ -434,7 +435,7 @@ class CamberProgram:
             out, err = _head(folder / "out", head_bytes), _head(folder / "err", _SHORT_BYTES)
         except OSError:  # It was started, so what became of it is as unknown as after its time was over.
             return _Said(out=b"", err="", text="", exit_code=None)
-        shown, complaint = words.plain(out), words.plain(err)
+        shown, complaint = words.plain(out[:_SHORT_BYTES]), words.plain(err)
         # Where the key was changed meanwhile, it may be either.
         for secret in (self._config.api_key, key):
             shown, complaint = (text.replace(secret.reveal(), MASK) for text in (shown, complaint))
@@ -491,7 +492,7 @@ def _late(operation: str) -> str:
 
 def _head(file: Path, most: int) -> bytes:
     with file.open("rb") as source:
-        return source.read(most)
+        return source.read(min(most, file.stat().st_size))
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
