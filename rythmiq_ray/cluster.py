@@ -45,7 +45,7 @@ from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedE
 from rythmiq_ray import machine, processes
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.backends.camber.client import OnCall
+from rythmiq_ray.backends.camber.calls import OnCall
 from rythmiq_ray.clock import clock_id, now_s
 from rythmiq_ray.config import ArtifactsConfig, CamberConfig, InputsConfig, RayConfig
 from rythmiq_ray.errors import ConfigurationError, RayUnavailable, RythmiqError
@@ -99,7 +99,7 @@ def _begun() -> bytes:
 
 
 ApiCall = tuple[str, str, float]
-"""A call to the backend, as :data:`rythmiq_ray.backends.camber.client.OnCall` is told of it."""
+"""A call to the backend, as :data:`rythmiq_ray.backends.camber.calls.OnCall` is told of it."""
 
 
 _executor_lock: Final = threading.Lock()

@@ -101,6 +101,12 @@ class CamberConfig:
     api_key_file: str | None
     """Where the driver reads the key before each use, so that it can be changed without a restart."""
     endpoint: str
+    transport: Literal["http", "cli"]
+    """How calls travel: over HTTP, or through the vendor's program."""
+    program: str
+    """The vendor's program, a path or a name on PATH; for ``cli``, on the driver's machine and on every node."""
+    program_at_once: int
+    """Transfers that the program makes at once in one process, and as many other calls."""
     region: str | None
     max_in_flight: int | Literal["auto"]
     """Remote jobs of one driver that may exist at once; more stay queued in Postgres. ``auto`` finds the account's."""

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rythmiq_ray.config import CamberCatalog, Config
 from rythmiq_ray.errors import ConfigurationError
+from rythmiq_ray.programs import TETHER, find_program
 from rythmiq_ray.secret import Secret, read_secret
 
 Environment = Literal["local", "dev", "staging", "prod"]
@@ -38,6 +39,7 @@ VARIABLES: Final = MappingProxyType(
         "CAMBER_API_KEY": "camber.api_key",
         "CAMBER_API_KEY_FILE": "camber.api_key_file",
         "CAMBER_API_ENDPOINT": "camber.endpoint",
+        "CAMBER_TRANSPORT": "camber.transport",
         "CAMBER_EXECUTION_REGION": "camber.region",
         "CAMBER_EXECUTION_TIMEOUT_MS": "execution.timeout_ms",
         "SERVICE_ENV": "service.env",
@@ -66,6 +68,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
         "execution.timeout_ms": (1000, 30 * _DAY * 1000),
         "execution.queue_timeout_s": (1, 30 * _DAY),
         "camber.max_in_flight": (1, 1_000_000),
+        "camber.program_at_once": (1, 256),
         "camber.connect_timeout_s": (0.1, 600),
         "camber.read_timeout_s": (0.1, _HOUR),
         "camber.create_timeout_s": (0.1, _HOUR),
@@ -445,6 +448,8 @@ def _take_key_file(values: dict[str, Value]) -> list[str]:
 def _cross_checks(values: Mapping[str, Value]) -> list[str]:
     faults = _database_faults(values["database.url"]) if values["database.url"].value else []
     faults.extend(_endpoint_faults(values["camber.endpoint"], values["service.env"].value))
+    if values["camber.transport"].value == "cli":
+        faults.extend(_program_faults(values["camber.program"]))
     key = values["camber.api_key"]
     if key.value and any(letter.isspace() for letter in str(key.value)):
         faults.append(f"camber.api_key: has white space in it ({key.layer}): copy the key again")
@@ -491,6 +496,18 @@ def _endpoint_faults(endpoint: Value, env: object) -> list[str]:
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and env not in ("local", "dev"):
         return [f"camber.endpoint: plain http would show the key to the network {where}: use https"]
     return []
+
+
+def _program_faults(program: Value) -> list[str]:
+    faults = []
+    if find_program(str(program.value)) is None:
+        faults.append(
+            f"camber.program: there is no program {program.value!r} ({program.layer}):"
+            " install it here and on every Ray node, or set camber.program to its path"
+        )
+    if find_program(TETHER) is None:
+        faults.append(f"camber.transport: cli needs the program {TETHER}: install util-linux")
+    return faults
 
 
 # ------------------------------------------------------------------------------------------------------ showing

@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rythmiq_ray import JobSpec, NewJob, enqueue_many
-from rythmiq_ray.local.camber import Emulator, Faults, Outage
+from rythmiq_ray.local.camber import Emulator, Faults, Outage, program
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.local.process import free_ports
 from rythmiq_ray.local.s3 import REGION, S3
@@ -77,13 +77,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0, help="how long things are broken (2)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of what is done and when")
     parser.add_argument("--jobs", type=int, default=0, help="how many jobs (60 a minute)")
+    parser.add_argument("--transport", choices=("http", "cli"), default="http", help="how drivers reach Camber (http)")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="rythmiq-chaos-"))
     console.print(f"seed {arguments.seed}, {arguments.minutes:g} min, logs in {root}")
     keep = True
     try:
-        with Arena(root, arguments.seed) as arena:
+        with Arena(root, arguments.seed, arguments.transport) as arena:
             arena.enqueue(arguments.jobs or round(60 * arguments.minutes))
             arena.torment(arguments.minutes * 60)
             arena.settle()
@@ -104,8 +105,9 @@ def main() -> int:
 class Arena:
     """All parts, the drivers, and what is done to them."""
 
-    def __init__(self, root: Path, seed: int) -> None:
+    def __init__(self, root: Path, seed: int, transport: str) -> None:
         self.root = root
+        self.overrides = OVERRIDES if transport == "http" else (*OVERRIDES, *vendor_program(root))
         self.random = random.Random(seed)
         self.seed = seed
         self.done: Counter[str] = Counter()
@@ -172,7 +174,7 @@ class Arena:
         self.starts += 1
         with (self.root / f"driver-{number}-{self.starts}.log").open("wb") as sink:
             self.drivers[number] = subprocess.Popen(
-                [sys.executable, "-m", "rythmiq_ray.driver", *OVERRIDES],
+                [sys.executable, "-m", "rythmiq_ray.driver", *self.overrides],
                 env=self.environment(),
                 cwd=self.root,
                 stdout=sink,
@@ -421,6 +423,15 @@ class Arena:
         console.print(table)
         for problem in problems[:40]:
             console.print(f"[red]{problem}[/red]")
+
+
+def vendor_program(root: Path) -> tuple[str, ...]:
+    """Makes a program that stands in for the vendor's, and the overrides by which a driver uses it."""
+    place = root / "camber"
+    # Python leaves the option chaos to whoever asks; here it is :func:`leftovers`.
+    place.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -X utf8 -X chaos={root} {program.__file__} "$@"\n')
+    place.chmod(0o755)
+    return "camber.transport=cli", f"camber.program={place}"
 
 
 @contextmanager

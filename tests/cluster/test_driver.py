@@ -18,6 +18,7 @@ import psycopg2.extensions
 import psycopg2.extras
 import pytest
 from samples import API_KEY
+from vendor_program import VendorProgram
 
 from rythmiq_ray import Input, JobSpec, enqueue
 from rythmiq_ray.local.camber import Emulator, Faults
@@ -34,6 +35,15 @@ def connection(database_url: str) -> Iterator[psycopg2.extensions.connection]:
     connection.autocommit = True
     yield connection
     connection.close()
+
+
+@pytest.fixture(params=["http", "cli"])
+def transport(request: pytest.FixtureRequest, environment: Environment, tmp_path: Path) -> str:
+    """How the driver reaches Camber."""
+    if request.param == "cli":
+        program = VendorProgram.install(tmp_path / "vendor")
+        environment |= {"CAMBER_TRANSPORT": "cli", "PATH": f"{program.folder}:{environment['PATH']}"}
+    return str(request.param)
 
 
 def rows(connection: psycopg2.extensions.connection, sql: str, *parameters: object) -> list[dict[str, Any]]:
@@ -56,6 +66,7 @@ def read(s3: S3, uri: str) -> bytes:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("transport")
 def test_jobs_of_every_kind_end_as_their_commands_say(
     connection: psycopg2.extensions.connection, drive: Drive, s3: S3, camber: Emulator, tmp_path: Path
 ) -> None:
@@ -149,8 +160,9 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
 
     start = [
         line.partition("[WORKER] ")[2].split(" ")[:2]
-        for line in (tmp_path / "driver-0.log").read_text().splitlines()[:4]
-    ]
+        for line in (tmp_path / "driver-0.log").read_text().splitlines()
+        if "The vendor's program is used" not in line
+    ][:4]
     assert [" ".join(words) for words in start] == [
         "Configuration loaded",
         "Execution backend",
@@ -161,6 +173,7 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("transport")
 def test_a_stopped_drivers_jobs_are_taken_over_without_a_second_create(
     connection: psycopg2.extensions.connection, drive: Drive, camber: Emulator, tmp_path: Path
 ) -> None:
@@ -213,6 +226,36 @@ def test_a_second_signal_ends_at_once_and_that_is_safe(
     found = rows(connection, "SELECT DISTINCT state, attempt FROM rythmiq.jobs")
     assert found == [{"state": "SUCCEEDED", "attempt": 1}]
     assert set(creates_by_path(tmp_path).values()) == {1}
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_drivers_programs_end_with_it_and_what_they_created_is_found(
+    connection: psycopg2.extensions.connection, drive: Drive, environment: Environment, tmp_path: Path
+) -> None:
+    program = VendorProgram.install(tmp_path / "vendor", hangs=["job_create"])
+    environment |= {"CAMBER_TRANSPORT": "cli", "PATH": f"{program.folder}:{environment['PATH']}"}
+    for _ in range(3):
+        enqueue(connection, JobSpec(command="echo done"))
+    first = drive("camber.create_timeout_s=120", "ray.task_timeout_s=600")
+    wait_for(lambda: sum(creates_by_path(tmp_path).values()) == 3 and program.processes, "all three were created")
+    first.kill()
+    first.wait()
+    wait_for(lambda: not program.processes, "no program is left")
+    program.behave()
+    assert drive("--drain").wait(WAIT_S) == 0, (tmp_path / "driver-1.log").read_text()
+    found = rows(connection, "SELECT DISTINCT state, attempt FROM rythmiq.jobs")
+    assert found == [{"state": "SUCCEEDED", "attempt": 1}]
+    assert set(creates_by_path(tmp_path).values()) == {1}
+
+
+def test_a_missing_program_is_a_fault_of_the_configuration(
+    drive: Drive, environment: Environment, tmp_path: Path
+) -> None:
+    environment["CAMBER_TRANSPORT"] = "cli"
+    assert drive("--drain", "camber.program=no-such-camber").wait(WAIT_S) == 2
+    (line,) = (tmp_path / "driver-0.log").read_text().splitlines()
+    assert line.startswith("camber.program: there is no program 'no-such-camber'")
+    assert "install it here and on every Ray node" in line
 
 
 @pytest.mark.timeout(120)

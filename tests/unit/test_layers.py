@@ -23,6 +23,20 @@ def faults(*overrides: str, **environ: str) -> list[str]:
     return caught.value.message.splitlines()
 
 
+def test_the_vendors_program_is_looked_for_where_it_is_to_be_used(tmp_path: Path) -> None:
+    missing = {**ENVIRONMENT, "CAMBER_TRANSPORT": "cli"}
+    with pytest.raises(ConfigurationError) as refused:
+        load(["camber.program=/nowhere/camber"], environ=missing)
+    assert "camber.program: there is no program '/nowhere/camber' (argument" in refused.value.message
+    assert load(["camber.program=/nowhere/camber"], environ=ENVIRONMENT).config.camber.transport == "http"
+    program = tmp_path / "camber"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert load([f"camber.program={program}"], environ=missing).config.camber.transport == "cli"
+    with pytest.raises(ConfigurationError, match=r"camber\.transport: must be one of http, cli"):
+        load(environ={**ENVIRONMENT, "CAMBER_TRANSPORT": "grpc"})
+
+
 def test_later_layers_win(tmp_path: Path) -> None:
     extra = tmp_path / "extra.yaml"
     extra.write_text("driver: {lease_s: 11, batch_size: 12}\nlogging: {level: ERROR}\n")

@@ -22,7 +22,9 @@ from rythmiq_ray.backends.camber.bundle import (
     is_own,
     script,
 )
-from rythmiq_ray.backends.camber.client import CamberClient, JobPage, OnCall
+from rythmiq_ray.backends.camber.calls import CamberCalls, JobPage, OnCall
+from rythmiq_ray.backends.camber.client import CamberClient
+from rythmiq_ray.backends.camber.program import CamberProgram
 from rythmiq_ray.backends.camber.result import MAX_RESULT_BYTES, parse_result
 from rythmiq_ray.config import CamberConfig, NodeSize
 from rythmiq_ray.errors import ArtifactCorrupt, BackendUnavailable, NotFound, RythmiqError, SpecRejected
@@ -59,7 +61,11 @@ class CamberExecutionBackend:
         Raises ConfigurationError for a key that cannot go into a header. Makes no call.
         """
         self._config = config
-        self.client: Final = CamberClient(config, key=key, threads=threads, on_call=on_call)
+        self.client: Final[CamberCalls] = (
+            CamberProgram(config, key=key, on_call=on_call)
+            if config.transport == "cli"
+            else CamberClient(config, key=key, threads=threads, on_call=on_call)
+        )
         self._owner: str | None = None
 
     @property

@@ -11,8 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any, BinaryIO, Final, Self
 from urllib.parse import quote
@@ -30,6 +28,7 @@ from rythmiq_ray.backends.camber.answers import (
     total_of,
 )
 from rythmiq_ray.backends.camber.bundle import Upload
+from rythmiq_ray.backends.camber.calls import JobPage, OnCall
 from rythmiq_ray.backends.camber.download import Download
 from rythmiq_ray.backends.camber.transport import Request, Transport, Unanswered, whole
 from rythmiq_ray.config import CamberConfig
@@ -45,26 +44,12 @@ from rythmiq_ray.errors import (
 from rythmiq_ray.model import RemoteJob
 from rythmiq_ray.secret import MASK, Secret
 
-OnCall = Callable[[str, str, float], None]
-"""Told of every call: the operation, the class of its answer (``2xx`` … ``5xx``, ``error``), the seconds it took."""
-
 _MAX_BACKOFF_S: Final = 5.0
 _MAX_PATIENCE_S: Final = 15.0
 """A server that asks for a longer pause gets it from the driver, which holds no thread meanwhile."""
 _QUOTED_ASCII: Final = {code: quote(chr(code), safe="") for code in range(128)}
 _GLOBAL: Final = frozenset({"me", "list"})
 """Operations about no thing in particular: a 404 to one is the endpoint's fault."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobPage:
-    """A page of the list: job objects as they came."""
-
-    jobs: list[dict[str, Any]]
-    total: int | None
-    """How many jobs the whole list has, where the server says."""
-    at: datetime | None
-    """When the server answered, by its own clock, where it says."""
 
 
 class CamberClient:
