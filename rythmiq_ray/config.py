@@ -148,6 +148,18 @@ class RetryConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetentionConfig:
+    """How long what ended is kept, in seconds since its end; None = until somebody runs `rythmiq prune`."""
+
+    succeeded_s: float | None
+    """Rows of jobs that SUCCEEDED."""
+    failed_s: float | None
+    """Rows of jobs that FAILED or were CANCELLED."""
+    artifacts_s: float | None
+    """Stored files. Rows go no sooner than their files where this is set."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShutdownConfig:
     grace_s: float
 
@@ -196,6 +208,7 @@ class Config:
     camber: CamberConfig
     driver: DriverConfig
     retry: RetryConfig
+    retention: RetentionConfig
     shutdown: ShutdownConfig
     outage: OutageConfig
     ray: RayConfig

@@ -14,7 +14,8 @@ DO $$
 DECLARE
     wanted text;
 BEGIN
-    FOREACH wanted IN ARRAY ARRAY['rythmiq_worker', 'rythmiq_enqueue', 'rythmiq_reader', 'rythmiq_operator'] LOOP
+    FOREACH wanted IN ARRAY ARRAY['rythmiq_worker', 'rythmiq_retention', 'rythmiq_enqueue', 'rythmiq_reader',
+                                  'rythmiq_operator'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
         END IF;
@@ -25,10 +26,12 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON SCHEMA rythmiq FROM PUBLIC, rythmiq_worker, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
+REVOKE ALL ON SCHEMA rythmiq
+    FROM PUBLIC, rythmiq_worker, rythmiq_retention, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
 REVOKE ALL ON ALL TABLES IN SCHEMA rythmiq
-    FROM PUBLIC, rythmiq_worker, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
-GRANT USAGE ON SCHEMA rythmiq TO rythmiq_worker, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
+    FROM PUBLIC, rythmiq_worker, rythmiq_retention, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
+GRANT USAGE ON SCHEMA rythmiq
+    TO rythmiq_worker, rythmiq_retention, rythmiq_enqueue, rythmiq_reader, rythmiq_operator;
 
 -- A driver. It changes how a job stands, never what it is: not its spec, its user, its queue or its priority.
 GRANT SELECT ON rythmiq.jobs, rythmiq.attempts, rythmiq.drivers TO rythmiq_worker;
@@ -43,6 +46,13 @@ GRANT UPDATE (driver_id, remote_id, remote_status, state, exit_code, error_code,
 GRANT SELECT, UPDATE (uri, bytes, sha256, content_type) ON rythmiq.artifacts TO rythmiq_worker;
 GRANT UPDATE (heartbeat_at, lease_expires_at, stopped_at) ON rythmiq.drivers TO rythmiq_worker;
 
+-- What the keys retention.* need beside that, for drivers that have them: to delete what ended, and nothing else. A login
+-- is made a member of both, rythmiq_worker and rythmiq_retention.
+GRANT SELECT ON rythmiq.jobs, rythmiq.attempts, rythmiq.artifacts TO rythmiq_retention;
+GRANT UPDATE (artifact_uri, warnings) ON rythmiq.jobs TO rythmiq_retention;
+GRANT UPDATE (artifact_uri) ON rythmiq.attempts TO rythmiq_retention;
+GRANT DELETE ON rythmiq.jobs, rythmiq.artifacts TO rythmiq_retention;
+
 -- Whoever puts jobs in: an API gateway, a cron. It sees of others' jobs their ids, states and unique keys, which tell
 -- it who holds a key, and no spec, no user and no result.
 GRANT INSERT (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key)
@@ -52,10 +62,11 @@ GRANT SELECT (job_id, state, unique_key) ON rythmiq.jobs TO rythmiq_enqueue;
 -- Dashboards, support: `rythmiq jobs`, `show`, `logs`, `artifacts`, `top`, `report`.
 GRANT SELECT ON ALL TABLES IN SCHEMA rythmiq TO rythmiq_reader;
 
--- On call: a reader, and `rythmiq cancel`, `retry` and `prune`.
+-- On call: a reader, and `rythmiq cancel`, `retry`, `collect` and `prune`.
 GRANT UPDATE (state, max_attempts, next_visible_at, cancel_requested_at, error_code, error_message, retryable,
-              updated_at, finished_at)
+              updated_at, finished_at, collect_until)
     ON rythmiq.jobs TO rythmiq_operator;
+GRANT UPDATE (keep_until) ON rythmiq.attempts TO rythmiq_operator;
 GRANT DELETE ON rythmiq.jobs, rythmiq.drivers TO rythmiq_operator;
 
 COMMIT;

@@ -39,9 +39,9 @@ def collect(
             named = {job.job_id: job for job in (inspect.job(connection, job_id) for job_id in job_ids)}
         except NotFound as error:
             raise Ended(NO_SUCH, error.message) from None
-        taken, refused = inspect.collect(connection, list(named))
-    refused = {job_id: reason for job_id, reason in refused.items() if not _under_way(named[job_id])}
-    said = {job_id: refused.get(job_id) or (_TAKEN if job_id in taken else _UNDER_WAY) for job_id in named}
+        left_alone = inspect.collect(connection, list(named))
+    refused = {job_id: reason for job_id, reason in left_alone.items() if not _under_way(named[job_id])}
+    said = {job_id: refused.get(job_id) or (_UNDER_WAY if job_id in left_alone else _TAKEN) for job_id in named}
     if as_json:
         output.print_json(
             [{"job_id": str(job_id), "collecting": job_id not in refused, "message": said[job_id]} for job_id in named]

@@ -59,6 +59,10 @@ def report(error: Exception) -> int:
     if isinstance(error, RythmiqError):
         say(error.message)
         return REFUSED if error.verdict is Verdict.REFUSE else FAILED
+    if (state := getattr(error, "pgcode", None)) is not None:
+        # Not its words: those of a fault in a row may quote the row.
+        say(f"Postgres refused this: {type(error).__name__} (SQLSTATE {state})")
+        return FAILED
     if isinstance(error, OSError) and error.strerror:
         say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
         return FAILED

@@ -148,6 +148,7 @@ def cancel(
         raise typer.BadParameter("give either job ids or --queue", ctx=context)
     with database() as connection:
         named = [inspect.job(connection, job_id) for job_id in job_ids or ()]
+        connection.rollback()  # What follows is repeated after a deadlock where it is its transaction's first.
         asked = inspect.cancel(connection, ids=[job.job_id for job in named] if named else None, queue=queue)
     if as_json:
         output.print_json([{"job_id": str(job_id), "state": state} for job_id, state in asked.items()])
@@ -183,6 +184,7 @@ def retry(
         raise typer.BadParameter("give the ids of the jobs", ctx=context)
     with database() as connection:
         named = [inspect.job(connection, job_id) for job_id in job_ids]
+        connection.rollback()
         queued = inspect.retry(connection, [job.job_id for job in named])
     done = list(dict.fromkeys(job.job_id for job in named if job.job_id in queued))
     if as_json:

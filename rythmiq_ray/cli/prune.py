@@ -6,15 +6,22 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Final
+from uuid import UUID
 
 import typer
 
+from rythmiq_ray.cli.failure import say
 from rythmiq_ray.cli.output import print_json
 from rythmiq_ray.cli.session import database, store_of
 
 _BATCH: Final = 500
-"""Rows a transaction: few enough that nothing waits for its locks."""
+"""Jobs a round: few enough that nothing waits for the locks of their end."""
 _AT_ONCE: Final = 16
+_REASONS: Final = {
+    "uncleaned": "a path at Camber is still to be removed, which drivers do once they run",
+    "kept": "what could not be stored is kept at Camber; `rythmiq collect` brings it in",
+    "in_use": "another session holds the row, or the job was put back meanwhile",
+}
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -46,24 +53,37 @@ def prune(
 
     seconds = age_s(older_than)
     jobs = files = 0
+    locked: set[UUID] = set()
     while True:
+        # No transaction is open while files are deleted: that may take long, and Postgres ends who idles in one.
         with database() as connection:
-            batch = inspect.prunable(connection, older_than_s=seconds, limit=_BATCH)
-            uris = [uri for job in batch for uri in job.uris] if artifacts else []
-            if not dry_run:
-                _delete(uris)
-                inspect.prune(connection, [job.job_id for job in batch])
-                inspect.prune_drivers(connection, older_than_s=seconds)
-        jobs += len(batch)
-        files += len(uris)
-        if dry_run or len(batch) < _BATCH:
+            batch = inspect.prunable(connection, older_than_s=seconds, limit=_BATCH, but=locked)
+        ids = {job.job_id for job in batch}
+        uris = [uri for job in batch for uri in job.uris] if artifacts else []
+        if dry_run:
+            jobs, files = len(batch), len(uris)
             break
+        _delete(uris)
+        with database() as connection:
+            gone = inspect.prune(connection, ids, older_than_s=seconds)
+            inspect.prune_drivers(connection, older_than_s=seconds)
+        locked |= ids - gone
+        jobs += len(gone)
+        files += len(uris)
+        if len(batch) < _BATCH:
+            break
+    with database() as connection:
+        stays = inspect.unprunable(connection, older_than_s=seconds)
+    left = {"uncleaned": stays.uncleaned, "kept": stays.kept, "in_use": len(locked)}
     if as_json:
-        print_json({"jobs": jobs, "files": files, "dry_run": dry_run})
+        print_json({"jobs": jobs, "files": files, "dry_run": dry_run, "left": left})
         return
     verb = "would be deleted" if dry_run else "deleted"
     more = " or more" if dry_run and jobs == _BATCH else ""
     typer.echo(f"{jobs}{more} jobs and {files} files {verb}")
+    for name, count in left.items():
+        if count:
+            say(f"{count} {'job was' if count == 1 else 'jobs were'} left alone: {_REASONS[name]}")
 
 
 def _delete(uris: Iterable[str]) -> None:

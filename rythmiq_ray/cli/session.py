@@ -54,9 +54,10 @@ def database_url() -> Secret:
 @contextmanager
 def database(*, statement_timeout_s: float = 30.0) -> Iterator[Connection]:
     """A connection whose transaction is committed at the end; raises ConfigurationError or DatabaseUnavailable."""
-    from rythmiq_ray.queue.connection import connect, translated
+    from rythmiq_ray.queue.connection import translated
+    from rythmiq_ray.queue.schema import connect_checked
 
-    connection = connect(database_url(), statement_timeout_s=statement_timeout_s)
+    connection = connect_checked(database_url(), statement_timeout_s=statement_timeout_s)
     try:
         yield connection
         with translated():

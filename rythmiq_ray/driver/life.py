@@ -41,6 +41,7 @@ from rythmiq_ray.errors import (
 from rythmiq_ray.layers import Loaded, load
 from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.queue.connection import where
+from rythmiq_ray.queue.schema import check_database
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
 from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
@@ -232,7 +233,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         # While Ray starts, the others are asked whether they are there.
         postgres = f"Postgres{where(config.database.url)}"
         parts = [
-            step(queue.unfinished, DatabaseUnavailable, postgres),
+            step(lambda: check_database(config.database.url), DatabaseUnavailable, postgres),
             step(executor.backend.check, BackendUnavailable, "Camber"),
             step(executor.store.check, StoreUnavailable, f"The artifact store {_store_of(config)}"),
             # It says by itself why it is late, and after those that it may have waited for.

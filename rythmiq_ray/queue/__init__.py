@@ -2,7 +2,8 @@
 
 from rythmiq_ray.queue.connection import connect
 from rythmiq_ray.queue.producer import enqueue, enqueue_many, insert
-from rythmiq_ray.queue.queue import Adopted, Ending, Progress, Queue, Refusal, Written
+from rythmiq_ray.queue.queue import Adopted, Ending, Progress, Queue, Refusal, Stored, Written
+from rythmiq_ray.queue.schema import check_database, check_schema
 from rythmiq_ray.queue.session import Heartbeat
 
 __all__ = [
@@ -12,7 +13,10 @@ __all__ = [
     "Progress",
     "Queue",
     "Refusal",
+    "Stored",
     "Written",
+    "check_database",
+    "check_schema",
     "connect",
     "enqueue",
     "enqueue_many",

@@ -45,14 +45,35 @@ def connect(
     lock_timeout_s: float = 0.0,
     silence_s: float = 30.0,
 ) -> psycopg2.extensions.connection:
-    """Opens a connection; raises ConfigurationError for an address that cannot be read, and DatabaseUnavailable.
+    """Opens a connection for our statements; raises as :func:`opened`. A time-out of 0 means none."""
+    connection = opened(dsn, connect_timeout_s=connect_timeout_s, silence_s=silence_s)
+    prepare(connection, statement_timeout_s=statement_timeout_s, lock_timeout_s=lock_timeout_s)
+    return connection
 
-    A server that says nothing for ``silence_s`` counts as dead. A time-out of 0 means none.
+
+def prepare(
+    connection: psycopg2.extensions.connection, *, statement_timeout_s: float, lock_timeout_s: float = 0.0
+) -> None:
+    """Sets what our statements need for as long as the connection is open."""
+    with translated(), connection.cursor() as cursor:
+        # A role may have another default, under which a row that changed meanwhile is an error instead of read again.
+        cursor.execute(
+            "SET statement_timeout = %s; SET lock_timeout = %s; SET default_transaction_isolation = 'read committed'",
+            (round(statement_timeout_s * 1000), round(lock_timeout_s * 1000)),
+        )
+        connection.commit()
+
+
+def opened(dsn: Secret, *, connect_timeout_s: float = 10.0, silence_s: float = 30.0) -> psycopg2.extensions.connection:
+    """Opens a connection and sets nothing in it.
+
+    A server that says nothing for ``silence_s`` counts as dead. Raises ConfigurationError for an address that cannot be
+    read, and DatabaseUnavailable.
     """
     if fault := check_dsn(dsn):
         raise ConfigurationError(f"database.url {fault} (DATABASE_URL; it is not shown, as it may hold a password)")
     try:
-        connection = psycopg2.connect(
+        return psycopg2.connect(
             dsn.reveal(),
             connect_timeout=max(2, round(connect_timeout_s)),
             application_name="rythmiq-ray",
@@ -68,14 +89,6 @@ def connect(
         reason = explain(error)
         kind = DatabaseRefused if refused(reason) else DatabaseUnavailable
         raise kind(f"Postgres cannot be reached{where(dsn)}: {reason}") from None
-    with translated(), connection.cursor() as cursor:
-        # A role may have another default, under which a row that changed meanwhile is an error instead of read again.
-        cursor.execute(
-            "SET statement_timeout = %s; SET lock_timeout = %s; SET default_transaction_isolation = 'read committed'",
-            (round(statement_timeout_s * 1000), round(lock_timeout_s * 1000)),
-        )
-        connection.commit()
-    return connection
 
 
 def where(dsn: Secret) -> str:
@@ -147,7 +160,7 @@ def repeated(connection: psycopg2.extensions.connection, work: Callable[[], _T])
     """Runs ``work`` in a transaction, and again after a conflict where the transaction is ours to repeat.
 
     It is ours where none was open before; with autocommit it is also committed here, so that all of ``work`` happens
-    or nothing. In a transaction of the caller's, a conflict is raised.
+    or nothing. In a transaction that the caller began, a conflict is raised.
     """
     with translated():
         idle = connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
@@ -155,34 +168,26 @@ def repeated(connection: psycopg2.extensions.connection, work: Callable[[], _T])
         return work()
     for left in reversed(range(CONFLICT_TRIES)):
         try:
-            with _transaction(connection):
-                return work()
+            return _committed(connection, work) if connection.autocommit else work()
         except Conflict:
+            if not connection.autocommit:
+                connection.rollback()
             if not left:
                 raise
             time.sleep(_CONFLICT_PAUSE_S * (1 + random.random()))  # noqa: S311 - so that two do not meet again
     raise AssertionError("the last try returns or raises")
 
 
-@contextmanager
-def _transaction(connection: psycopg2.extensions.connection) -> Iterator[None]:
-    """With autocommit a transaction of our own; else the one that psycopg2 begins, rolled back where it failed."""
-    if not connection.autocommit:
-        try:
-            yield
-        except Exception:
-            if not connection.closed:
-                connection.rollback()
-            raise
-        return
+def _committed(connection: psycopg2.extensions.connection, work: Callable[[], _T]) -> _T:
     fetch(connection, "BEGIN", {})
     try:
-        yield
+        result = work()
         fetch(connection, "COMMIT", {})
     except BaseException:
-        if not connection.closed and connection.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE:
+        if not connection.closed:
             fetch(connection, "ROLLBACK", {})
         raise
+    return result
 
 
 # ----------------------------------------------------------------------------------------------------------- rows

@@ -408,6 +408,62 @@ WHERE a.cleaned_at IS NULL AND a.finished_at IS NOT NULL
 ORDER BY a.finished_at
 LIMIT %(limit)s
 
+-- name: expired_artifacts
+-- Attempts of ended jobs whose stored files are to be deleted, oldest first, each with their URIs. Nothing is locked.
+SELECT a.job_id, a.attempt,
+       array(SELECT x.uri FROM rythmiq.artifacts AS x WHERE x.job_id = a.job_id AND x.attempt = a.attempt
+             UNION
+             SELECT a.artifact_uri) AS uris
+FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
+WHERE a.artifact_uri IS NOT NULL AND a.finished_at < coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
+  AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+  AND NOT a.job_id = ANY(%(but)s::uuid[])
+ORDER BY a.finished_at
+LIMIT %(limit)s
+
+-- name: forget_artifacts
+-- Notes that the files of these attempts are gone; the job says so. What another session holds comes up again.
+WITH mine AS MATERIALIZED (
+    SELECT a.job_id, a.attempt
+    FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(job_id uuid, attempt integer)
+    JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    FOR NO KEY UPDATE OF a SKIP LOCKED
+), deleted AS (
+    DELETE FROM rythmiq.artifacts AS x USING mine WHERE x.job_id = mine.job_id AND x.attempt = mine.attempt
+), noted AS (
+    UPDATE rythmiq.attempts AS a SET artifact_uri = NULL
+    FROM mine WHERE a.job_id = mine.job_id AND a.attempt = mine.attempt
+)
+UPDATE rythmiq.jobs AS j
+SET artifact_uri = NULL, warnings = j.warnings || '["its artifacts were deleted (retention.artifacts_s)"]'
+FROM (SELECT j.job_id FROM mine JOIN rythmiq.jobs AS j USING (job_id, attempt)
+      WHERE j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+      FOR NO KEY UPDATE OF j SKIP LOCKED) AS shown
+WHERE j.job_id = shown.job_id
+
+-- name: delete_expired
+-- Deletes ended jobs of a certain age, a NULL age none; not those of which a path is to be removed or kept, nor, where
+-- files have an age of their own, those that still have files.
+DELETE FROM rythmiq.jobs
+WHERE job_id IN (
+    SELECT old.job_id
+    FROM (VALUES ('SUCCEEDED', %(succeeded_s)s::double precision), ('FAILED', %(failed_s)s), ('CANCELLED', %(failed_s)s))
+        AS ended(state, seconds)
+    CROSS JOIN LATERAL (
+        SELECT j.job_id
+        FROM rythmiq.jobs AS j
+        WHERE j.state = ended.state
+          AND j.finished_at < coalesce(%(now)s, now()) - make_interval(secs => ended.seconds)
+          AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a
+                          WHERE a.job_id = j.job_id
+                            AND (a.cleaned_at IS NULL OR (%(files_first)s AND a.artifact_uri IS NOT NULL)))
+        ORDER BY j.finished_at
+        LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED
+    ) AS old
+)
+RETURNING job_id
+
 -- name: depth
 -- How many jobs wait, by queue and state, for metrics. At most %(limit)s rows are read, whatever the queue's length: up
 -- to there the counts are exact, beyond it they are these rows' shares of the planner's own way to estimate, entries

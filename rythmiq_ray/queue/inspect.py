@@ -1,4 +1,4 @@
-"""Reading the queue, and asking for a cancel or a retry: what the CLI does."""
+"""Reading the queue, and asking for a cancel, a retry or another collect: what the CLI does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact, Job, JobState, Phase, RemoteStatus
-from rythmiq_ray.queue.connection import fetch
+from rythmiq_ray.queue.connection import Conflict, Row, fetch, repeated
 from rythmiq_ray.queue.rows import finite, job_from_row, phase_of, state_of, warnings_of
 from rythmiq_ray.queue.sql import queries
 
@@ -156,12 +158,47 @@ def cancel(
     see to it. Jobs that ended before are not in the answer.
     """
     parameters = {"ids": None if ids is None else list(ids), "queue": queue}
-    return {row["job_id"]: JobState(row["state"]) for row in fetch(connection, _SQL["cancel"], parameters)}
+    rows = repeated(connection, lambda: fetch(connection, _SQL["cancel"], parameters))
+    return {row["job_id"]: JobState(row["state"]) for row in rows}
 
 
 def retry(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> set[UUID]:
-    """Queues FAILED and CANCELLED jobs for one attempt more; returns those that were."""
-    return {row["job_id"] for row in fetch(connection, _SQL["retry"], {"ids": list(ids)})}
+    """Queues FAILED and CANCELLED jobs for one attempt more; returns those that were.
+
+    A job is left alone whose unique key another one holds, or another of ``ids`` that is queued instead.
+    """
+    return _put_back(connection, "retry", ids)
+
+
+def collect(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> dict[UUID, str]:
+    """Puts FAILED and CANCELLED jobs back of which the last attempt is kept at the backend, to be collected again.
+
+    Returns a reason for each that was left alone.
+    """
+    done = _put_back(connection, "collect", ids)
+    left = [job_id for job_id in ids if job_id not in done]
+    rows = fetch(connection, _SQL["kept"], {"ids": left}) if left else []
+    reasons = {row["job_id"]: _why_not_collected(row) for row in rows}
+    return {job_id: reasons.get(job_id, "there is no such job") for job_id in left}
+
+
+def _why_not_collected(row: Row) -> str:
+    if row["state"] not in (JobState.FAILED, JobState.CANCELLED):
+        return f"it is {row['state']}"
+    if row["kept"]:
+        return "another job has its unique key"
+    return "what was kept of it was removed" if row["gone"] else "nothing of it is kept"
+
+
+def _put_back(connection: psycopg2.extensions.connection, name: str, ids: Collection[UUID]) -> set[UUID]:
+    def work() -> set[UUID]:
+        try:
+            return {row["job_id"] for row in fetch(connection, _SQL[name], {"ids": list(ids)})}
+        except psycopg2.errors.UniqueViolation:
+            # Another session took the key between the look at it and the write; the next look sees that.
+            raise Conflict("Another session took a unique key of these jobs, try again") from None
+
+    return repeated(connection, work)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,15 +209,37 @@ class Prunable:
     uris: tuple[str, ...]
 
 
-def prunable(connection: psycopg2.extensions.connection, *, older_than_s: float, limit: int) -> list[Prunable]:
-    """The oldest ended jobs of at least that age, locked until the transaction ends."""
-    rows = fetch(connection, _SQL["prunable"], {"older_than_s": older_than_s, "limit": limit})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unprunable:
+    """How many jobs are old enough to go and stay."""
+
+    uncleaned: int
+    """Of these a path at the backend is still to be removed, which drivers do."""
+    kept: int
+    """Of these something is kept there that could not be stored."""
+
+
+def prunable(
+    connection: psycopg2.extensions.connection, *, older_than_s: float, limit: int, but: Collection[UUID] = ()
+) -> list[Prunable]:
+    """The oldest ended jobs of at least that age, without those in ``but``. Nothing is locked."""
+    rows = fetch(connection, _SQL["prunable"], {"older_than_s": older_than_s, "limit": limit, "but": list(but)})
     return [Prunable(job_id=row["job_id"], uris=tuple(row["uris"])) for row in rows]
 
 
-def prune(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> int:
-    """Deletes ended jobs with their attempts and artifact rows; returns how many. What is stored is not touched."""
-    return len(fetch(connection, _SQL["prune"], {"ids": list(ids)}))
+def prune(connection: psycopg2.extensions.connection, ids: Collection[UUID], *, older_than_s: float) -> set[UUID]:
+    """Deletes those jobs that are still ended and of that age, with their attempts and artifact rows.
+
+    Returns their ids. What is stored is not touched.
+    """
+    parameters = {"ids": list(ids), "older_than_s": older_than_s}
+    return {row["job_id"] for row in repeated(connection, lambda: fetch(connection, _SQL["prune"], parameters))}
+
+
+def unprunable(connection: psycopg2.extensions.connection, *, older_than_s: float) -> Unprunable:
+    """How many jobs of that age stay, and why."""
+    (row,) = fetch(connection, _SQL["unprunable"], {"older_than_s": older_than_s})
+    return Unprunable(uncleaned=row["uncleaned"], kept=row["kept"])
 
 
 def prune_drivers(connection: psycopg2.extensions.connection, *, older_than_s: float) -> None:

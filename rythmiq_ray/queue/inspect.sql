@@ -26,55 +26,135 @@ ORDER BY attempt, name
 SELECT queue, state, phase, count(*) AS jobs FROM rythmiq.jobs GROUP BY queue, state, phase ORDER BY queue, state, phase
 
 -- name: cancel
--- Queued jobs end at once; a running one is left to its driver, which is told.
-WITH asked AS (
-    UPDATE rythmiq.jobs
+-- Queued jobs end at once; a running one is left to its driver, which is told. Rows are locked in the order of their
+-- ids here and wherever else a statement waits for them, so that two of them never wait for each other.
+WITH target AS MATERIALIZED (
+    SELECT job_id
+    FROM rythmiq.jobs
+    WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')
+      AND (%(ids)s::uuid[] IS NULL OR job_id = ANY(%(ids)s::uuid[]))
+      AND (%(queue)s::text IS NULL OR queue = %(queue)s)
+      AND (%(ids)s::uuid[] IS NOT NULL OR %(queue)s::text IS NOT NULL)
+    ORDER BY job_id
+    FOR NO KEY UPDATE
+), asked AS (
+    UPDATE rythmiq.jobs AS j
     SET cancel_requested_at = coalesce(cancel_requested_at, now()), updated_at = now(),
         state = CASE WHEN state = 'RUNNING' THEN state ELSE 'CANCELLED' END,
         finished_at = CASE WHEN state = 'RUNNING' THEN NULL ELSE now() END,
         error_code = CASE WHEN state = 'RUNNING' THEN error_code ELSE 'cancelled' END,
         error_message = CASE WHEN state = 'RUNNING' THEN error_message ELSE 'cancelled before it started' END,
         retryable = CASE WHEN state = 'RUNNING' THEN retryable ELSE false END
-    WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')
-      AND (%(ids)s::uuid[] IS NULL OR job_id = ANY(%(ids)s::uuid[]))
-      AND (%(queue)s::text IS NULL OR queue = %(queue)s)
-      AND (%(ids)s::uuid[] IS NOT NULL OR %(queue)s::text IS NOT NULL)
-    RETURNING job_id, state
+    FROM target
+    WHERE j.job_id = target.job_id
+    RETURNING j.job_id, j.state
 ), told AS (
     SELECT pg_notify('rythmiq', 'cancel') WHERE EXISTS (SELECT FROM asked WHERE state = 'RUNNING')
 )
 SELECT asked.job_id, asked.state FROM asked LEFT JOIN told ON true
 
 -- name: retry
--- Gives ended jobs one attempt more, at once; a job whose unique key another one holds now is left alone.
+-- Gives ended jobs one attempt more, at once; of several with one unique key, one, and none whose key another job holds.
+WITH target AS MATERIALIZED (
+    SELECT job_id, unique_key
+    FROM rythmiq.jobs
+    WHERE job_id = ANY(%(ids)s::uuid[]) AND state IN ('FAILED', 'CANCELLED')
+    ORDER BY job_id
+    FOR NO KEY UPDATE
+), chosen AS (
+    SELECT job_id, unique_key, row_number() OVER (PARTITION BY unique_key ORDER BY job_id) AS place FROM target
+)
 UPDATE rythmiq.jobs AS j
 SET state = 'RETRYING', next_visible_at = now(), finished_at = NULL, cancel_requested_at = NULL, updated_at = now(),
-    max_attempts = greatest(j.max_attempts, j.attempt + 1)
-WHERE j.job_id = ANY(%(ids)s::uuid[]) AND j.state IN ('FAILED', 'CANCELLED')
-  AND (j.unique_key IS NULL OR NOT EXISTS (
+    -- An attempt at the end of the integers is left to the claim, which says so.
+    max_attempts = greatest(j.max_attempts, least(j.attempt, 2147483646) + 1 - j.free_attempts)
+FROM chosen
+WHERE j.job_id = chosen.job_id
+  AND (j.unique_key IS NULL OR (chosen.place = 1 AND NOT EXISTS (
       SELECT FROM rythmiq.jobs AS other
-      WHERE other.unique_key = j.unique_key AND other.state IN ('QUEUED', 'RETRYING', 'RUNNING')))
+      WHERE other.unique_key = j.unique_key AND other.state IN ('QUEUED', 'RETRYING', 'RUNNING'))))
 RETURNING j.job_id, pg_notify('rythmiq', 'enqueued')
+
+-- name: collect
+-- Puts jobs back of which the last attempt is kept, so that the next claim collects it. It is kept for a day more at
+-- least, because drivers may be away: a claim after that time would begin a new attempt, and pay for it.
+WITH target AS MATERIALIZED (
+    SELECT j.job_id, j.attempt, j.unique_key
+    FROM rythmiq.jobs AS j JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    WHERE j.job_id = ANY(%(ids)s::uuid[]) AND j.state IN ('FAILED', 'CANCELLED')
+      AND j.collect_until > now() AND a.keep_until > now() AND a.cleaned_at IS NULL
+    ORDER BY j.job_id
+    FOR NO KEY UPDATE
+), chosen AS (
+    SELECT job_id, attempt, row_number() OVER (PARTITION BY unique_key ORDER BY job_id) AS place FROM target
+), put_back AS (
+    UPDATE rythmiq.jobs AS j
+    SET state = 'RETRYING', next_visible_at = now(), finished_at = NULL, cancel_requested_at = NULL, updated_at = now(),
+        collect_until = greatest(j.collect_until, now() + interval '1 day')
+    FROM chosen
+    WHERE j.job_id = chosen.job_id
+      AND (j.unique_key IS NULL OR (chosen.place = 1 AND NOT EXISTS (
+          SELECT FROM rythmiq.jobs AS other
+          WHERE other.unique_key = j.unique_key AND other.state IN ('QUEUED', 'RETRYING', 'RUNNING'))))
+    RETURNING j.job_id, j.attempt, j.collect_until
+), kept AS (
+    UPDATE rythmiq.attempts AS a
+    SET keep_until = put_back.collect_until
+    FROM put_back
+    WHERE a.job_id = put_back.job_id AND a.attempt = put_back.attempt
+)
+SELECT job_id, pg_notify('rythmiq', 'enqueued') FROM put_back
+
+-- name: kept
+-- What is to be said of jobs that were not put back.
+SELECT j.job_id, j.state, j.collect_until > now() AND a.keep_until > now() AND a.cleaned_at IS NULL AS kept,
+       j.collect_until IS NOT NULL OR a.cleaned_at IS NOT NULL AS gone
+FROM rythmiq.jobs AS j LEFT JOIN rythmiq.attempts AS a USING (job_id, attempt)
+WHERE j.job_id = ANY(%(ids)s::uuid[])
 
 -- name: prunable
 -- Ended jobs of a certain age, oldest first, each with the URIs of what it stored. A job of which a path is still to
--- be removed from the stash stays until the janitor has been.
-SELECT j.job_id, j.state, j.finished_at,
-       array(SELECT x.uri FROM rythmiq.artifacts AS x WHERE x.job_id = j.job_id
+-- be removed from the stash, or kept there, stays until the janitor has been. Nothing is locked: files are deleted next.
+SELECT old.job_id,
+       array(SELECT x.uri FROM rythmiq.artifacts AS x WHERE x.job_id = old.job_id
              UNION
-             SELECT a.artifact_uri FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.artifact_uri IS NOT NULL
+             SELECT a.artifact_uri FROM rythmiq.attempts AS a WHERE a.job_id = old.job_id AND a.artifact_uri IS NOT NULL
        ) AS uris
-FROM rythmiq.jobs AS j
-WHERE j.finished_at < now() - make_interval(secs => %(older_than_s)s)
-  AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
-  AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.cleaned_at IS NULL)
-ORDER BY j.finished_at
+FROM (VALUES ('SUCCEEDED'), ('FAILED'), ('CANCELLED')) AS ended(state)
+CROSS JOIN LATERAL (
+    SELECT j.job_id, j.finished_at
+    FROM rythmiq.jobs AS j
+    WHERE j.state = ended.state AND j.finished_at < now() - make_interval(secs => %(older_than_s)s)
+      AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.cleaned_at IS NULL)
+      AND NOT j.job_id = ANY(%(but)s::uuid[])
+    ORDER BY j.finished_at
+    LIMIT %(limit)s
+) AS old
+ORDER BY old.finished_at
 LIMIT %(limit)s
-FOR UPDATE OF j SKIP LOCKED
 
 -- name: prune
-DELETE FROM rythmiq.jobs WHERE job_id = ANY(%(ids)s::uuid[]) AND state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+-- Deletes what is still so old and ended: a job may have been put back while its files were deleted.
+DELETE FROM rythmiq.jobs
+WHERE job_id IN (SELECT job_id
+                 FROM rythmiq.jobs AS j
+                 WHERE job_id = ANY(%(ids)s::uuid[]) AND state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+                   AND finished_at < now() - make_interval(secs => %(older_than_s)s)
+                   AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.cleaned_at IS NULL)
+                 ORDER BY job_id
+                 FOR UPDATE SKIP LOCKED)
 RETURNING job_id
+
+-- name: unprunable
+-- How many jobs of that age stay, and why.
+SELECT count(*) FILTER (WHERE kept) AS kept, count(*) FILTER (WHERE NOT kept) AS uncleaned
+FROM (
+    SELECT j.job_id, bool_or(coalesce(a.keep_until > now(), false)) AS kept
+    FROM rythmiq.jobs AS j JOIN rythmiq.attempts AS a USING (job_id)
+    WHERE j.finished_at < now() - make_interval(secs => %(older_than_s)s)
+      AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND a.cleaned_at IS NULL
+    GROUP BY j.job_id
+) AS stays
 
 -- name: prune_drivers
 -- Drivers long gone that hold nothing.

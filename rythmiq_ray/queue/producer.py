@@ -15,12 +15,14 @@ from json.encoder import encode_basestring
 from typing import Final, TextIO, cast
 from uuid import UUID
 
+import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
-from rythmiq_ray.errors import InvalidJob
+from rythmiq_ray.errors import ConfigurationError, InvalidJob
 from rythmiq_ray.layers import load_catalog
 from rythmiq_ray.model import DEFAULT_MAX_ATTEMPTS, DEFAULT_QUEUE, JobSpec, NewJob
-from rythmiq_ray.queue.connection import fetch, translated
+from rythmiq_ray.queue.connection import fetch, repeated, translated
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.spec import check
 
@@ -74,7 +76,20 @@ def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJ
 
 
 def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
-    """Adds jobs that :mod:`rythmiq_ray.spec` checked before, in the caller's transaction."""
+    """Adds jobs that :mod:`rythmiq_ray.spec` checked before, in the caller's transaction.
+
+    Where none is open, all of it is repeated after a deadlock or a serialization failure; with autocommit it is one
+    transaction too. Whatever the connection's encoding is, texts arrive as they are.
+    """
+    try:
+        return repeated(connection, lambda: _insert(connection, jobs))
+    except (psycopg2.errors.UntranslatableCharacter, psycopg2.errors.CharacterNotInRepertoire):
+        raise ConfigurationError(
+            "The database's encoding cannot hold the text of these jobs: it must be UTF8"
+        ) from None
+
+
+def _insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
     # Tee keeps for the caller what the rows take: the ids too are made while Postgres takes in those before them.
     of_rows, of_caller = tee(_new_job_ids(len(jobs)))
     keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
@@ -113,7 +128,8 @@ def _new_job_ids(count: int) -> Iterator[UUID]:
 
 def _copy(connection: psycopg2.extensions.connection, ids: Iterable[UUID], jobs: Sequence[NewJob]) -> None:
     """Adds those jobs that have no unique key."""
-    with translated(), connection.cursor() as cursor:
+    # The plain class, whatever the connection's own.
+    with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
         delayed = any(job.delay_s for job in jobs)
         now: datetime | None = fetch(connection, _SQL["now"], {})[0]["now"] if delayed else None
         lines = (_line(job_id, job, now) for job_id, job in zip(ids, jobs, strict=True) if job.unique_key is None)
@@ -127,8 +143,8 @@ class _Stream:
         self._lines = lines
         self._rest = ""
 
-    def read(self, size: int, /) -> str:
-        """At most so many characters; none at the end."""
+    def read(self, size: int, /) -> bytes:
+        """At most so many characters, in UTF-8; none at the end."""
         taken, length = [self._rest], len(self._rest)
         if length < size:
             for line in self._lines:
@@ -138,7 +154,7 @@ class _Stream:
                     break
         text = "".join(taken)
         self._rest = text[size:]
-        return text[:size]
+        return text[:size].encode()
 
 
 def _line(job_id: UUID, job: NewJob, now: datetime | None) -> str:
@@ -174,9 +190,9 @@ def _insert_unique(connection: psycopg2.extensions.connection, rows: list[tuple[
         missing = [(job_id, job) for job_id, job in rows if job.unique_key not in holders]
         parameters = {"jobs": json.dumps([_as_record(job_id, job) for job_id, job in missing])}
         fetch(connection, _SQL["insert_many"], parameters)
-        keys = [job.unique_key for _, job in missing]
-        for row in fetch(connection, _SQL["holders"], {"keys": keys}):
-            holders[row["unique_key"]] = row["job_id"]
+        keys = [job.unique_key for _, job in missing if job.unique_key is not None]
+        for row in fetch(connection, _SQL["holders"], {"keys": json.dumps(keys)}):
+            holders[keys[row["place"]]] = row["job_id"]
         if all(job.unique_key in holders for _, job in rows):
             return holders
     raise InvalidJob(["unique_key: its holder keeps changing state; try again"])

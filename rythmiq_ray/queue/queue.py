@@ -113,6 +113,15 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """An ended attempt and the URIs of all that it stored, its manifest among them."""
+
+    job_id: UUID
+    attempt: int
+    uris: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Depth:
     """What waits in the queue, of all queues, whichever a driver serves."""
 
@@ -236,6 +245,31 @@ class Queue(Session):
             )
             for row in rows
         ]
+
+    def expired_artifacts(self, limit: int, *, older_than_s: float, but: Iterable[UUID] = ()) -> list[Stored]:
+        """Attempts of ended jobs whose files are due to be deleted, oldest first, without those of jobs in ``but``.
+
+        Whoever deletes the files calls :meth:`forget_artifacts` after; no transaction is open between.
+        """
+        rows = self._run("expired_artifacts", limit=limit, older_than_s=older_than_s, but=list(but))
+        return [Stored(job_id=row["job_id"], attempt=row["attempt"], uris=tuple(row["uris"])) for row in rows]
+
+    def forget_artifacts(self, attempts: Iterable[Stored]) -> None:
+        """Notes that the files of these attempts are gone."""
+        rows = [{"job_id": str(stored.job_id), "attempt": stored.attempt} for stored in attempts]
+        self._run("forget_artifacts", rows=json.dumps(rows))
+
+    def delete_expired(
+        self, limit: int, *, succeeded_s: float | None, failed_s: float | None, files_first: bool
+    ) -> set[UUID]:
+        """Deletes up to ``limit`` jobs of each end that are so old, FAILED and CANCELLED alike; None keeps them.
+
+        With ``files_first`` those stay that still have stored files. Returns the ids of what is gone.
+        """
+        rows = self._run(
+            "delete_expired", limit=limit, succeeded_s=succeeded_s, failed_s=failed_s, files_first=files_first
+        )
+        return {row["job_id"] for row in rows}
 
     def fileno(self) -> int | None:
         """The socket on which notifications arrive, for ``select``; None while there is no connection."""

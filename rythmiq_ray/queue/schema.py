@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import psycopg2
 import psycopg2.extensions
 
 from rythmiq_ray.errors import ConfigurationError, DatabaseUnavailable
-from rythmiq_ray.queue.connection import fetch
+from rythmiq_ray.queue.connection import fetch, opened, prepare
+from rythmiq_ray.secret import Secret
 
 REVISION: Final = "0002"
 """The schema that this program is written for."""
@@ -24,6 +26,71 @@ FROM (SELECT) AS one
 LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'rythmiq')
     ON c.relname = 'migrations' AND c.relkind = 'r'
 """
+
+
+_HELPERS: Final = 3
+"""So many connections are opened beside the first to see whether one is given its server process."""
+_BACKEND: Final = "SELECT pg_backend_pid() AS pid"
+
+
+def check_database(dsn: Secret, *, connect_timeout_s: float = 10.0) -> None:
+    """What a driver asks before it begins.
+
+    Raises ConfigurationError for an address, a database or a pooler that will not do, and DatabaseUnavailable for a
+    server that does not answer or a schema that does not fit.
+    """
+    connection = opened(dsn, connect_timeout_s=connect_timeout_s)
+    try:
+        check_encoding(connection)
+        check_schema(connection)
+        _check_pooler(connection, dsn, connect_timeout_s)
+    finally:
+        connection.close()
+
+
+def connect_checked(dsn: Secret, *, statement_timeout_s: float) -> psycopg2.extensions.connection:
+    """A connection for a command: the schema fits, and no pooler shares what is set there. Raises as check_database."""
+    connection = opened(dsn)
+    try:
+        check_schema(connection)
+        if connection.info.backend_pid != fetch(connection, _BACKEND, {})[0]["pid"]:
+            _check_pooler(connection, dsn, connect_timeout_s=10.0)
+        connection.rollback()  # So that what follows is the first of its transaction, and may be repeated.
+        prepare(connection, statement_timeout_s=statement_timeout_s)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_pooler(connection: psycopg2.extensions.connection, dsn: Secret, connect_timeout_s: float) -> None:
+    """Raises ConfigurationError where server processes are shared between connections from transaction to transaction.
+
+    A connection has one process for as long as it is open. So no other may be given the same one meanwhile, and it may
+    never find itself in another. Each helper holds a transaction open, so that the next one is given another process,
+    until it is the turn of the first connection's or that one is given another. Nothing was set there before, and
+    nothing is left behind.
+    """
+    connection.rollback()  # A transaction has its process for as long as it is open, whatever stands before it.
+    pid = fetch(connection, _BACKEND, {})[0]["pid"]
+    connection.rollback()
+    helpers: list[psycopg2.extensions.connection] = []
+    try:
+        for _ in range(_HELPERS):
+            helper = opened(dsn, connect_timeout_s=connect_timeout_s)
+            helpers.append(helper)
+            shared = fetch(helper, _BACKEND, {})[0]["pid"] == pid or fetch(connection, _BACKEND, {})[0]["pid"] != pid
+            connection.rollback()
+            if shared:
+                raise ConfigurationError(
+                    "database.url: a pooler in transaction mode stands before Postgres, which keeps neither LISTEN nor"
+                    " settings: use its session mode, or the server's own address"
+                )
+            if connection.info.backend_pid == pid:
+                return  # The process says so itself; a pooler gives numbers of its own.
+    finally:
+        for helper in helpers:
+            helper.close()
 
 
 def record(revision: str, usable_from: str) -> str:

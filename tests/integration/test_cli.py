@@ -96,7 +96,7 @@ def claim(driver: Queue, job_id: str) -> Job:
 
 def end(driver: Queue, job: Job, state: JobState, artifacts: Sequence[Artifact] = (), **fields: Any) -> None:
     ending = Ending(job_id=job.job_id, attempt=job.attempt, state=state, artifacts=tuple(artifacts), **fields)
-    assert driver.finish([ending]) == {job.job_id}
+    assert driver.finish([ending]).ours == {job.job_id}
 
 
 def wait_at(driver: Queue, job: Job, remote_id: int) -> None:
@@ -107,7 +107,7 @@ def wait_at(driver: Queue, job: Job, remote_id: int) -> None:
         remote_id=remote_id,
         remote_status=RemoteStatus.RUNNING,
     )
-    assert driver.advance([step]) == {job.job_id}
+    assert driver.advance([step]).ours == {job.job_id}
 
 
 def test_migrate_may_run_twice_and_at_once(empty_database_url: str) -> None:

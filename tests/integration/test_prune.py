@@ -72,6 +72,7 @@ def test_only_what_is_old_ended_and_cleaned_goes(database_url: str, tmp_path: Pa
         "jobs": 1,
         "files": 0,
         "dry_run": True,
+        "left": {"uncleaned": 1, "kept": 0, "in_use": 0},
     }
     assert jobs(database_url) == {old, young, uncleaned}
     assert prune(database_url, "--older-than", "30d", "--artifacts") == "1 jobs and 1 files deleted\n"

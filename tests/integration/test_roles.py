@@ -15,6 +15,7 @@ import pytest
 from psycopg2.errors import InsufficientPrivilege
 
 from rythmiq_ray import JobSpec, cli, enqueue
+from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, JobState, NewJob, Phase
 from rythmiq_ray.queue import Ending, Progress, Queue, enqueue_many, inspect
@@ -23,7 +24,7 @@ from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
 ROLES_SQL = Path(__file__).parents[2] / "deploy/sql/roles.sql"
-ROLES = ("worker", "enqueue", "reader", "operator")
+ROLES = ("worker", "retention", "enqueue", "reader", "operator")
 TABLES = ("jobs", "attempts", "artifacts", "drivers", "migrations")
 Connection = psycopg2.extensions.connection
 Login = Callable[[str], str]
@@ -106,6 +107,12 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     with connected(login("enqueue")) as producer:
         enqueue(producer, JobSpec(command="true"))
         assert "enqueued" in notified(second)
+    with connected(database_url) as owner, owner.cursor() as cursor:
+        cursor.execute("GRANT rythmiq_retention TO a_worker")
+    (stored,) = second.expired_artifacts(10, older_than_s=0.0)
+    assert set(stored.uris) == {"s3://b/log.txt", "s3://b/m"}
+    second.forget_artifacts([stored])
+    assert second.delete_expired(10, succeeded_s=0.0, failed_s=None, files_first=True) == {one.job_id}
     assert first.ran | second.ran == set(queries("driver")), "a statement of a driver's that was not run here"
     first.close()
     second.close()
@@ -151,7 +158,14 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(printed.out)
 
 
-def test_the_operator_role_cancels_retries_and_prunes(database_url: str, login: Login) -> None:
+def test_the_worker_role_alone_deletes_nothing(database_url: str, login: Login) -> None:
+    queue = Queue(Secret(login("worker")), lease_s=30.0)
+    with pytest.raises(DatabaseUnavailable, match="role may not do this"):
+        queue.delete_expired(10, succeeded_s=0.0, failed_s=0.0, files_first=False)
+    queue.close()
+
+
+def test_the_operator_role_cancels_retries_collects_and_prunes(database_url: str, login: Login) -> None:
     with connected(database_url) as owner:
         job_id = enqueue(owner, JobSpec(command="true"), unique_key="k")
         queue = Queue(Secret(database_url), lease_s=0.0)
@@ -160,9 +174,10 @@ def test_the_operator_role_cancels_retries_and_prunes(database_url: str, login: 
     with connected(login("operator")) as operator:
         assert inspect.cancel(operator, [job_id]) == {job_id: JobState.CANCELLED}
         assert inspect.retry(operator, [job_id]) == {job_id}
+        assert inspect.collect(operator, [job_id]) == {job_id: "it is RETRYING"}
         assert inspect.cancel(operator, queue="default") == {job_id: JobState.CANCELLED}
         assert [job.job_id for job in inspect.prunable(operator, older_than_s=0.0, limit=10)] == [job_id]
-        assert inspect.prune(operator, [job_id]) == 1
+        assert inspect.prune(operator, [job_id], older_than_s=0.0) == {job_id}
         inspect.prune_drivers(operator, older_than_s=0.0)
         assert inspect.jobs(operator) == []
 
@@ -177,7 +192,7 @@ EVERYBODY = [
     "CREATE ROLE mine",
     "CREATE SCHEMA mine",
     *(f"TRUNCATE rythmiq.{table} CASCADE" for table in TABLES),
-    *(f"DELETE FROM rythmiq.{table}" for table in ("attempts", "artifacts", "migrations")),
+    *(f"DELETE FROM rythmiq.{table}" for table in ("attempts", "migrations")),
     *(f"UPDATE rythmiq.jobs SET {column} = {column}" for column in ("job_id", "spec", "user_id", "queue", "priority")),
     "UPDATE rythmiq.artifacts SET sha256 = ''",
     "UPDATE rythmiq.migrations SET version_num = ''",
@@ -194,6 +209,15 @@ REFUSED = {
         "DELETE FROM rythmiq.drivers",
         "SELECT FROM rythmiq.migrations",
         "SELECT uri FROM rythmiq.artifacts",
+        "DELETE FROM rythmiq.artifacts",
+    ],
+    "retention": [
+        """INSERT INTO rythmiq.jobs (spec) VALUES ('{"command": "mine"}')""",
+        "UPDATE rythmiq.jobs SET state = 'CANCELLED'",
+        "UPDATE rythmiq.attempts SET cleaned_at = now()",
+        "DELETE FROM rythmiq.drivers",
+        "SELECT FROM rythmiq.drivers",
+        "SELECT FROM rythmiq.migrations",
     ],
     "enqueue": [
         "SELECT spec FROM rythmiq.jobs",
@@ -206,6 +230,7 @@ REFUSED = {
         "UPDATE rythmiq.jobs SET state = 'CANCELLED'",
         "UPDATE rythmiq.jobs SET next_visible_at = now()",
         "DELETE FROM rythmiq.jobs",
+        "DELETE FROM rythmiq.artifacts",
         *(f"SELECT FROM rythmiq.{table}" for table in TABLES if table != "jobs"),
     ],
     "reader": [
@@ -215,11 +240,14 @@ REFUSED = {
         "SELECT FROM rythmiq.jobs FOR UPDATE",
         "DELETE FROM rythmiq.jobs",
         "DELETE FROM rythmiq.drivers",
+        "DELETE FROM rythmiq.artifacts",
     ],
     "operator": [
         """INSERT INTO rythmiq.jobs (spec) VALUES ('{"command": "mine"}')""",
         "UPDATE rythmiq.jobs SET driver_id = NULL",
         "UPDATE rythmiq.drivers SET lease_expires_at = now()",
+        "UPDATE rythmiq.attempts SET remote_path = 'rythmiq/another/1'",
+        "DELETE FROM rythmiq.artifacts",
     ],
 }
 
