@@ -66,6 +66,8 @@ _SPEC_KEYS: Final = frozenset(field.name for field in fields(JobSpec))
 _QUEUE_KEYS: Final = frozenset(field.name for field in fields(NewJob)) - {"spec"}
 _KEYS: Final = tuple(sorted(_SPEC_KEYS | _QUEUE_KEYS))
 _FINE: Final[tuple[str, ...]] = ()
+_SHOWN: Final = 20
+"""Of unknown fields in a stored spec; each is compared with all that are known."""
 _CACHED: Final = 4096
 """Jobs of one file mostly share their URIs, names and globs, so the answers about these are kept."""
 
@@ -103,10 +105,10 @@ def read_spec(data: object) -> tuple[JobSpec, list[str]]:
     if not isinstance(data, Mapping):
         return JobSpec(command=""), [f"spec: must be an object, not {_kind(data)}"]
     job, unknown = _read({key: value for key, value in data.items() if key in _SPEC_KEYS})
-    names = tuple(sorted(_SPEC_KEYS))
-    unknown.extend(
-        f"{_quote(key)}: is not a field of a spec{_nearest(str(key)[:80], names)}" for key in data.keys() - _SPEC_KEYS
-    )
+    names, strange = tuple(sorted(_SPEC_KEYS)), sorted(map(str, data.keys() - _SPEC_KEYS))
+    unknown.extend(f"{_quote(key)}: is not a field of a spec{_nearest(key[:80], names)}" for key in strange[:_SHOWN])
+    if len(strange) > _SHOWN:
+        unknown.append(f"spec: has {len(strange) - _SHOWN:,} more fields that no spec has")
     faults = _faults_of_values(job)
     if not faults:
         return job.spec, unknown
@@ -211,7 +213,7 @@ def _read(data: Mapping[str, Any]) -> tuple[NewJob, list[str]]:
             queued[key] = value
         else:
             faults.append(f"{_quote(key)}: is not a field of a job{_nearest(str(key)[:80], _KEYS)}")
-    if isinstance(spec.get("inputs"), tuple):
+    if isinstance(spec.get("inputs"), tuple) and len(spec["inputs"]) <= MAX_ENTRIES:
         spec["inputs"] = tuple(_read_input(at, item, faults) for at, item in enumerate(spec["inputs"]))
     return NewJob(spec=JobSpec(**spec), **queued), faults
 
@@ -319,6 +321,8 @@ def _inputs(field: str, value: object) -> Sequence[str]:
         return (_wrong(field, "a list of objects with uri and name", value),)
     if not value:
         return _FINE
+    if many := _too_many(field, value):
+        return many
     faults: list[str] = []
     files = _Files()
     for at, item in enumerate(value):
@@ -338,7 +342,6 @@ def _inputs(field: str, value: object) -> Sequence[str]:
             faults.append(f"{field}[{at}].name: is missing, and the URI ends in no file name")
         elif (fault := _fault_of_input_name(name) or files.add(name)) is not None:
             faults.append(f"{field}[{at}].name: {fault}")
-    _too_many(field, value, faults)
     return faults
 
 
@@ -472,6 +475,8 @@ def _outputs(field: str, value: object) -> Sequence[str]:
         return (_wrong(field, "a list of strings", value),)
     if not value:
         return _FINE
+    if many := _too_many(field, value):
+        return many
     faults: list[str] = []
     seen: dict[str, str] = {}
     for at, glob in enumerate(value):
@@ -489,7 +494,6 @@ def _outputs(field: str, value: object) -> Sequence[str]:
         if fault is not None:
             faults.append(f"{field}[{at}]: {fault}")
         seen.setdefault(key, glob)
-    _too_many(field, value, faults)
     return faults
 
 
@@ -507,6 +511,8 @@ def _env(field: str, value: object) -> Sequence[str]:
         return (_wrong(field, "an object of strings", value),)
     if not value:
         return _FINE
+    if many := _too_many(field, value):
+        return many
     faults: list[str] = []
     total = 0
     for name, text in value.items():
@@ -531,7 +537,6 @@ def _env(field: str, value: object) -> Sequence[str]:
         total += size
     if total > MAX_ENV_BYTES:
         faults.append(f"{field}: has {total:,} bytes in all; the most is {MAX_ENV_BYTES:,}")
-    _too_many(field, value, faults)
     return faults
 
 
@@ -540,6 +545,8 @@ def _secrets(field: str, value: object) -> Sequence[str]:
         return (_wrong(field, "a list of names", value),)
     if not value:
         return _FINE
+    if many := _too_many(field, value):
+        return many
     faults: list[str] = []
     seen: set[str] = set()
     for at, name in enumerate(value):
@@ -554,7 +561,6 @@ def _secrets(field: str, value: object) -> Sequence[str]:
             faults.append(f"{field}[{at}]: {_quote(name)} is there twice")
         else:
             seen.add(name)
-    _too_many(field, value, faults)
     return faults
 
 
@@ -563,10 +569,11 @@ def _exit_codes(field: str, value: object) -> Sequence[str]:
         return _FINE
     if not isinstance(value, (tuple, list)):
         return (_wrong(field, "a list of exit codes", value),)
+    if many := _too_many(field, value):
+        return many
     faults: list[str] = []
     for at, code in enumerate(value):
         faults.extend(_EXIT_CODE(f"{field}[{at}]", code))
-    _too_many(field, value, faults)
     return faults
 
 
@@ -630,9 +637,9 @@ def _faults_of_values(job: NewJob) -> list[str]:
     return faults
 
 
-def _too_many(field: str, value: Sequence[object] | Mapping[Any, object], faults: list[str]) -> None:
-    if len(value) > MAX_ENTRIES:
-        faults.append(f"{field}: has {len(value):,} entries; the most is {MAX_ENTRIES:,}")
+def _too_many(field: str, value: Sequence[object] | Mapping[Any, object]) -> Sequence[str]:
+    """Said alone: a million entries that nobody may give are not worth a look at each."""
+    return (f"{field}: has {len(value):,} entries; the most is {MAX_ENTRIES:,}",) if len(value) > MAX_ENTRIES else _FINE
 
 
 def _wrong(field: str, expected: str, value: object) -> str:
