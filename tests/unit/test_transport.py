@@ -329,6 +329,15 @@ def test_what_a_proxy_refuses_was_never_sent(refusal: bytes | Answer, monkeypatc
         assert KEY.encode() not in b"".join(proxy.requests)
 
 
+@pytest.mark.parametrize("proxy", ["http://[::1", "http://:::", "///", "http://a b:1", "http://a:99999", "\xff"])
+def test_a_proxy_that_is_no_url_is_an_outage_that_names_it(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    with closing(Transport("https://camber.invalid", lambda: Secret(KEY), 1)) as transport:
+        with pytest.raises(Unanswered, match="proxy") as raised:
+            transport.call(get())
+        assert raised.value.never_sent
+
+
 # ---- Certificates
 
 

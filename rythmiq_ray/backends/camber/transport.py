@@ -215,6 +215,11 @@ def _words(error: BaseException, *, sent: bool) -> str:
 
 
 _WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
+    # The endpoint itself was checked at the start.
+    (
+        (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.LocationValueError),
+        "the proxy that the environment names cannot be used",
+    ),
     ((urllib3.ProxyError,), "no way through the proxy"),
     ((urllib3.NameResolutionError,), "its name does not resolve"),
     ((urllib3.ConnectTimeoutError, urllib3.ReadTimeoutError, TimeoutError), "no {what} in time"),
