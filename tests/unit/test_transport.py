@@ -196,6 +196,23 @@ def test_a_dead_address_does_not_keep_the_others_waiting(monkeypatch: pytest.Mon
             sock.close()
 
 
+@pytest.mark.parametrize("place", [("255.255.255.255", 9), ("127.0.0.1", 1)])
+def test_an_address_that_fails_at_once_is_not_taken_for_a_connection(
+    place: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with against(OK) as (transport, wire):
+        places = [place, ("127.0.0.1", wire.port)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        began = time.monotonic()
+        assert transport.call(get(fresh=True)).body == b"ok"
+        assert time.monotonic() - began < SLACK_S
+        del found[1]
+        with pytest.raises(Unanswered, match="no connection") as raised:
+            transport.call(get(fresh=True))
+        assert raised.value.never_sent
+
+
 def body_of(transport: Transport, **changes: Any) -> Iterator[bytes]:
     response = transport.open(get(**changes))
     while data := response.raw.read1(65_536):

@@ -193,7 +193,7 @@ def _trusted() -> ssl.SSLContext:
         context.load_verify_locations(cafile=None if folder else place, capath=place if folder else None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise BackendUnavailable(f"no certificates can be read from {place}, which {name} names: {reason}") from None
+        raise BackendUnavailable(f"No certificates can be read from {place}, which {name} names: {reason}") from None
     return context
 
 
