@@ -6,7 +6,7 @@ threads in it, since a task that waits costs a process; results are data, since 
 
 A task is a stream: first that it has begun, then its results as they come. So its time counts from its own start,
 one slow order hides no other, and what came before a worker died counts. A message costs the driver some 0.4 ms, so
-those that are ready within :data:`_LINGER_S` share one.
+those that are ready within :data:`_LINGER_S` of each other share one.
 """
 
 from __future__ import annotations

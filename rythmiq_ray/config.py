@@ -111,8 +111,12 @@ class CamberConfig:
     max_in_flight: int | Literal["auto"]
     """Remote jobs of one driver that may exist at once; more stay queued in Postgres. ``auto`` finds the account's."""
     connect_timeout_s: float
+    """To resolve the name and be connected, whichever of its addresses answers."""
     read_timeout_s: float
+    """For all of a small call, its answer included, however slowly that comes. A file that is streamed, up or down,
+    must get on by 16 KiB in each such time."""
     create_timeout_s: float
+    """For all of a create."""
     settle_s: float
     """How far the remote list may lag behind a create."""
     sync_timeout_s: float

@@ -25,7 +25,7 @@ from rythmiq_ray.errors import (
     NotFound,
     StoreUnavailable,
 )
-from rythmiq_ray.executor import SMALL_BYTES, Executor
+from rythmiq_ray.executor import PROBES, SMALL_BYTES, Executor
 from rythmiq_ray.model import (
     Collected,
     Faulted,
@@ -88,6 +88,39 @@ def test_nothing_is_created_once_the_lease_may_be_over() -> None:
     assert isinstance(result, NotYet)
     assert result.uploaded
     assert backend.calls == ["upload"]
+
+
+def test_the_time_to_create_counts_from_the_start_of_the_task() -> None:
+    backend = Backend()
+    assert isinstance(executor(backend).run(submit(create_within_s=60.0), now_s() - 61.0), NotYet)
+    assert isinstance(executor(backend).run(submit(create_within_s=60.0), now_s() - 59.0), Submitted)
+    assert backend.calls == ["upload", "upload", "create"]
+
+
+@pytest.mark.parametrize("part", PROBES)
+def test_a_probe_tells_what_is_wrong_and_nothing_where_all_is_well(part: str) -> None:
+    backend, store = Backend(), Store()
+    one = Executor(backend=backend, store=store, timeout_s=1.0, concurrency=1)  # type: ignore[arg-type]
+    asked = backend if part == "backend" else store
+    asked.check = lambda: "ada"  # type: ignore[union-attr]
+    assert one.probe(part) is None
+
+    def busy() -> None:
+        raise BackendBusy("slow down", 7.0)
+
+    asked.check = busy  # type: ignore[union-attr]
+    error = one.probe(part)
+    assert error is not None
+    assert (error.code, error.retry_after_s) == (ErrorCode.BACKEND_BUSY, 7.0)
+
+    def unforeseen() -> None:
+        raise ValueError("canary")
+
+    asked.check = unforeseen  # type: ignore[union-attr]
+    error = one.probe(part)
+    assert error is not None
+    assert error.code is PROBES[part]
+    assert "canary" not in error.message
 
 
 def test_what_is_uploaded_is_not_uploaded_again() -> None:

@@ -193,7 +193,7 @@ def _trusted() -> ssl.SSLContext:
         context.load_verify_locations(cafile=None if folder else place, capath=place if folder else None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise BackendUnavailable(f"no certificates can be read from {place}, which {name} names: {reason}") from None
+        raise BackendUnavailable(f"No certificates can be read from {place}, which {name} names: {reason}") from None
     return context
 
 
@@ -215,6 +215,11 @@ def _words(error: BaseException, *, sent: bool) -> str:
 
 
 _WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
+    # The endpoint itself was checked at the start.
+    (
+        (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.LocationValueError),
+        "the proxy that the environment names cannot be used",
+    ),
     ((urllib3.ProxyError,), "no way through the proxy"),
     ((urllib3.NameResolutionError,), "its name does not resolve"),
     ((urllib3.ConnectTimeoutError, urllib3.ReadTimeoutError, TimeoutError), "no {what} in time"),
