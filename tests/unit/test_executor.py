@@ -90,14 +90,25 @@ def test_nothing_is_created_once_the_lease_may_be_over() -> None:
     assert backend.calls == ["upload"]
 
 
-def test_the_time_to_create_counts_from_the_start_of_the_task() -> None:
+@pytest.mark.parametrize("day_s", [86_400.0, -86_400.0])
+def test_the_end_of_a_lease_is_read_by_the_nodes_own_clock(day_s: float) -> None:
+    ahead = executor(Backend())
+    open_still = submit(create_by=now_s() - day_s + 60.0)
+    assert isinstance(ahead.run(open_still, clock_offset_s=day_s), Submitted)
+    over = submit(create_by=now_s() - day_s - 1.0)
+    result = ahead.run(over, clock_offset_s=day_s)
+    assert isinstance(result, NotYet)
+    assert result.delay_s > 0, "nothing is sent again in a busy loop"
+
+
+def test_a_node_whose_clock_the_driver_has_not_heard_of_creates_nothing() -> None:
     backend = Backend()
-    assert isinstance(executor(backend).run(submit(create_within_s=60.0), now_s() - 61.0), NotYet)
-    assert isinstance(executor(backend).run(submit(create_within_s=60.0), now_s() - 59.0), Submitted)
-    assert backend.calls == ["upload", "upload", "create"]
+    result = executor(backend).run(submit(), clock_offset_s=None)
+    assert isinstance(result, NotYet)
+    assert result.uploaded
+    assert backend.calls == ["upload"]
 
 
-@pytest.mark.parametrize("part", PROBES)
 def test_a_probe_tells_what_is_wrong_and_nothing_where_all_is_well(part: str) -> None:
     backend, store = Backend(), Store()
     one = Executor(backend=backend, store=store, timeout_s=1.0, concurrency=1)  # type: ignore[arg-type]
