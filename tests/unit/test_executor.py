@@ -109,6 +109,7 @@ def test_a_node_whose_clock_the_driver_has_not_heard_of_creates_nothing() -> Non
     assert backend.calls == ["upload"]
 
 
+@pytest.mark.parametrize("part", PROBES)
 def test_a_probe_tells_what_is_wrong_and_nothing_where_all_is_well(part: str) -> None:
     backend, store = Backend(), Store()
     one = Executor(backend=backend, store=store, timeout_s=1.0, concurrency=1)  # type: ignore[arg-type]
