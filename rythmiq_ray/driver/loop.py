@@ -22,6 +22,7 @@ from rythmiq_ray.driver.outages import BACKEND, Outages, Place
 from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
+from rythmiq_ray.driver.retention import Retention
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, place_of
 from rythmiq_ray.model import (
@@ -92,6 +93,7 @@ class Loop:
         poller: Poller,
         wakeup: Wakeup,
         *,
+        retention: Retention | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = now_s,
         environ: Mapping[str, str] = os.environ,
@@ -114,6 +116,7 @@ class Loop:
             over=self.attempts.outage_over,
         )
         self._outbox = Outbox(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
+        self._retention = retention
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
         self._strays: set[int] = set()
         self._claim_at = 0.0
@@ -242,6 +245,8 @@ class Loop:
         self._claim(now)
         if not self.outages.any:
             self._janitor.look_round(now)
+            if self._retention is not None:
+                self._retention.look_round(now)
 
     def _take_notifications(self) -> None:
         told = self._queue.notifications()
@@ -598,6 +603,8 @@ class Loop:
                     times.append(self._cancels_at)
                 if not paused:
                     times.append(self._janitor.due_at)
+                    if self._retention is not None and self._retention.due_at is not None:
+                        times.append(self._retention.due_at)
                 if self._claim_room() > 0:
                     times.append(self._claim_at)
         if self.attempts:
