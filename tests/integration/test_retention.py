@@ -53,12 +53,11 @@ def ended(connection: Any, queue: Queue, *, succeeded: int, failed: int, days: f
         for job, state in zip(jobs, states, strict=True)
     )
     queue.cleaned((job.job_id, job.attempt) for job in jobs)
+    ids = [str(job.job_id) for job in jobs]
     with connection.cursor() as cursor:
         for table in ("jobs", "attempts"):
-            cursor.execute(
-                f"UPDATE rythmiq.{table} SET finished_at = now() - interval '1 day' * %s WHERE job_id = ANY(%s::uuid[])",
-                (days, [str(job.job_id) for job in jobs]),
-            )
+            which = f"UPDATE rythmiq.{table} SET finished_at = now() - interval '1 day' * %s"
+            cursor.execute(f"{which} WHERE job_id = ANY(%s::uuid[])", (days, ids))
     return {job.job_id: state for job, state in zip(jobs, states, strict=True)}
 
 
