@@ -246,6 +246,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             signals.install()  # Ray sets a handler of its own, which prints a stack first.
             signals.check()
 
+        look()
         all_of(parts, meanwhile=look)
         signals.install()
         log.info("Execution backend initialized", backendType=executor.backend.backend_type)
