@@ -132,6 +132,25 @@ def test_each_call_has_the_key_of_its_time(config: Any, emulator: Emulator, prog
     client.close()
 
 
+def test_the_program_is_whole_without_oddities(client: CamberProgram, emulator: Emulator, tmp_path: Path) -> None:
+    environ = {"CAMBER_API_KEY": KEY, "CAMBER_API_ENDPOINT": emulator.endpoint, "PATH": os.environ["PATH"]}
+
+    def say(*arguments: str) -> str:
+        command = [sys.executable, "-m", "rythmiq_ray.local.camber.program", *arguments]
+        root = Path(__file__).parents[2]
+        return subprocess.run(command, env=environ, cwd=root, capture_output=True, text=True, check=True).stdout
+
+    client.stash_write(place(emulator, "plain/1/x"), b"0123456789")
+    assert json.loads(say("me", "--output", "json"))["username"] == emulator.owner
+    listed = json.loads(say("stash", "ls", "-r", "-a", "--output", "json", place(emulator, "plain/1/")))
+    assert [file["size"] for file in listed["files"]] == [10]
+    assert client.stash_read(place(emulator, "plain/1/x")) == b"0123456789"
+    target = tmp_path / "copy"
+    say("stash", "cp", place(emulator, "plain/1/x"), str(target))
+    assert target.read_bytes() == b"0123456789"
+    say("stash", "test", "-f", place(emulator, "plain/1/x"))
+
+
 # ------------------------------------------------------------------------------------------------ its oddities
 
 
