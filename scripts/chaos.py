@@ -427,11 +427,18 @@ class Arena:
 
 def vendor_program(root: Path) -> tuple[str, ...]:
     """Makes a program that stands in for the vendor's, and the overrides by which a driver uses it."""
-    place = root / "camber"
+    place = root / "vendor-camber"
     # Python leaves the option chaos to whoever asks; here it is :func:`leftovers`.
     place.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -X utf8 -X chaos={root} {program.__file__} "$@"\n')
     place.chmod(0o755)
-    return "camber.transport=cli", f"camber.program={place}"
+    return (
+        "camber.transport=cli",
+        f"camber.program={place}",
+        # Each call starts a process, which takes its time on a busy machine.
+        "camber.create_timeout_s=10",
+        "camber.read_timeout_s=20",
+        "ray.task_timeout_s=120",
+    )
 
 
 @contextmanager
