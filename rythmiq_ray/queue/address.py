@@ -29,7 +29,9 @@ def check_address(dsn: Secret) -> None:
         except psycopg2.Error:
             url = _SCHEME.match(text) is not None
             fault = (
-                f"it is not of the form {_FORM}" if url else "its keywords cannot be read: quote values as in key='a b'"
+                f"it is not of the form {_FORM}; {_ENCODE}"
+                if url
+                else "its keywords cannot be read: quote values as in key='a b'"
             )
     if fault is not None:
         raise ConfigurationError(
