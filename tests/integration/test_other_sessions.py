@@ -69,6 +69,7 @@ def test_a_row_that_another_session_holds_holds_up_no_other(
     ids = put(connect(), 4)
     driver.claim(10)
     steps = [Progress(job_id=job_id, attempt=1, phase=Phase.WAITING, remote_id=1) for job_id in ids]
+    assert driver.advance(steps).ours == set(ids)
     other = connect()
     holding(other, table, ids[0])
     if table == "jobs":
@@ -189,30 +190,42 @@ def test_two_producers_of_the_same_keys_in_other_orders_never_deadlock(connect: 
     assert found[0] == found[1]
 
 
-def test_cancels_and_retries_lock_rows_in_one_order(connect: Callable[[], Connection]) -> None:
+@pytest.mark.parametrize("what", [inspect.cancel, inspect.retry])
+def test_rows_are_locked_in_the_order_of_their_ids_whatever_the_plan(
+    connect: Callable[[], Connection], what: Callable[..., object]
+) -> None:
     ids = put(connect(), 400)
-
-    def work(what: Callable[..., object], ids: list[UUID]) -> None:
-        connection = connect()
-        for _ in range(5):
-            connection.cursor().execute("SELECT 1")
-            what(connection, ids)
-            connection.commit()
-
-    # New versions of rows lie in other places than the rows that they were.
-    shuffle = connect()
-    shuffle.cursor().execute(
+    setup, holder, watch = connect(), connect(), connect()
+    watch.autocommit = True
+    if what is inspect.retry:
+        inspect.cancel(setup, ids)
+    # New versions of rows lie behind the others: the order of the table is not that of the index.
+    setup.cursor().execute(
         "UPDATE rythmiq.jobs SET priority = 1 WHERE job_id = ANY(%s::uuid[])", ([str(job_id) for job_id in ids[:150]],)
     )
-    shuffle.commit()
-    assert (
-        at_once(
-            lambda: work(inspect.cancel, ids[::-1]),
-            lambda: work(inspect.retry, ids),
-            lambda: work(lambda connection, _ids: inspect.cancel(connection, queue="default"), ids),
-        )
-        == []
-    )
+    setup.commit()
+    by_index, by_table = connect(), connect()
+    by_index.cursor().execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+    by_table.cursor().execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off")
+    # Both in transactions of the caller's, so that nothing is repeated. The first comes as far as a row that is held.
+    holding(holder, "jobs", ids[149])
+    failed: list[BaseException] = []
+
+    def begin(connection: Connection) -> threading.Thread:
+        def work() -> None:
+            failed.extend(at_once(lambda: what(connection, ids), lambda: None))
+            connection.commit()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait_until(lambda: waits(watch, connection))
+        return thread
+
+    threads = [begin(by_index), begin(by_table)]
+    holder.rollback()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_a_deadlock_is_repeated_where_the_transaction_is_ours(connect: Callable[[], Connection]) -> None:
