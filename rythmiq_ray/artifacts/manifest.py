@@ -31,7 +31,7 @@ def manifest(
     artifacts: Iterable[Artifact],
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC, with a Z, ``warnings`` where there are."""
+    """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC with a Z, ``warnings`` only if any."""
     return {
         "version": 1,
         "job_id": str(job_id),

@@ -45,7 +45,7 @@ SOUND = (
     "host=h dbname=d password='a b'",
     "service=prod",
     "postgresql:///?service=prod",
-    "postgresql://u:p@h/my@db",
+    "postgresql://u:p@h/my%40db",
 )
 
 
