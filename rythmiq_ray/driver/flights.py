@@ -327,7 +327,8 @@ class Flights:
             return None
         execution = self._config.execution
         if flight.running_at is None:
-            late = now - flight.submitted_at > execution.queue_timeout_s
+            limit_s = execution.queue_timeout_s
+            late = limit_s is not None and now - flight.submitted_at > limit_s
             return ErrorCode.QUEUE_TIMEOUT if late and flight.remote.status is not RemoteStatus.UNKNOWN else None
         timeout_s = flight.job.spec.timeout_s or execution.timeout_ms / 1000
         return ErrorCode.JOB_TIMEOUT if now - flight.running_at > timeout_s + TIMEOUT_MARGIN_S else None

@@ -56,6 +56,7 @@ def make_config(endpoint: str, **changes: Any) -> CamberConfig:
         endpoint=endpoint,
         region="eu-1",
         max_in_flight=10,
+        keep_unstored_s=60,
         connect_timeout_s=5,
         read_timeout_s=10,
         create_timeout_s=10,

@@ -64,6 +64,7 @@ def make_config(endpoint: str, **changes: Any) -> CamberConfig:
         endpoint=endpoint,
         region=None,
         max_in_flight=10,
+        keep_unstored_s=60,
         connect_timeout_s=5,
         read_timeout_s=5,
         create_timeout_s=5,
