@@ -39,10 +39,6 @@ MAX_ENV_ENTRY_BYTES: Final = 128 * 1024 - 1
 MAX_ENTRIES: Final = 1000
 """Of each list: inputs, outputs, env, secrets."""
 MAX_URI_BYTES: Final = 8 * 1024
-MAX_PATH_BYTES: Final = 1024
-"""Of an input's name or an output's glob: the longest key that S3 takes."""
-MAX_SEGMENT_BYTES: Final = 255
-"""Of a file name between two slashes: what Linux file systems take."""
 
 BUNDLE_NAMES: Final = frozenset({"run.sh", "job.json"})
 """What the bundle itself puts into the attempt's path, beside everything that starts with :data:`BUNDLE_PREFIX`."""
@@ -156,40 +152,24 @@ def _fault_of_http(uri: str) -> str | None:
 
 
 def _fault_of_input_name(name: str) -> str | None:
+    if not name:
+        return "is missing, and the URI ends in no file name"
     fault = fault_of_name(name)
     return _fault_of_reserved(name, BUNDLE_NAMES) if fault is None else f"{quote(name)} {fault}"
 
 
 def _fault_of_output(glob: str) -> str | None:
-    glob = _undotted(glob)
-    fault = _fault_of_path(glob)
-    if fault is None and not _WILD.search(glob):
-        fault = _fault_of_reserved(glob, BUNDLE_NAMES | STORE_NAMES)
-    return fault
+    """What matches is stored under its own name, so a glob is bound by the rules for those."""
+    path = _undotted(glob)
+    fault = fault_of_name(path)
+    if fault is not None:
+        return f"{quote(path)} {fault}"
+    return None if _WILD.search(path) else _fault_of_reserved(path, BUNDLE_NAMES | STORE_NAMES)
 
 
 def _undotted(glob: str) -> str:
     """Without the ``./`` that people write before a path."""
     return _DOTTED.sub("", glob)
-
-
-def _fault_of_path(path: str) -> str | None:
-    """Of a relative path below the working directory."""
-    size = _utf8_size(path)
-    if size is None:
-        return _SURROGATE
-    if size > MAX_PATH_BYTES:
-        return f"has {size:,} bytes; the most is {MAX_PATH_BYTES:,}"
-    if _CONTROL.search(path):
-        return "holds a control character"
-    if path.startswith("/"):
-        return f"{quote(path)} is absolute; it must be relative to the working directory"
-    for segment in path.split("/"):
-        if segment in ("", ".", ".."):
-            return f"{quote(path)} has {segment or 'nothing'} between slashes or at an end"
-        if len(segment.encode()) > MAX_SEGMENT_BYTES:
-            return f"has a file name of more than {MAX_SEGMENT_BYTES} bytes"
-    return None
 
 
 def _fault_of_reserved(path: str, names: frozenset[str]) -> str | None:
@@ -226,13 +206,17 @@ def any_case(*words: str) -> str:
     return "|".join("".join(f"[{c.upper()}{c.lower()}]" if c.isalpha() else f"[{c}]" for c in word) for word in words)
 
 
+_MAX_NAME: Final = 900
+_MAX_SEGMENT: Final = 255
+"""Both in bytes, see :mod:`rythmiq_ray.names`; a schema can count characters only."""
 _CONTROLS: Final = r"[\x00-\x1f\x7f-\x9f]"
-_BAD_NAME: Final = rf"{_CONTROLS}|^/|\\|(^|/)\.{{0,2}}(/|$)|(^|/)\s|\s(/|$)|[^/]{{{MAX_SEGMENT_BYTES + 1}}}"
+_BAD_NAME: Final = rf"{_CONTROLS}|^/|\\|(^|/)\.{{0,2}}(/|$)|(^|/)\s|\s(/|$)|[^/]{{{_MAX_SEGMENT + 1}}}"
 _OWN_NAMES: Final = rf"^({any_case(*sorted(BUNDLE_NAMES))})(/|$)|^{any_case(BUNDLE_PREFIX)}"
 NAMELESS: Final = r"^(s3|file)://|^https?://[^?#]*[^/?#]([?#]|$)"
 """Of a URI that ends in a name, as far as a pattern can say."""
 _BAD_GLOB: Final = (
-    rf"{_CONTROLS}|^$|^(\./)*/|//|/$|(^|/)\.\.(/|$)|(^|/)\.$|([^/]{{2,}}|[^./])/\./|[^/]{{{MAX_SEGMENT_BYTES + 1}}}"
+    rf"{_CONTROLS}|\\|^(\./)*(/|$)|//|/$|(^|/)\.\.(/|$)|(^|/)\.$|([^/]{{2,}}|[^./])/\./|(^|/)\s|\s(/|$)"
+    rf"|[^/]{{{_MAX_SEGMENT + 1}}}"
 )
 _OWN_GLOBS: Final = (
     rf"^(\./)*({any_case(*sorted(BUNDLE_NAMES | STORE_NAMES))})(/[^*?\[]*)?$"
@@ -320,14 +304,6 @@ class Duration:
         return {"anyOf": [number, {"type": "string", "pattern": PATTERN}]}
 
 
-def _fault_of_given_name(name: str) -> str | None:
-    return _fault_of_input_name(name) if name else "is missing, and the URI ends in no file name"
-
-
-def _fault_of_given_output(glob: str) -> str | None:
-    return _fault_of_output(glob) if glob else "is empty"
-
-
 def _fault_of_secret_name(name: str) -> str | None:
     if not _SECRET_NAME.fullmatch(name):
         # Not quoted: who mistakes the option for one that takes NAME=VALUE has put the secret itself here.
@@ -356,13 +332,13 @@ class InputFields(TypedDict):
     name: NotRequired[
         Annotated[
             Text,
-            _refusing(_fault_of_given_name),
+            _refusing(_fault_of_input_name),
             WithJsonSchema(
                 {
                     "type": ["string", "null"],
                     "description": "Path relative to the working directory; left out, the last part of the URI's path.",
                     "not": {"type": "string", "pattern": rf"{_BAD_NAME}|{_OWN_NAMES}"},
-                    "maxLength": 900,
+                    "maxLength": _MAX_NAME,
                 }
             ),
         ]
@@ -466,8 +442,8 @@ Outputs = Annotated[
     tuple[
         Annotated[
             Text,
-            _refusing(_fault_of_given_output),
-            _no(rf"{_BAD_GLOB}|{_OWN_GLOBS}", maxLength=MAX_PATH_BYTES),
+            _refusing(_fault_of_output),
+            _no(rf"{_BAD_GLOB}|{_OWN_GLOBS}", maxLength=_MAX_NAME),
         ],
         ...,
     ],
