@@ -218,7 +218,7 @@ class Arena:
         ends: list[tuple[str, int | None]] = []
         for number in range(count):
             make, end = kinds[number % len(kinds)]
-            jobs.append(NewJob(spec=make(number), max_attempts=100, delay_s=float(number) * 0.3))
+            jobs.append(NewJob(spec=make(number), max_attempts=100, delay=float(number) * 0.3))
             ends.append((end[0], 1 + number % 9 if end[0] == "FAILED" else end[1]))
         connection = psycopg2.connect(self.postgres.url)
         ids = enqueue_many(connection, jobs)
