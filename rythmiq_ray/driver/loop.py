@@ -291,6 +291,11 @@ class Loop:
         self._report_refusals()
         self._metrics.claimed(len(jobs))
         for job in jobs:
+            if (
+                job.phase is Phase.COLLECTING
+            ):  # Its remote job ended before; what it left is kept and only to be stored.
+                self.flights.take_over(job, 0.0, now)
+                continue
             flight = self.flights.begin(job, now)
             log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
             # Not every row was put in by our own enqueue.
