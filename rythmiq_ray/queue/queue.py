@@ -233,7 +233,7 @@ class Queue(Session):
     def uncleaned(self, limit: int, *, older_than_s: float) -> list[Job]:
         """Ended attempts whose path is still to be removed, each as the job it was of, oldest first.
 
-        Not those whose path is kept until later, nor one that is being collected again.
+        Not those whose path is kept until later.
         """
         rows = self._run("uncleaned", limit=limit, older_than_s=older_than_s)
         return [

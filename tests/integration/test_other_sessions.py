@@ -194,14 +194,14 @@ def test_two_producers_of_the_same_keys_in_other_orders_never_deadlock(connect: 
 def test_rows_are_locked_in_the_order_of_their_ids_whatever_the_plan(
     connect: Callable[[], Connection], what: Callable[..., object]
 ) -> None:
-    ids = put(connect(), 400)
+    ids = [UUID(f"{number:032}") for number in range(1, 401)]
     setup, holder, watch = connect(), connect(), connect()
     watch.autocommit = True
-    if what is inspect.retry:
-        inspect.cancel(setup, ids)
-    # New versions of rows lie behind the others: the order of the table is not that of the index.
+    # The order of the table is the reverse of the index's.
     setup.cursor().execute(
-        "UPDATE rythmiq.jobs SET priority = 1 WHERE job_id = ANY(%s::uuid[])", ([str(job_id) for job_id in ids[:150]],)
+        "INSERT INTO rythmiq.jobs (job_id, spec, state, attempt)"
+        " SELECT lpad(number::text, 32, '0')::uuid, '{}', %s, 1 FROM generate_series(400, 1, -1) AS number",
+        ("QUEUED" if what is inspect.cancel else "FAILED",),
     )
     setup.commit()
     by_index, by_table = connect(), connect()
