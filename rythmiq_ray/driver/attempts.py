@@ -235,8 +235,11 @@ class Attempts:
         return self._cleaning.get((job_id, number))
 
     def find(self, remote: RemoteJob) -> Attempt | None:
-        """The running attempt that a remote job is of, by its id or by its path."""
-        return self._index.by_remote_id.get(remote.remote_id) or self._index.by_path.get(remote.path)
+        """The running attempt that a remote job is of, by its id or by its path; first by both, as a row may lie."""
+        there = self._index.by_path.get(remote.path)
+        if there is not None and there.job.remote_id == remote.remote_id:
+            return there
+        return self._index.by_remote_id.get(remote.remote_id) or there
 
     def due(self, now: float) -> Iterator[Attempt]:
         """Those for which something may be to do, each once; one that only waits costs nothing here."""
@@ -491,11 +494,14 @@ class Attempts:
             elif attempt.crashes >= MAX_CRASHES:
                 yield self._crashed(attempt, "a submit")
         odd = frozenset(unclear)
-        for remote_id in waiting:
-            attempt = self._index.by_remote_id.get(remote_id)
-            if attempt is None or not isinstance(attempt.state, Waiting) or attempt.state.seen_in_sweep == sweep:
-                continue
+        # Not by their ids: of two rows that name one remote job, one would never be looked at.
+        for attempt in list(self):
             state = attempt.state
+            if not isinstance(state, Waiting) or state.seen_in_sweep == sweep:
+                continue
+            remote_id = state.remote.remote_id
+            if remote_id not in waiting:
+                continue
             if state.missing_since is None:
                 state.missing_since = started_at
             # The list may lag behind a create, and one look alone proves little.

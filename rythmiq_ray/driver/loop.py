@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
-from rythmiq_ray.driver.attempts import Attempt, Attempts, Collecting, Ended, Submitting
+from rythmiq_ray.driver.attempts import Attempt, Attempts, Collecting, Ended, Submitting, Waiting
 from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.lease import Heartbeat, Lease
 from rythmiq_ray.driver.limit import InFlightLimit
@@ -435,16 +435,22 @@ class Loop:
                         self._see(number, remote, now)
             case Polled(poll=poll, error=None, unclear=unclear):
                 self.schedule.succeeded(poll, now)
-                for item in unclear:
-                    log.warning("No clear answer about a remote job", remoteId=item.remote_id, error=item.error.message)
-                odd = [item.remote_id for item in unclear]
+                odd = {item.remote_id: item.error.message for item in unclear}
                 for changed in self.attempts.swept(
                     poll.number, poll.searched, poll.waiting, poll.started_at, unclear=odd
                 ):
                     if isinstance(changed, Ending):
                         self._end(changed)
-                    else:
-                        self._note_progress(changed)
+                        continue
+                    self._note_progress(changed)
+                    if isinstance(changed.state, Waiting):
+                        log.warning(
+                            "No clear answer about a remote job; it is left alone for a while",
+                            jobId=changed.job.job_id,
+                            attempt=changed.job.attempt,
+                            remoteId=changed.job.remote_id,
+                            error=odd.get(changed.job.remote_id or 0),
+                        )
             case Polled(error=ErrorInfo() as error):
                 self.schedule.failed(now)
                 self.outages.note_fault(error, now, Place.DRIVER)

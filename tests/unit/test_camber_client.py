@@ -794,6 +794,8 @@ class Listing:
         self.hidden: set[int] = set()
         self.odd: set[int] = set()
         """Answered with a fault when they are asked for."""
+        self.away = False
+        """Only the list answers."""
         self.headers = {"Date": format_datetime(START + timedelta(minutes=100), usegmt=True)}
 
     def job(self, number: int) -> dict[str, Any]:
@@ -802,6 +804,8 @@ class Listing:
         return {**job, "created_at": created.isoformat()} if self.aged else job
 
     def __call__(self, request: Request) -> Reply:
+        if request.path.endswith("/me"):
+            return Reply(status=503) if self.away else ok({"username": "owner"})
         if "page" not in request.params:
             number = int(request.path.rpartition("/")[2])
             if number in self.odd:
@@ -915,7 +919,9 @@ def test_poll_is_lazy(server: Server) -> None:
     backend.close()
 
 
-@pytest.mark.parametrize("date", ["", "yesterday", "Thu, 01 Jan 99999999 00:00:00 GMT", "\x7f" * 50])
+@pytest.mark.parametrize(
+    "date", ["", "yesterday", "Mon, 01 Jan 0001 00:00:00 GMT", "Thu, 01 Jan 99999999 00:00:00 GMT", "\x7f" * 50]
+)
 def test_a_server_that_does_not_tell_its_time_is_read_to_the_end(poll: Poll, date: str) -> None:
     listing = Listing(ALL)
     listing.headers = {"Date": date}
@@ -934,7 +940,10 @@ def test_an_odd_answer_about_one_job_is_that_jobs_and_the_others_are_told(server
     found = [item for page in backend.watch(set(range(93, 101)), (), 0.0) for item in page]
     assert [item.remote_id for item in found if isinstance(item, Unclear)] == [96]
     assert sorted(item.remote_id for item in found if isinstance(item, RemoteJob)) == [93, 94, 95, 97, 98, 99, 100]
-    listing.odd = {95, 96, 97}
+    listing.hidden = listing.odd = {93, 94, 95, 96, 97}
+    found = [item for page in backend.watch(set(range(93, 101)), (), 0.0) for item in page]
+    assert sorted(item.remote_id for item in found if isinstance(item, Unclear)) == [93, 94, 95, 96, 97]
+    listing.away = True
     with pytest.raises(BackendUnavailable):
         list(backend.watch(set(range(93, 101)), (), 0.0))
     backend.close()

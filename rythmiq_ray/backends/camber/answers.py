@@ -30,6 +30,9 @@ MAX_MESSAGE: Final = 500
 """Characters of the server's own words that go into an error."""
 
 _MAX_RETRY_AFTER_S: Final = 3600.0
+_EARLIEST_YEAR: Final = 2000
+_LATEST_YEAR: Final = 9000
+"""Dates before and after are no dates of a service, and would be the end of Python's arithmetic."""
 _MAX_DETAILS: Final = 20
 _VALIDATION_FAILED: Final = 1
 _DOMAIN_FAILURE: Final = 2
@@ -84,11 +87,8 @@ class Answer:
     def date(self) -> datetime | None:
         """When it was given, by the server's clock; None where it does not say."""
         value = self._header("date")
-        try:
-            date = None if value is None else parsedate_to_datetime(value)
-        except (ValueError, OverflowError):
-            return None
-        return None if date is None else date.replace(tzinfo=date.tzinfo or UTC)
+        date = None if value is None else _http_date(value)
+        return None if date is None or not _EARLIEST_YEAR <= date.year < _LATEST_YEAR else date
 
     def _header(self, name: str) -> str | None:
         return next((value for key, value in self.headers.items() if key.lower() == name), None)
@@ -101,11 +101,10 @@ class Answer:
         try:
             delay_s = float(value)
         except ValueError:
-            try:
-                until = parsedate_to_datetime(value)
-                delay_s = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-            except (ValueError, TypeError, LookupError, OverflowError):
+            until = _http_date(value)
+            if until is None:
                 return None
+            delay_s = (until - datetime.now(UTC)).total_seconds()
         # The comparison is false for NaN too.
         return min(delay_s, _MAX_RETRY_AFTER_S) if delay_s >= 0 else 0.0
 
@@ -119,8 +118,9 @@ class Answer:
         details = body.get("error_details")
         for detail in details[:_MAX_DETAILS] if isinstance(details, list) else ():
             if isinstance(detail, dict):
-                field = detail.get("field") or detail.get("key") or "?"
-                words.append(f"{field}: {detail.get('message', '?')}")
+                field, said = detail.get("field") or detail.get("key"), detail.get("message")
+                # Text alone: what is nested deeply enough cannot even be shown.
+                words.append(": ".join(word if isinstance(word, str) else "?" for word in (field, said)))
         return printable("; ".join(words))
 
 
@@ -214,7 +214,16 @@ def time_of(value: object) -> datetime | None:
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-    return None if time.year < 2000 else time
+    return None if time.year < _EARLIEST_YEAR else time
+
+
+def _http_date(value: str) -> datetime | None:
+    """The date of a header; None for anything else, of which the parser has errors of many kinds."""
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, LookupError, OverflowError):
+        return None
+    return date.replace(tzinfo=date.tzinfo or UTC)
 
 
 def items_of(answer: Answer, *keys: str) -> list[dict[str, Any]] | None:

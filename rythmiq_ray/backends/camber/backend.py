@@ -35,7 +35,7 @@ _CLOCK_SKEW: Final = timedelta(minutes=1)
 """Between those of Camber's clocks that date jobs and answers."""
 _LONGEST_SEARCH_S: Final = 10 * 365 * 86400.0
 _OUTAGE: Final = 3
-"""Jobs in a row about which there is no clear answer."""
+"""So many jobs in a row without a clear answer look like one."""
 _STUCK_PAGES: Final = 3
 """Pages in a row that reach no older job: the list moves faster than it is read, or does not page."""
 
@@ -242,7 +242,7 @@ class CamberExecutionBackend:
             lowest = _lowest(page) if lowest is None else min(lowest, _lowest(page))
 
     def _ask_for_each(self, remote_ids: Collection[int]) -> list[RemoteJob | Unclear]:
-        """What cannot be found is left out. A fault about one job is that job's; the same about all is an outage."""
+        """What cannot be found is left out. A fault about a job is that job's, unless the service answers nobody."""
         out: list[RemoteJob | Unclear] = []
         in_a_row = 0
         for remote_id in sorted(remote_ids):
@@ -253,8 +253,8 @@ class CamberExecutionBackend:
                 in_a_row = 0
             except (BackendUnavailable, SpecRejected) as error:
                 in_a_row += 1
-                if in_a_row >= _OUTAGE:
-                    raise
+                if in_a_row % _OUTAGE == 0:
+                    self.check()  # Raises where this is an outage.
                 out.append(Unclear(remote_id=remote_id, error=ErrorInfo.of(error)))
         return out
 
