@@ -121,6 +121,7 @@ class Loop:
         self._strays: set[int] = set()
         self._claim_at = 0.0
         self._adopt_at = 0.0
+        self._disown_at = 0.0
         self._cancels_at = 0.0
         self._limits_at = 0.0
         self._database_retry_at = 0.0
@@ -219,8 +220,7 @@ class Loop:
             return
         try:
             if self.database_error is not None:
-                # The lost call may have been a claim or a take-over that Postgres carried out.
-                self._queue.disown(attempt.job.job_id for attempt in self.attempts)
+                self._disown_at = 0.0  # The lost call may have been a claim or a take-over that was carried out.
             work(now)
         except DatabaseUnavailable as error:
             self._database_retry_at = self._clock() + self._config.driver.poll_interval_s
@@ -241,6 +241,7 @@ class Loop:
         if not self.lease.held(self._clock()):
             return
         self._take_cancels(now)
+        self._disown(now)
         self._adopt(now)
         self._claim(now)
         if not self.outages.any:
@@ -262,6 +263,12 @@ class Loop:
         self.attempts.clear()
         self.register()
         self._adopt_at = 0.0
+
+    def _disown(self, now: float) -> None:
+        """Gives back what the table says is ours and we do not know of; a row that was locked then is met again."""
+        if now >= self._disown_at:
+            self._disown_at = now + self._config.driver.lease_s
+            self._queue.disown(attempt.job.job_id for attempt in self.attempts)
 
     def _claim(self, now: float) -> None:
         room = self._claim_room()
