@@ -6,7 +6,7 @@ threads in it, since a task that waits costs a process; results are data, since 
 
 A task is a stream: first that it has begun, then its results as they come. So its time counts from its own start,
 one slow order hides no other, and what came before a worker died counts. A message costs the driver some 0.4 ms, so
-those that are ready within :data:`_LINGER_S` share one.
+those that are ready within :data:`_LINGER_S` of each other share one.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ _AUTH_REMEDY: Final = "set RAY_AUTH_MODE=token and the cluster's token, in RAY_A
 _TASKS_PER_CPU: Final = 2
 """One that runs and one that is ready to follow; what waits beyond that is demand the autoscaler sees."""
 _PROBE_TIMEOUT_S: Final = 10.0
+_LOOK_S: Final = 0.02
+_PORT_WRITTEN_MS: Final = 1000
 _LEAVE_TIMEOUT_S: Final = 10.0
 _SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
 """Below this rate a large transfer counts as hung."""
@@ -251,6 +253,7 @@ class Cluster:
         self._asked_at: float | None = None
         self._drain_read_at = -_DRAIN_INTERVAL_S
         self._joined = False
+        self._given_up = threading.Event()
         self._children: set[psutil.Process] | None = None
         """What this process had started before Ray."""
         self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
@@ -268,7 +271,7 @@ class Cluster:
         where = "a Ray of its own on this machine" if own else address
         if own:
             machine.check()
-            _prepare_own(timeout_s)
+            _prepare_own()
         elif address != "auto":
             _check_address(address, timeout_s=min(_PROBE_TIMEOUT_S, timeout_s / 2))
         self._children = processes.children()
@@ -280,6 +283,7 @@ class Cluster:
         try:
             error = ended.get(timeout=max(0.0, deadline - now_s()))
         except Empty:
+            self._given_up.set()
             raise RayUnavailable(
                 f"Ray did not start within {timeout_s:.0f} s ({where}): its logs are in"
                 f" {machine.temporary_folder()}/ray/session_latest/logs; on a slow machine raise driver.start_timeout_s"
@@ -294,6 +298,7 @@ class Cluster:
     def _init(self, own: bool, ended: SimpleQueue[BaseException | None]) -> None:
         try:
             if own:
+                _wait_for_port_without_lock(self._given_up)
                 ray.init(
                     address="local",
                     num_cpus=self._config.num_cpus,
@@ -312,6 +317,7 @@ class Cluster:
 
     def shutdown(self) -> None:
         """Leaves Ray, or gives up to join it; tasks that still run are ended. Of a Ray of its own nothing is left."""
+        self._given_up.set()
         if self._joined:
             leave = threading.Thread(target=_leave, name="rythmiq-ray-leave", daemon=True)
             leave.start()
@@ -528,13 +534,31 @@ class Cluster:
             self._asked_at = None
 
 
-def _prepare_own(timeout_s: float) -> None:
+def _prepare_own() -> None:
     """Sets what a Ray of one's own reads from the environment."""
-    # While Ray waits for this it holds the interpreter's lock: nothing else here would run for longer.
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(max(1, int(timeout_s * 2 / 3))))
     if not os.environ.get("RAY_AUTH_TOKEN_PATH") and not _token_at_home():
         # Else Ray writes one into the home folder, which a container's user may not have.
         os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(16))
+
+
+def _wait_for_port_without_lock(given_up: threading.Event) -> None:
+    """Has ``ray.init`` wait for its head's port in a way that other threads go on and that can be given up.
+
+    Its own waits in C++ with the interpreter's lock held, for 30 s where the head has ended: no signal is seen then.
+    """
+    raylet: Any = ray._raylet
+    node: Any = ray._private.node
+    original = raylet.wait_for_persisted_port
+
+    def wait(folder: str, node_id: str, name: str, timeout_ms: int) -> int:
+        path = Path(folder) / raylet.get_port_filename(node_id, name)
+        deadline = now_s() + timeout_ms / 1000
+        while not path.exists():
+            if given_up.wait(_LOOK_S) or now_s() > deadline:
+                raise RuntimeError(f"its head process did not come up; its logs are in {folder}/logs")
+        return int(original(folder, node_id, name, timeout_ms=_PORT_WRITTEN_MS))
+
+    node.wait_for_persisted_port = wait
 
 
 def _token_at_home() -> bool:

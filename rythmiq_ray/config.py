@@ -1,16 +1,113 @@
-"""The typed configuration: every key, its unit, its default's reason. Loading is :mod:`rythmiq_ray.layers`'s work.
+"""The typed configuration: every key, its unit, its range, its default's reason.
 
-Defaults live in ``conf/*.yaml`` alone; a class here says what a key is. All are frozen and may be pickled into a Ray
-task; secrets are :class:`~rythmiq_ray.secret.Secret` and print as ``***``.
+Defaults live in ``conf/*.yaml`` alone; a class here says what a key is and may be. :mod:`rythmiq_ray.layers` loads and
+checks it. All are frozen and may be pickled into a Ray task; secrets are :class:`~rythmiq_ray.secret.Secret` and print
+as ``***``. Every time may be written as a number or with its unit, such as ``30s`` or ``7d``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainValidator, Strict, with_config
+
+from rythmiq_ray.checks import Between, Text
+from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.secret import Secret
+
+_MINUTE: Final = 60.0
+_HOUR: Final = 3600.0
+_DAY: Final = 86_400.0
+_MONTH: Final = 30 * _DAY
+_YEAR: Final = 365 * _DAY
+_MIB: Final = 1024**2
+_MOST_IN_FLIGHT: Final = 1_000_000
+_RIGHT_ENDPOINT: Final = "https://api-v2.cambercloud.com/api/cli"
+_DEAD_HOSTS: Final = frozenset({"api.camber.cloud"})
+"""Old notes show it as an example; it does not resolve (camber-api, section 1)."""
+_CHECKED: Final = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+def _number(value: object) -> object:
+    """Environment variables are text; 1e3 is a whole number too."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _milliseconds(value: object) -> object:
+    with_unit = isinstance(value, str) and value[-1:].isalpha()
+    return _number(seconds_of(value) * 1000.0 if with_unit else value)
+
+
+def _names(value: object) -> object:
+    """A list may be written with commas."""
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+def _prefix(value: object) -> object:
+    if isinstance(value, str) and (value.startswith("/") or value.endswith("/") or ".." in value.split("/")):
+        raise ValueError("must not start or end with / nor hold ..")
+    return value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _in_flight(value: object) -> object:
+    number = _number(value)
+    if value == "auto" or (type(number) is int and 1 <= number <= _MOST_IN_FLIGHT):
+        return number
+    raise ValueError(f"must be auto or a whole number from 1 to {_MOST_IN_FLIGHT:,}")
+
+
+def _secret(value: object) -> Secret:
+    return Secret("" if value is None else str(value))
+
+
+def _postgres(url: Secret) -> Secret:
+    from rythmiq_ray.queue.dsn import check_dsn  # psycopg2 is for those that have a database to name
+
+    if fault := check_dsn(url):
+        raise ValueError(fault)
+    return url
+
+
+def _one_word(key: Secret) -> Secret:
+    if any(letter.isspace() for letter in key.reveal()):
+        raise ValueError("has white space in it, copy the key again")
+    return key
+
+
+def _endpoint(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"is no http(s) URL; the default is {_RIGHT_ENDPOINT}")
+    if parts.hostname in _DEAD_HOSTS:
+        raise ValueError(f"{parts.hostname} is a placeholder of old notes: use {_RIGHT_ENDPOINT}")
+    if parts.username or parts.password:
+        raise ValueError("holds a user or password; the key goes into CAMBER_API_KEY")
+    return url
+
+
+Whole = Annotated[int, Strict(), BeforeValidator(_number)]
+Number = Annotated[float, Strict(), BeforeValidator(_number)]
+Seconds = Annotated[float, BeforeValidator(seconds_of)]
+Milliseconds = Annotated[int, Strict(), BeforeValidator(_milliseconds)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
+Flag = Annotated[bool, Strict()]
+Hidden = Annotated[Secret, PlainValidator(_secret)]
+PostgresUrl = Annotated[Hidden, AfterValidator(_postgres)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,28 +117,30 @@ class ServiceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseConfig:
-    url: Secret
-    connect_timeout_s: float
-    statement_timeout_s: float
+    url: PostgresUrl
+    connect_timeout_s: Annotated[Seconds, Between(1, 10 * _MINUTE)]
+    statement_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]
+    """Of the driver. Below half of ``driver.lease_s``, so that a statement that hangs does not cost the lease."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactsConfig:
     type: Literal["s3", "local"]
-    bucket: str | None
-    path: str | None
+    bucket: Text | None
+    path: Text | None
     """Folder of the local store."""
-    prefix: str
+    prefix: Annotated[Text, BeforeValidator(_prefix)]
     """Goes before ``<job_id>/<attempt>/`` in every URI."""
-    part_size_bytes: int
-    """Files larger than this go as a multipart upload, in parts of this size."""
-    concurrency: int
+    part_size_bytes: Annotated[Whole, Between(5 * _MIB, 512 * _MIB)]
+    """Files larger than this go as a multipart upload, in parts of this size. S3 takes 5 MiB to 5 GiB, and several
+    parts are in memory at once."""
+    concurrency: Annotated[Whole, Between(1, 256)]
     """Files of one job that are streamed at once."""
-    encryption: str | None = None
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     """Server-side encryption asked for with each object: ``AES256``, ``aws:kms``; None = the bucket's own."""
-    kms_key_id: str | None = None
+    kms_key_id: Text | None = None
     """The key of KMS to encrypt with; implies ``aws:kms``."""
-    requester_pays: bool = False
+    requester_pays: Flag = False
     """The bucket is somebody else's, who charges its users."""
 
 
@@ -49,21 +148,21 @@ class ArtifactsConfig:
 class InputsConfig:
     """How ``s3://`` inputs are read; beside this, as the artifacts are."""
 
-    anonymous: tuple[str, ...] = ()
+    anonymous: Names = ()
     """Public buckets that are read without credentials; ``*`` = all."""
-    requester_pays: bool = False
+    requester_pays: Flag = False
     """Pay for reading buckets that charge their readers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
     backend: Literal["camber"]
-    timeout_ms: int
+    timeout_ms: Annotated[Milliseconds, Between(1000, _MONTH * 1000)]
     """A job's time-out where the job names none."""
-    queue_timeout_s: float | None
+    queue_timeout_s: Annotated[Seconds, Between(1, _MONTH)] | None
     """How long a remote job may wait to start before it is cancelled and begun anew, which burns no attempt; None =
     for ever, as an account that is full is no fault of a job."""
-    overtaken_after_s: float | None
+    overtaken_after_s: Annotated[Seconds, Between(1, _MONTH)] | None
     """The same for one that waits although later ones of its kind have started; None = never."""
 
 
@@ -71,133 +170,139 @@ class ExecutionConfig:
 class CamberRoute:
     """A line of ``camber.routes``: a method and a path under the endpoint."""
 
-    method: str
-    path: str
+    method: Text
+    path: Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSize:
     """A size of ``camber.sizes.cpu`` or ``.gpu``."""
 
-    cpus: int
-    memory_gb: int
-    gpus: int
-    credits_per_hour: float
+    cpus: Annotated[Whole, Between(0, 1_000_000)]
+    memory_gb: Annotated[Whole, Between(0, 1_000_000)]
+    gpus: Annotated[Whole, Between(0, 1_000_000)]
+    credits_per_hour: Annotated[Number, Between(0, 1_000_000)]
 
 
+@with_config(_CHECKED)
 @dataclass(frozen=True, kw_only=True)
 class CamberCatalog:
     """What Camber offers; names are upper case. Enqueue checks a job against it."""
 
-    engines: tuple[str, ...]
-    cpu_sizes: Mapping[str, NodeSize]
-    gpu_sizes: Mapping[str, NodeSize]
+    engines: Names
+    cpu_sizes: Mapping[Text, NodeSize]
+    gpu_sizes: Mapping[Text, NodeSize]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CamberConfig:
-    api_key: Secret
+    api_key: Annotated[Hidden, AfterValidator(_one_word)]
     """As it was at the start, wherever it came from."""
-    api_key_file: str | None
+    api_key_file: Text | None
     """Where the driver reads the key before each use, so that it can be changed without a restart."""
-    endpoint: str
+    endpoint: Annotated[Text, AfterValidator(_endpoint)]
     transport: Literal["http", "cli"]
     """How calls travel: over HTTP, or through the vendor's program."""
-    program: str
+    program: Text
     """The vendor's program, a path or a name on PATH; for ``cli``, on the driver's machine and on every node."""
-    program_at_once: int
+    program_at_once: Annotated[Whole, Between(1, 256)]
     """Transfers that the program makes at once in one process, and as many other calls."""
-    region: str | None
-    max_in_flight: int | Literal["auto"]
+    region: Text | None
+    max_in_flight: Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
     """Remote jobs of one driver that may exist at once; more stay queued in Postgres. ``auto`` finds the account's."""
-    connect_timeout_s: float
-    read_timeout_s: float
-    create_timeout_s: float
-    settle_s: float
+    connect_timeout_s: Annotated[Seconds, Between(0.1, 10 * _MINUTE)]
+    """To resolve the name and be connected, whichever of its addresses answers."""
+    read_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]
+    """For all of a small call, its answer included, however slowly that comes. A file that is streamed, up or down,
+    must get on by 16 KiB in each such time."""
+    create_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]
+    """For all of a create."""
+    settle_s: Annotated[Seconds, Between(0, _HOUR)]
     """How far the remote list may lag behind a create."""
-    sync_timeout_s: float
+    sync_timeout_s: Annotated[Seconds, Between(0, _DAY)]
     """How long to wait for the result file of a job that ended."""
-    keep_unstored_s: float
+    keep_unstored_s: Annotated[Seconds, Between(0, _YEAR)]
     """How long Camber keeps what an attempt left and the artifact store did not take."""
-    page_size: int
-    call_attempts: int
+    page_size: Annotated[Whole, Between(1, 1000)]
+    call_attempts: Annotated[Whole, Between(1, 100)]
     """Tries of one idempotent call."""
-    routes: Mapping[str, CamberRoute]
+    routes: Mapping[Text, CamberRoute]
     """me, create, get, list, logs, cancel, stash_list, stash_read, stash_write, stash_remove."""
     catalog: CamberCatalog
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverConfig:
-    poll_interval_s: float
+    poll_interval_s: Annotated[Seconds, Between(0.01, _HOUR)]
     """How often Camber is asked for statuses, and Postgres for work that no notification announced."""
-    lease_s: float
+    lease_s: Annotated[Seconds, Between(1, _HOUR)]
     """How long after its last heartbeat a driver's jobs are left alone."""
-    batch_size: int
+    batch_size: Annotated[Whole, Between(1, 10_000)]
     """Jobs claimed, and outcomes written, in one statement."""
-    queues: tuple[str, ...]
+    queues: Names
     """Queues served; empty = all."""
-    start_timeout_s: float
+    start_timeout_s: Annotated[Seconds, Between(5, _HOUR)]
     """How long Ray, Postgres, Camber and the store have to answer at the start, all at once; then the driver ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryConfig:
-    base_delay_s: float
-    max_delay_s: float
+    base_delay_s: Annotated[Seconds, Between(0, _DAY)]
+    max_delay_s: Annotated[Seconds, Between(0, _MONTH)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionConfig:
     """How long what ended is kept, in seconds since its end; None = until somebody runs `rythmiq prune`."""
 
-    succeeded_s: float | None
+    succeeded_s: Annotated[Seconds, Between(_HOUR, 100 * _YEAR)] | None
     """Rows of jobs that SUCCEEDED."""
-    failed_s: float | None
+    failed_s: Annotated[Seconds, Between(_HOUR, 100 * _YEAR)] | None
     """Rows of jobs that FAILED or were CANCELLED."""
-    artifacts_s: float | None
+    artifacts_s: Annotated[Seconds, Between(_HOUR, 100 * _YEAR)] | None
     """Stored files. Rows go no sooner than their files where this is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShutdownConfig:
-    grace_s: float
+    grace_s: Annotated[Seconds, Between(0, _HOUR)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutageConfig:
-    probe_interval_s: float
+    probe_interval_s: Annotated[Seconds, Between(0.05, _HOUR)]
     """How often the one probe of an open circuit breaker is sent; doubles up to ``probe_max_interval_s``."""
-    probe_max_interval_s: float
+    probe_max_interval_s: Annotated[Seconds, Between(0.05, _HOUR)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
-    num_cpus: int | None
+    num_cpus: Annotated[Whole, Between(1, 10_000)] | None
     """CPUs of a Ray that the driver starts itself; None = all of the machine."""
-    jobs_per_task: int
+    jobs_per_task: Annotated[Whole, Between(1, 1000)]
     """Steps that ride in one Ray task; it has a CPU, and one more waits for each CPU."""
-    threads_per_task: int
+    threads_per_task: Annotated[Whole, Between(1, 1000)]
     """How many of them are under way at once: each has a thread, which waits for Camber and the store."""
-    task_timeout_s: float
+    task_timeout_s: Annotated[Seconds, Between(1, _DAY)]
     """So long after its start a task counts as hung and its phase is run again; plus the time its bytes need."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
     format: Literal["text", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
-    port: int | None
+    port: Annotated[Whole, Between(1, 65_535)] | None
     """Where /livez, /readyz and /metrics are served; None = nowhere."""
-    host: str
+    host: Text
     """The address listened on. Probes and scrapes come from outside of a container, so the default is every address;
     what is shown there names no job and no secret."""
 
 
+@with_config(_CHECKED)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     service: ServiceConfig

@@ -6,28 +6,31 @@ Later layers win: ``conf/default.yaml``, ``conf/camber.yaml``, the embedded defa
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
-import types
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
-from rythmiq_ray.config import CamberCatalog, Config
+from rythmiq_ray.checks import nearest, sentence
+from rythmiq_ray.config import CamberCatalog, Config, PostgresUrl
+from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.errors import ConfigurationError
+from rythmiq_ray.hosts import is_loopback
 from rythmiq_ray.programs import TETHER, find_program
 from rythmiq_ray.secret import Secret, read_secret
 
-Environment = Literal["local", "dev", "staging", "prod"]
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 
 VARIABLES: Final = MappingProxyType(
     {
@@ -51,53 +54,27 @@ VARIABLES: Final = MappingProxyType(
 """Which environment variable sets which key."""
 
 _VARIABLE_OF: Final = {key: variable for variable, key in VARIABLES.items()}
-_RIGHT_ENDPOINT: Final = "https://api-v2.cambercloud.com/api/cli"
-_DEAD_HOSTS: Final = frozenset({"api.camber.cloud"})
-"""Old notes show it as an example; it does not resolve (camber-api, section 1)."""
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-_HOUR: Final = 3600.0
-_DAY: Final = 86400.0
-
-_RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
+_INTERPOLATION: Final = re.compile(r"(\\*)\$\{")
+_LONGEST_SHOWN: Final = 80
+_ENVIRONMENTS: Final = ("local", "dev", "staging", "prod")
+_SECRET_KEYS: Final = ("database.url", "camber.api_key")
+_LONGEST_STATEMENT_S: Final = 30.0
+_STATEMENT_PART: Final = 0.4
+"""Of the lease: a statement that hangs is given up before the heartbeat behind it is late."""
+_NEEDED: Final = MappingProxyType(
     {
-        "database.connect_timeout_s": (1, 600),
-        "database.statement_timeout_s": (1, _HOUR),
-        # S3 takes parts of 5 MiB to 5 GiB; several are in memory at once.
-        "artifacts.part_size_bytes": (5 * 1024**2, 512 * 1024**2),
-        "artifacts.concurrency": (1, 256),
-        "execution.timeout_ms": (1000, 30 * _DAY * 1000),
-        "execution.queue_timeout_s": (1, 30 * _DAY),
-        "camber.max_in_flight": (1, 1_000_000),
-        "camber.program_at_once": (1, 256),
-        "camber.connect_timeout_s": (0.1, 600),
-        "camber.read_timeout_s": (0.1, _HOUR),
-        "camber.create_timeout_s": (0.1, _HOUR),
-        "camber.settle_s": (0.0, _HOUR),
-        "camber.sync_timeout_s": (0.0, _DAY),
-        "camber.page_size": (1, 1000),
-        "camber.call_attempts": (1, 100),
-        "driver.poll_interval_s": (0.01, _HOUR),
-        "driver.lease_s": (1, _HOUR),
-        "driver.batch_size": (1, 10_000),
-        "driver.start_timeout_s": (5, _HOUR),
-        "retry.base_delay_s": (0.0, _DAY),
-        "retry.max_delay_s": (0.0, 30 * _DAY),
-        "retention.succeeded_s": (_HOUR, 100 * 365 * _DAY),
-        "retention.failed_s": (_HOUR, 100 * 365 * _DAY),
-        "retention.artifacts_s": (_HOUR, 100 * 365 * _DAY),
-        "shutdown.grace_s": (0.0, _HOUR),
-        "outage.probe_interval_s": (0.05, _HOUR),
-        "outage.probe_max_interval_s": (0.05, _HOUR),
-        "ray.num_cpus": (1, 10_000),
-        "ray.jobs_per_task": (1, 1000),
-        "ray.threads_per_task": (1, 1000),
-        "ray.task_timeout_s": (1, _DAY),
-        "health.port": (1, 65_535),
+        "database.url": "the Postgres that holds the jobs, postgresql://user:password@host/database",
+        "artifacts.type": "s3 or local",
+        "artifacts.bucket": "the bucket for artifacts",
+        "artifacts.path": "the folder for artifacts",
+        "execution.backend": "camber",
+        "camber.api_key": "Camber's API key, or CAMBER_API_KEY_FILE to a file that holds it",
     }
 )
+"""What the variable of a key is to be set to, where no layer has set the key."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Value:
     """A key's value and where it came from."""
 
@@ -105,7 +82,7 @@ class Value:
     layer: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Loaded:
     """The configuration, and where each value came from."""
 
@@ -151,26 +128,20 @@ def conf_folder() -> Path:
 @cache
 def load_catalog() -> CamberCatalog:
     """Camber's engines and node sizes, from ``conf/camber.yaml`` alone; enqueue needs nothing else."""
-    tree = _read_file(conf_folder() / "camber.yaml")
-    faults: list[str] = []
-    catalog = _build(
-        CamberCatalog, tree["camber"]["catalog"], "camber.catalog", faults, lambda _key: "conf/camber.yaml"
-    )
-    if faults:
-        raise ConfigurationError("\n".join(faults))
-    assert isinstance(catalog, CamberCatalog)  # noqa: S101 - narrows the type
+    tree = _Tree()
+    tree.add_file(conf_folder() / "camber.yaml", "conf/camber.yaml")
+    tree.resolve()
+    catalog: CamberCatalog = tree.typed(CamberCatalog, "camber", "catalog")
+    _refuse(tree.faults.values())
     return catalog
 
 
 def database_url(environ: Mapping[str, str] | None = None, defaults: Mapping[str, str] | None = None) -> Secret:
     """``database.url`` by the same layers, for commands that need nothing else; raises ConfigurationError."""
-    values, faults = _merge((), os.environ if environ is None else environ, defaults or {})
-    faults = [fault for fault in faults if "database.url" in fault]
-    url = values["database.url"]
-    faults.extend(_database_faults(url))
-    if faults:
-        raise ConfigurationError("\n".join(faults))
-    return Secret(url.value)
+    tree = _read((), os.environ if environ is None else environ, defaults or {})
+    url: Secret = tree.typed(PostgresUrl, "database", "url")
+    _refuse(said for key, said in tree.faults.items() if key == "database.url" or key in tree.unread)
+    return url
 
 
 def load(
@@ -183,68 +154,160 @@ def load(
     ``defaults`` are environment variables that the embedded default provides; real ones win over them. Raises
     ConfigurationError, whose message has one line for each fault: key, fault, layer, remedy.
     """
-    values, faults = _merge(overrides, os.environ if environ is None else environ, defaults or {})
-    faults.extend(_take_key_file(values))
-    tree = _nest({key: item.value for key, item in values.items()})
-    config = _build(Config, tree, "", faults, lambda key: values[key].layer if key in values else "no layer")
-    if isinstance(config, Config):
-        faults.extend(_required(values))
-        faults.extend(_cross_checks(values))
-    if faults:
-        raise ConfigurationError("\n".join(dict.fromkeys(faults)))
-    return Loaded(config=config, values=MappingProxyType(values))
+    tree = _read(overrides, os.environ if environ is None else environ, defaults or {})
+    _take_key_file(tree)
+    _fit_statement_timeout(tree.values)
+    config: Config = tree.typed(Config)
+    for key, fault in _cross_faults(tree.values):
+        tree.faults.setdefault(key, fault)
+    _refuse(tree.faults.values())
+    return Loaded(config=config, values=MappingProxyType(tree.values))
+
+
+def _refuse(faults: Iterable[str]) -> None:
+    # A key of a file may hold anything.
+    if message := "\n".join(fault if fault.isprintable() else repr(fault)[1:-1] for fault in faults):
+        raise ConfigurationError(message)
 
 
 # ------------------------------------------------------------------------------------------------------- layers
 
 
-def _merge(
-    overrides: Sequence[str], environ: Mapping[str, str], defaults: Mapping[str, str]
-) -> tuple[dict[str, Value], list[str]]:
-    """All layers, flattened to dotted keys, and the faults of reading them."""
-    faults: list[str] = []
-    folder = conf_folder()
-    env = environ.get("SERVICE_ENV") or _argument(overrides, "service.env") or "prod"
-    files = [(folder / "default.yaml", "conf/default.yaml"), (folder / "camber.yaml", "conf/camber.yaml")]
-    if env in get_args(Environment):
-        files.append((folder / f"{env}.yaml", f"conf/{env}.yaml"))
-    values: dict[str, Value] = {}
-    for path, label in files:
-        _overlay(values, _read_file(path), label, faults, known=None)
-    known = frozenset(values)
+class _Tree:
+    """Layers merged by OmegaConf, which layer each key came from, and what is wrong: one line for each key."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = {}
+        """By dotted key, interpolations resolved. A section is never lost, so every key of ``conf`` is there."""
+        self.faults: dict[str, str] = {}
+        self.unread: set[str] = set()
+        """The files that cannot be read; each has its fault."""
+        self.origins: dict[str, str] = {}
+        """Which layer set a key last."""
+        self._layers: list[DictConfig] = []
+
+    def add_file(self, path: Path, label: str, note: str = "") -> None:
+        try:
+            self._add(_read_file(path), label)
+        except ConfigurationError as error:
+            self.unread.add(label)
+            self.faults[label] = f"{error.message}{note}"
+
+    def add(self, key: str, value: object, label: str) -> None:
+        """One key from outside of the files. Its value is meant as it is: ``${`` in a password is no interpolation."""
+        if isinstance(value, str):
+            value = _INTERPOLATION.sub(lambda found: rf"{found[1] * 2}\${{", value)
+        self._add(OmegaConf.create(_nest({key: value})), label)
+
+    def _add(self, layer: DictConfig, label: str) -> None:
+        leaves = dict(_leaves(OmegaConf.to_container(layer)))
+        misfits = [key for key, value in leaves.items() if self._misfit(key, value, label)]
+        if misfits:
+            layer = OmegaConf.create(_nest({key: leaves[key] for key in leaves.keys() - misfits}))
+        self._layers.append(layer)
+        self.origins.update((key, label) for key in leaves if key not in misfits)
+
+    def _misfit(self, key: str, value: object, label: str) -> bool:
+        """Whether a layer would put a section where the layers below have a value, or the other way round."""
+        above = next((name for name in _sections(key) if name in self.origins), None)
+        below = value != {} and any(name.startswith(f"{key}.") for name in self.origins)
+        if above or below:
+            self.faults[above or key] = f"{above or key}: must be {'no' if above else 'a'} section of keys ({label})"
+        return bool(above or below)
+
+    def resolve(self) -> None:
+        """Merges the layers; an interpolation that cannot be resolved is the fault of its key."""
+        merged = OmegaConf.unsafe_merge(*self._layers)
+        for key, raw in _leaves(OmegaConf.to_container(merged)):
+            try:
+                value = _resolved(merged, key) if "${" in str(raw) else raw
+            except OmegaConfBaseException as error:
+                self.faults[key] = f"{key}: {_unresolved(key, error)} ({self.origins[key]})"
+                value = None
+            for below, item in _leaves(value, key):
+                self.values[below] = Value(item, self.origins[key])
+
+    def typed(self, kind: Any, *below: str) -> Any:
+        """What is ``below`` as ``kind``; None where there are faults, which are noted."""
+        tree: Any = _nest({key: item.value for key, item in self.values.items()})
+        for part in below:
+            tree = tree[part]
+        try:
+            return _adapter(kind).validate_python(tree)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                path = (*below, *detail["loc"])
+                key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+                self.faults.setdefault(key, self._fault(key, detail))
+        return None
+
+    def _fault(self, key: str, detail: ErrorDetails) -> str:
+        value = detail["input"]
+        if key in _NEEDED and not value:
+            return _missing(key)
+        layer = self._layer_of(key)
+        if detail["type"] == "unexpected_keyword_argument":
+            others = [name for name in self.values if not f"{name}.".startswith(f"{key}.")]
+            return f"{key}: no such key ({layer}){_suggest(key, others)}"
+        return f"{key}: {sentence(detail, shown=self._shown(key, value))} ({layer}){_remedy(key)}"
+
+    def _layer_of(self, key: str) -> str:
+        """Where a key came from, a key below it, or the section that it is missing from."""
+        while key:
+            found = [item.layer for name, item in self.values.items() if f"{name}.".startswith(f"{key}.")]
+            if found:
+                return found[-1]
+            key = key[: max(key.rfind("."), key.rfind("["), 0)]
+        return "no layer"
+
+    def _shown(self, key: str, value: object) -> str:
+        """A value in a fault: not endless, and without what is a secret here or elsewhere in the tree."""
+        text = repr(value)
+        for name in _SECRET_KEYS:
+            secret = self.values[name].value if name in self.values else None
+            if key.startswith(name) or (secret and str(secret) in text):
+                return str(Secret(""))
+        return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _read(overrides: Sequence[str], environ: Mapping[str, str], defaults: Mapping[str, str]) -> _Tree:
+    """All layers, merged and resolved."""
+    tree = _Tree()
+    arguments = [item.partition("=") for item in overrides]
+    named = [text for key, equals, text in arguments if equals and key == "service.env"]
+    env = environ.get("SERVICE_ENV") or (named[-1] if named else "prod")
+    for name in ("default", "camber", *{env}.intersection(_ENVIRONMENTS)):
+        tree.add_file(conf_folder() / f"{name}.yaml", f"conf/{name}.yaml")
+    known = frozenset(tree.origins)
     for variable, text in defaults.items():
         if variable in VARIABLES:
-            values[VARIABLES[variable]] = Value(text, "embedded default")
-    extra = environ.get("RYTHMIQ_CONFIG")
-    if extra:
-        try:
-            _overlay(values, _read_file(Path(extra)), extra, faults, known=known)
-        except ConfigurationError as error:
-            faults.append(f"{error.message} (named by environment variable RYTHMIQ_CONFIG)")
+            tree.add(VARIABLES[variable], text, "embedded default")
+    if extra := environ.get("RYTHMIQ_CONFIG"):
+        tree.add_file(Path(extra), extra, " (named by environment variable RYTHMIQ_CONFIG)")
     for variable, key in VARIABLES.items():
         if environ.get(variable):
-            values[key] = Value(environ[variable], f"environment variable {variable}")
-    for override in overrides:
-        key, equals, text = override.partition("=")
+            tree.add(key, environ[variable], f"environment variable {variable}")
+    for key, equals, text in arguments:
         if not equals:
-            faults.append(f"{override!r}: not of the form key=value (argument)")
+            tree.faults[key] = f"{key!r}: not of the form key=value (argument)"
         elif key not in known:
-            faults.append(f"{key}: no such key (argument){_suggest(key, known)}")
+            tree.faults[key] = f"{key}: no such key (argument){_suggest(key, known)}"
         else:
-            values[key] = _argument_value(key, text)
-    return values, faults
+            secret = key in _SECRET_KEYS
+            tree.add(key, text if secret else _scalar(text), f"argument {key}={'…' if secret else text}")
+    tree.resolve()
+    return tree
 
 
-def _argument(overrides: Sequence[str], key: str) -> str | None:
-    found = [text for name, equals, text in (item.partition("=") for item in overrides) if equals and name == key]
-    return found[-1] if found else None
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    """One YAML file with its interpolations resolved; raises ConfigurationError."""
+def _read_file(path: Path) -> DictConfig:
+    """One YAML file, its interpolations as they are written; raises ConfigurationError."""
     try:
         loaded = OmegaConf.load(path)
-        tree = OmegaConf.to_container(loaded, resolve=True)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -252,36 +315,31 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}{line}: not valid YAML: {problem}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except GrammarParseError as error:  # its text would repeat the value
+        raise ConfigurationError(f"{path}: {error.full_key}: its interpolation is not closed or not valid") from None
     except OmegaConfBaseException as error:
-        if error.full_key and error.full_key not in _secret_keys():
-            raise ConfigurationError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
-        # Its text quotes the value, which may be a password with ${ in it.
-        where = f"{path}: {error.full_key}" if error.full_key else f"{path}"
-        raise ConfigurationError(
-            f"{where}: an interpolation cannot be resolved: write \\${{ where ${{ itself is meant"
-        ) from None
-    if not isinstance(tree, dict):
-        raise ConfigurationError(f"{path}: must hold keys and values, not {type(tree).__name__}")
-    return typing.cast(dict[str, Any], tree)
+        raise ConfigurationError(f"{path}: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: is nested too deeply") from None
+    if not isinstance(loaded, DictConfig):
+        raise ConfigurationError(f"{path}: must hold keys and values, not a list")
+    if any("." in str(name) for name in loaded):  # `driver.lease_s: 5` is one name to YAML
+        return OmegaConf.create(_nest(dict(_leaves(OmegaConf.to_container(loaded)))))
+    return loaded
 
 
-def _overlay(
-    values: dict[str, Value], tree: Mapping[str, Any], layer: str, faults: list[str], known: frozenset[str] | None
-) -> None:
-    for key, value in _flatten(tree, ""):
-        if known is not None and key not in known and not _in_open_map(key):
-            faults.append(f"{key}: no such key ({layer}){_suggest(key, known)}")
-        else:
-            values[key] = Value(value, layer)
+def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and (tree or not key):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, tree
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{key}.")
-        else:
-            yield key, value
+def _sections(key: str) -> Iterator[str]:
+    """Those that a key is in, the innermost first."""
+    while key := key.rpartition(".")[0]:
+        yield key
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,20 +348,26 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
         *path, name = key.split(".")
         at = tree
         for part in path:
-            at = at.setdefault(part, {})
+            if not isinstance(at.get(part), dict):
+                at[part] = {}
+            at = at[part]
         at[name] = value
     return tree
 
 
-def _in_open_map(key: str) -> bool:
-    """Whether ``key`` is in a map to which a deployment may add: Camber's sizes."""
-    return key.startswith(("camber.catalog.cpu_sizes.", "camber.catalog.gpu_sizes."))
+def _resolved(merged: Any, key: str) -> Any:
+    """A key's value without interpolations; raises OmegaConfBaseException."""
+    for part in key.split("."):
+        merged = merged[part]
+    return OmegaConf.to_container(merged, resolve=True) if OmegaConf.is_config(merged) else merged
 
 
-def _argument_value(key: str, text: str) -> Value:
-    if key in _secret_keys():
-        return Value(text, f"argument {key}=…")
-    return Value(_scalar(text), f"argument {key}={text}")
+def _unresolved(key: str, error: OmegaConfBaseException) -> str:
+    """Why there is no value. What the text around an unknown variable may be is shown of no secret."""
+    reason = str(error).splitlines()[0].rpartition("interpolation: ")[2].strip('"')
+    if key in _SECRET_KEYS and not reason.startswith("Environment variable "):
+        reason = "what it names is not there"
+    return f"its interpolation cannot be resolved: {reason}"
 
 
 def _scalar(text: str) -> Any:
@@ -313,97 +377,10 @@ def _scalar(text: str) -> Any:
         return text
 
 
-def _suggest(key: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(key, known, 1, 0.6)
-    return f": did you mean {near[0]}?" if near else ": see conf/default.yaml for the keys"
-
-
-# ------------------------------------------------------------------------------------------------------- typing
-
-
-def _build(kind: Any, value: Any, key: str, faults: list[str], layer: Callable[[str], str]) -> Any:
-    """``value`` as ``kind``; a fault is noted and None returned where it does not fit."""
-    if dataclasses.is_dataclass(kind):
-        return _build_section(typing.cast(type[Any], kind), value, key, faults, layer)
-    origin = get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        words: list[str] = [word for item in get_args(kind) if get_origin(item) is Literal for word in get_args(item)]
-        if value in words:
-            return value
-        (inner,) = (item for item in get_args(kind) if item is not type(None) and get_origin(item) is not Literal)
-        found: list[str] = []
-        built = _build(inner, value, key, found, layer)
-        faults.extend(
-            fault.replace("must be ", f"must be {''.join(f'{word} or ' for word in words)}", 1) for fault in found
-        )
-        return built
-
-    def wrong(expected: str) -> None:
-        shown = "" if key in _secret_keys() else f", not {value!r}"
-        faults.append(f"{key}: must be {expected}{shown} ({layer(key)}){_remedy(key)}")
-
-    if origin is Literal:
-        choices = get_args(kind)
-        text = str(value).upper() if key == "logging.level" else value
-        if text in choices:
-            return text
-        return None if value is None and key in _VARIABLE_OF else wrong(f"one of {', '.join(choices)}")
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, list):
-            return wrong("a list")
-        return tuple(_build(get_args(kind)[0], item, f"{key}[{at}]", faults, layer) for at, item in enumerate(items))
-    if origin is not None:  # a Mapping
-        if not isinstance(value, Mapping):
-            return wrong("a map")
-        inner = get_args(kind)[1]
-        return {name: _build(inner, item, f"{key}.{name}", faults, layer) for name, item in value.items()}
-    if kind is Secret:
-        return Secret(str(value)) if value else None
-    if kind is bool:
-        return value if isinstance(value, bool) else wrong("true or false")
-    if kind in (int, float):
-        return _number(kind, value, key, wrong)
-    if not isinstance(value, str):
-        return None if value is None and key in _VARIABLE_OF else wrong("text")
-    return value
-
-
-def _build_section(kind: type[Any], value: Any, key: str, faults: list[str], layer: Callable[[str], str]) -> Any:
-    if not isinstance(value, Mapping):
-        faults.append(f"{key}: must be a section ({layer(key)})")
-        return None
-    hints = typing.get_type_hints(kind)
-    prefix = f"{key}." if key else ""
-    for name in value.keys() - hints.keys():
-        faults.append(f"{prefix}{name}: no such key ({layer(prefix + name)}){_suggest(name, list(hints))}")
-    for name in hints.keys() - value.keys():
-        faults.append(f"{prefix}{name}: missing: conf/default.yaml must have it")
-    arguments = {name: _build(hint, value.get(name), f"{prefix}{name}", faults, layer) for name, hint in hints.items()}
-    return kind(**arguments)
-
-
-def _number(kind: type[Any], value: Any, key: str, wrong: Callable[[str], None]) -> Any:
-    expected = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool):
-        return wrong(expected)
-    try:
-        number = kind(value) if not (kind is int and isinstance(value, float)) else int(value)
-    except (TypeError, ValueError, OverflowError):
-        return wrong(expected)
-    if kind is int and isinstance(value, float) and number != value:
-        return wrong(expected)
-    low, high = _RANGES.get(key, (0.0, float("inf")))
-    if not low <= number <= high:
-        return wrong(f"{expected} from {low:g} to {high:g}")
-    return number
-
-
-@cache
-def _secret_keys() -> frozenset[str]:
-    return frozenset({"database.url", "camber.api_key"})
+def _suggest(key: str, known: Iterable[str]) -> str:
+    sections = {section for name in known for section in _sections(name)}
+    near = nearest(key, tuple(sorted(sections.union(known))))
+    return f": did you mean {near}?" if near else ": see conf/default.yaml for the keys"
 
 
 def _remedy(key: str) -> str:
@@ -411,113 +388,84 @@ def _remedy(key: str) -> str:
     return f": set {variable} or {key}" if variable else ""
 
 
+def _missing(key: str) -> str:
+    return f"{key}: required, but no layer sets it: set {_VARIABLE_OF[key]} to {_NEEDED[key]}"
+
+
 # ---------------------------------------------------------------------------------------- rules between the keys
 
 
-def _required(values: Mapping[str, Value]) -> list[str]:
-    needed = {
-        "database.url": "the Postgres that holds the jobs, postgresql://user:password@host/database",
-        "artifacts.type": "s3 or local",
-        "execution.backend": "camber",
-    }
-    if not values["camber.api_key_file"].value:
-        needed["camber.api_key"] = "Camber's API key, or CAMBER_API_KEY_FILE to a file that holds it"
-    if values["artifacts.type"].value == "s3":
-        needed["artifacts.bucket"] = "the bucket for artifacts"
-    if values["artifacts.type"].value == "local":
-        needed["artifacts.path"] = "the folder for artifacts"
-    return [
-        f"{key}: required, but no layer sets it: set {_VARIABLE_OF[key]} to {what}"
-        for key, what in needed.items()
-        if not values[key].value
-    ]
-
-
-def _take_key_file(values: dict[str, Value]) -> list[str]:
+def _take_key_file(tree: _Tree) -> None:
     """Takes ``camber.api_key`` from the file that ``camber.api_key_file`` names, and says what is wrong with it."""
-    file, key = values["camber.api_key_file"], values["camber.api_key"]
+    file, key = tree.values["camber.api_key_file"], tree.values["camber.api_key"]
     if not file.value:
-        return []
+        return
     if key.value:
-        return [f"camber.api_key_file: set ({file.layer}), and camber.api_key too ({key.layer}): keep one of them"]
+        fault = f"camber.api_key_file: set ({file.layer}), and camber.api_key too ({key.layer}): keep one of them"
+        tree.faults["camber.api_key_file"] = fault
+        return
     try:
-        values["camber.api_key"] = Value(read_secret(Path(str(file.value))).reveal(), f"file {file.value}")
+        secret = read_secret(Path(str(file.value)))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        return [f"camber.api_key_file: {file.value} cannot be used ({file.layer}): {reason}"]
-    return []
+        fault = f"camber.api_key_file: {file.value} cannot be used ({file.layer}): {reason}"
+        tree.faults["camber.api_key_file"] = fault
+    else:
+        tree.values["camber.api_key"] = Value(secret.reveal(), f"file {file.value}")
 
 
-def _cross_checks(values: Mapping[str, Value]) -> list[str]:
-    faults = _database_faults(values["database.url"]) if values["database.url"].value else []
-    faults.extend(_endpoint_faults(values["camber.endpoint"], values["service.env"].value))
+def _fit_statement_timeout(values: dict[str, Value]) -> None:
+    """Where no layer sets it, ``database.statement_timeout_s`` follows the lease."""
+    if values["database.statement_timeout_s"].value is None:
+        lease_s = _seconds(values["driver.lease_s"].value) or _LONGEST_STATEMENT_S
+        fitted = min(_LONGEST_STATEMENT_S, _STATEMENT_PART * lease_s)
+        values["database.statement_timeout_s"] = Value(fitted, "two fifths of driver.lease_s")
+
+
+def _cross_faults(values: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
+    """What is wrong between the keys, each with its key; also where some of them have faults of their own."""
+    needed = {"s3": ["artifacts.bucket"], "local": ["artifacts.path"]}.get(str(values["artifacts.type"].value), [])
+    if not values["camber.api_key_file"].value:
+        needed.append("camber.api_key")
+    yield from ((key, _missing(key)) for key in needed if not values[key].value)
+    endpoint = values["camber.endpoint"]
+    plain = re.match(r"http://(\[[^]]*\]|[^/:?#]*)", str(endpoint.value))
+    if plain and not is_loopback(plain[1].strip("[]")) and values["service.env"].value not in ("local", "dev"):
+        said = f"plain http would show the key to the network ({endpoint.layer}): use https"
+        yield "camber.endpoint", f"camber.endpoint: {said}"
     if values["camber.transport"].value == "cli":
-        faults.extend(_program_faults(values["camber.program"]))
-    key = values["camber.api_key"]
-    if key.value and any(letter.isspace() for letter in str(key.value)):
-        faults.append(f"camber.api_key: has white space in it ({key.layer}): copy the key again")
-    for low, high in (
-        ("retry.base_delay_s", "retry.max_delay_s"),
-        ("outage.probe_interval_s", "outage.probe_max_interval_s"),
+        yield from _program_faults(values["camber.program"])
+    for low, high, part in (
+        ("retry.base_delay_s", "retry.max_delay_s", 1.0),
+        ("outage.probe_interval_s", "outage.probe_max_interval_s", 1.0),
+        ("database.statement_timeout_s", "driver.lease_s", 0.5),
     ):
-        first, second = _as_float(values[low].value), _as_float(values[high].value)
-        if first is not None and second is not None and first > second:
-            faults.append(f"{low}: {first:g} is above {high}, {second:g} ({values[low].layer}): lower it")
-    prefix = str(values["artifacts.prefix"].value)
-    if prefix.startswith("/") or prefix.endswith("/") or ".." in prefix.split("/"):
-        faults.append(f"artifacts.prefix: {prefix!r} must not start or end with / ({values['artifacts.prefix'].layer})")
-    return faults
+        first, second = _seconds(values[low].value), _seconds(values[high].value)
+        if first is not None and second is not None and first > part * second:
+            of = "" if part == 1.0 else f"{part:.0%} of "
+            yield low, f"{low}: {first:g} is above {of}{high}, {second:g} ({values[low].layer}): lower it"
 
 
-def _as_float(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _database_faults(url: Value) -> list[str]:
-    if not url.value:
-        return [
-            "database.url: required, but no layer sets it: set DATABASE_URL to postgresql://user:password@host/database"
-        ]
-    from rythmiq_ray.queue.dsn import check_dsn  # psycopg2 is for those that have a database to name
-
-    fault = check_dsn(Secret(str(url.value)))
-    return [] if fault is None else [f"database.url: {fault} ({url.layer}): correct DATABASE_URL"]
-
-
-def _endpoint_faults(endpoint: Value, env: object) -> list[str]:
-    parts = urlsplit(str(endpoint.value or ""))
-    where = f"({endpoint.layer})"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return [f"camber.endpoint: {endpoint.value!r} is no http(s) URL {where}: the default is {_RIGHT_ENDPOINT}"]
-    if parts.hostname in _DEAD_HOSTS:
-        return [f"camber.endpoint: {parts.hostname} is a placeholder of old notes {where}: use {_RIGHT_ENDPOINT}"]
-    if parts.username or parts.password:
-        return [f"camber.endpoint: must hold no user or password {where}: the key goes into CAMBER_API_KEY"]
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK and env not in ("local", "dev"):
-        return [f"camber.endpoint: plain http would show the key to the network {where}: use https"]
-    return []
-
-
-def _program_faults(program: Value) -> list[str]:
-    faults = []
+def _program_faults(program: Value) -> Iterator[tuple[str, str]]:
     if find_program(str(program.value)) is None:
-        faults.append(
-            f"camber.program: there is no program {program.value!r} ({program.layer}):"
-            " install it here and on every Ray node, or set camber.program to its path"
-        )
+        said = "install it here and on every Ray node, or set camber.program to its path"
+        yield "camber.program", f"camber.program: there is no program {program.value!r} ({program.layer}): {said}"
     if find_program(TETHER) is None:
-        faults.append(f"camber.transport: cli needs the program {TETHER}: install util-linux")
-    return faults
+        yield "camber.transport", f"camber.transport: cli needs the program {TETHER}: install util-linux"
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        return seconds_of(value)
+    except ValueError:
+        return None
 
 
 # ------------------------------------------------------------------------------------------------------ showing
 
 
 def _masked(key: str, value: Any) -> Any:
-    return str(Secret("")) if key in _secret_keys() and value else value
+    return str(Secret("")) if key in _SECRET_KEYS and value else value
 
 
 def _inline(key: str, value: Any) -> str:

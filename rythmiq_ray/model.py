@@ -6,18 +6,29 @@ because a frozen one with slots is unpickled field by field in Python, and they 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from uuid import UUID
+from warnings import warn
 
+from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.errors import RULES, ErrorCode, RythmiqError, Verdict
 from rythmiq_ray.secret import Secret
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 3
+FORMER_NAMES: Final = {"timeout_s": "timeout", "delay_s": "delay"}
+"""Of fields, and of keys of a JSON line. They are read for one version; rows keep ``timeout_s`` for older drivers."""
 
 
 class JobState(StrEnum):
@@ -78,9 +89,31 @@ class Input:
     """Path relative to the job's working directory."""
 
 
+def _reads_former_names(cls: type[T]) -> type[T]:
+    """Lets a class be made with the names its fields had before, for one version."""
+    made = cls.__init__
+
+    @wraps(made)
+    def init(self: T, **fields: Any) -> None:
+        try:
+            made(self, **fields)
+        except TypeError:
+            names = {name: FORMER_NAMES.get(name, name) for name in fields}
+            if names.keys() == set(names.values()) or len(set(names.values())) < len(names):
+                raise
+            warn("timeout_s and delay_s are now called timeout and delay", DeprecationWarning, stacklevel=2)
+            made(self, **{names[name]: value for name, value in fields.items()})
+
+    cls.__init__ = init  # type: ignore[assignment]  # with the same fields, and their former names
+    return cls
+
+
+@_reads_former_names
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """What to run and on what; stored as ``rythmiq.jobs.spec``. Checked by :func:`rythmiq_ray.spec.check`."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True, "hide_input_in_errors": True}
 
     command: str
     engine: str = "base"
@@ -93,13 +126,18 @@ class JobSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
     """Names only; each value is the driver's ``RYTHMIQ_SECRET_<NAME>``."""
-    timeout_s: float | None = None
-    """How long the command may run; None = ``execution.timeout_ms``."""
+    timeout: float | str | None = None
+    """How long the command may run: seconds, or text such as ``2h``; None = ``execution.timeout_ms``."""
     retry_exit_codes: tuple[int, ...] | None = None
     """Exit codes worth another attempt; None = any but 0."""
 
+    @property
+    def timeout_s(self) -> float | None:
+        """``timeout`` in seconds; raises ValueError where it is no duration."""
+        return None if self.timeout is None else seconds_of(self.timeout)
+
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, which leaves out what has its default."""
+        """The JSON form, which leaves out what has its default. Older drivers read it, hence ``timeout_s``."""
         out: dict[str, Any] = {"command": self.command, "engine": self.engine, "node_size": self.node_size}
         if self.num_nodes != 1:
             out["num_nodes"] = self.num_nodes
@@ -113,34 +151,52 @@ class JobSpec:
             out["env"] = dict(self.env)
         if self.secrets:
             out["secrets"] = list(self.secrets)
-        if self.timeout_s is not None:
+        if self.timeout is not None:
             out["timeout_s"] = self.timeout_s
         if self.retry_exit_codes is not None:
             out["retry_exit_codes"] = list(self.retry_exit_codes)
         return out
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> JobSpec:
-        """Reads what :meth:`as_dict` wrote.
+    def from_dict(cls, data: object) -> JobSpec:
+        """Reads what :meth:`as_dict` wrote, whoever wrote it: each value has its type, what it may be is for the check.
 
-        Raises KeyError, TypeError, ValueError or AttributeError for a row that something else wrote.
+        Raises ValueError, whose message names each field that is wrong.
         """
-        codes = data.get("retry_exit_codes")
-        return cls(
-            command=data["command"],
-            engine=data.get("engine", "base"),
-            node_size=data.get("node_size", "xsmall"),
-            num_nodes=data.get("num_nodes", 1),
-            gpu=data.get("gpu", False),
-            inputs=tuple(Input(uri=i["uri"], name=i["name"]) for i in data.get("inputs", ())),
-            outputs=tuple(data.get("outputs", ())),
-            env=dict(data.get("env", {})),
-            secrets=tuple(data.get("secrets", ())),
-            timeout_s=data.get("timeout_s"),
-            retry_exit_codes=None if codes is None else tuple(codes),
-        )
+        from pydantic import ValidationError
+
+        from rythmiq_ray.checks import place, sentence
+
+        if not isinstance(data, Mapping):
+            raise ValueError("spec: must be an object")
+        values = dict(data)
+        if "timeout_s" in values:
+            if "timeout" in values:
+                raise ValueError("timeout_s: is the former name of timeout, which is there too")
+            values["timeout"] = values.pop("timeout_s")
+        if values.get("timeout") is not None:
+            try:
+                values["timeout"] = seconds_of(values["timeout"])
+            except ValueError as error:
+                raise ValueError(f"timeout: {error}") from None
+        try:
+            return _stored_spec().validate_json(json.dumps(values))
+        except ValidationError as error:
+            known = tuple(field.name for field in fields(cls))
+            faults = [f"{place(fault)}: {sentence(fault, known)}" for fault in error.errors(include_url=False)]
+        except (TypeError, ValueError, RecursionError):
+            faults = ["spec: has a key, a number or a depth that JSON cannot have"]
+        raise ValueError("; ".join(faults))
 
 
+@cache
+def _stored_spec() -> TypeAdapter[JobSpec]:
+    from pydantic import TypeAdapter  # most commands read no spec, and pydantic takes a while to import
+
+    return TypeAdapter(JobSpec)
+
+
+@_reads_former_names
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
     """A job to enqueue: its spec and how it is to be queued."""
@@ -153,7 +209,13 @@ class NewJob:
     user_id: str | None = None
     unique_key: str | None = None
     """Unique among unfinished jobs; enqueueing it again gives the first one's id."""
-    delay_s: float = 0.0
+    delay: float | str = 0.0
+    """How long after its enqueue it may start at the earliest: seconds, or text such as ``2h``."""
+
+    @property
+    def delay_s(self) -> float:
+        """``delay`` in seconds; raises ValueError where it is no duration."""
+        return seconds_of(self.delay)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,7 +218,7 @@ class Arena:
         ends: list[tuple[str, int | None]] = []
         for number in range(count):
             make, end = kinds[number % len(kinds)]
-            jobs.append(NewJob(spec=make(number), max_attempts=100, delay_s=float(number) * 0.3))
+            jobs.append(NewJob(spec=make(number), max_attempts=100, delay=float(number) * 0.3))
             ends.append((end[0], 1 + number % 9 if end[0] == "FAILED" else end[1]))
         connection = psycopg2.connect(self.postgres.url)
         ids = enqueue_many(connection, jobs)
@@ -427,11 +427,18 @@ class Arena:
 
 def vendor_program(root: Path) -> tuple[str, ...]:
     """Makes a program that stands in for the vendor's, and the overrides by which a driver uses it."""
-    place = root / "camber"
+    place = root / "vendor-camber"
     # Python leaves the option chaos to whoever asks; here it is :func:`leftovers`.
     place.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -X utf8 -X chaos={root} {program.__file__} "$@"\n')
     place.chmod(0o755)
-    return "camber.transport=cli", f"camber.program={place}"
+    return (
+        "camber.transport=cli",
+        f"camber.program={place}",
+        # Each call starts a process, which takes its time on a busy machine.
+        "camber.create_timeout_s=10",
+        "camber.read_timeout_s=20",
+        "ray.task_timeout_s=120",
+    )
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def tile_job(scripts: str, column: int, row: int) -> NewJob:
             Input(uri=f"{scripts}/png.py", name="png.py"),
         ),
         outputs=("tile-*.png",),
-        timeout_s=60,
+        timeout=60,
     )
     return NewJob(spec=spec, queue="demo")
 
@@ -129,7 +129,7 @@ def assembly(connection: psycopg2.extensions.connection, scripts: str, ids: list
         found = [artifact for _, artifact in inspect.artifacts(connection, job_id, attempt)]
         inputs.extend(Input(uri=file.uri, name=file.name) for file in found if file.name.startswith("tile-"))
     return JobSpec(
-        command="python3 assemble.py", node_size="xmicro", inputs=tuple(inputs), outputs=("fractal.png",), timeout_s=60
+        command="python3 assemble.py", node_size="xmicro", inputs=tuple(inputs), outputs=("fractal.png",), timeout=60
     )
 
 

@@ -31,7 +31,7 @@ def manifest(
     artifacts: Iterable[Artifact],
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC, with a Z."""
+    """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC with a Z, ``warnings`` only if any."""
     return {
         "version": 1,
         "job_id": str(job_id),
@@ -51,8 +51,7 @@ def manifest(
             }
             for artifact in artifacts
         ],
-        "warnings": list(warnings),
-    }
+    } | ({"warnings": list(warnings)} if warnings else {})
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache, partial
 from typing import Any, BinaryIO, Final, cast
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import boto3
@@ -33,6 +34,7 @@ from rythmiq_ray.artifacts.parts import BackgroundParts, PartBuffer
 from rythmiq_ray.artifacts.streaming import PROBE, Meter, budget, content_type, source_errors_as_they_were
 from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import NotFound, StoreRefused, StoreUnavailable
+from rythmiq_ray.hosts import is_loopback
 from rythmiq_ray.inputs import open_input
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.names import MANIFEST_NAME, key_of, refuse_unsafe
@@ -72,10 +74,15 @@ def shared_client(
         max_pool_connections=_CONNECTIONS,
     )
     client = session.client("s3", config=config)
-    if client.meta.endpoint_url.startswith("http://") and _CHECKSUMS not in os.environ:
+    endpoint = urlsplit(client.meta.endpoint_url)
+    more: dict[str, Any] = {}
+    if endpoint.scheme == "http" and _CHECKSUMS not in os.environ:
         # The signature covers the body's SHA-256 there, so that a CRC beside it would guard nothing more.
-        config = config.merge(BotoConfig(request_checksum_calculation="when_required"))
-        client = session.client("s3", config=config)
+        more["request_checksum_calculation"] = "when_required"
+    if is_loopback(endpoint.hostname or ""):
+        more["proxies"] = {}
+    if more:
+        client = session.client("s3", config=config.merge(BotoConfig(**more)))
 
     def add_parameters(params: dict[str, Any], model: Any, **_: Any) -> None:
         params.update((name, value) for name, value in parameters if name in model.input_shape.members)

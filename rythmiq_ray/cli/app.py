@@ -13,6 +13,7 @@ from rythmiq_ray.cli.jobs import cancel, jobs, retry, show
 from rythmiq_ray.cli.logs import logs
 from rythmiq_ray.cli.migrate import migrate
 from rythmiq_ray.cli.prune import prune
+from rythmiq_ray.cli.schema import schema
 
 app = typer.Typer(
     name="rythmiq",
@@ -58,4 +59,5 @@ app.command()(cancel)
 app.command()(retry)
 app.command()(collect)
 app.command()(prune)
+app.command()(schema)
 app.add_typer(local.app, name="local")

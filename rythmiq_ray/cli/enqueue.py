@@ -14,7 +14,6 @@ from rythmiq_ray.cli.failure import say
 from rythmiq_ray.cli.output import print_json
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import JobSpec, NewJob
-from rythmiq_ray.spec import check, default_name, parse, parse_lines
 
 _SPEC: Final = JobSpec(command="")
 _JOB: Final = NewJob(spec=_SPEC)
@@ -44,8 +43,8 @@ def enqueue(
         list[str] | None,
         typer.Option("--secret", metavar="NAME", help="A variable whose value is the driver's RYTHMIQ_SECRET_<NAME>."),
     ] = None,
-    timeout_s: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", help="How long the command may run.")
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long the command may run: seconds, or 90s, 2h, 1d.")
     ] = None,
     retry_exit_codes: Annotated[
         list[int] | None,
@@ -58,9 +57,9 @@ def enqueue(
     unique_key: Annotated[
         str | None, typer.Option(help="While a job with this key is unfinished, its id is printed instead.")
     ] = None,
-    delay_s: Annotated[
-        float, typer.Option("--delay", metavar="SECONDS", help="Not before this time has passed.")
-    ] = _JOB.delay_s,
+    delay: Annotated[
+        str, typer.Option(metavar="TIME", help="Not before this has passed: seconds, or 90s, 2h, 1d.")
+    ] = "0",
     file: Annotated[
         str | None, typer.Option("--file", metavar="JSONL|-", help="Many jobs, a JSON object a line; - is stdin.")
     ] = None,
@@ -68,7 +67,8 @@ def enqueue(
 ) -> None:
     """Add a job, or all jobs of a file.
 
-    Prints the id of each. A file is added in one transaction, and one bad line refuses it whole.
+    Prints the id of each. A file is added in one transaction, and one bad line refuses it whole; its keys are the
+    names of the options and those that `rythmiq schema` prints.
 
     The name of an --input is what follows the last `=` of its last part, where that `=` follows a file's ending
     (`x.csv=y`) or is the only one and no digit follows it; so `s3://b/epoch=3-step=10.ckpt` is a URI alone. `=./NAME`
@@ -80,7 +80,7 @@ def enqueue(
       rythmiq enqueue --command 'echo hello'
       rythmiq enqueue --command 'python3 fit.py' --node-size medium \\
           --input s3://lab/fit.py --input s3://lab/dt=1/x.csv=x.csv --output 'results/**'
-      rythmiq enqueue --command ./train --secret HF_TOKEN --timeout 3600 --max-attempts 5
+      rythmiq enqueue --command ./train --secret HF_TOKEN --timeout 2h --max-attempts 5
       rythmiq enqueue --file jobs.jsonl
       echo '{"command": "true", "queue": "night"}' | rythmiq enqueue --file -
     """
@@ -95,14 +95,14 @@ def enqueue(
             "outputs": outputs or [],
             "env": env_of(env or []),
             "secrets": secrets or [],
-            "timeout_s": timeout_s,
+            "timeout": timeout,
             "retry_exit_codes": retry_exit_codes or None,
             "max_attempts": max_attempts,
             "priority": priority,
             "queue": queue,
             "user_id": user_id,
             "unique_key": unique_key,
-            "delay_s": delay_s,
+            "delay": delay,
         }
         if command is None:
             raise typer.BadParameter("give --command or --file", ctx=context)
@@ -122,6 +122,8 @@ def input_of(text: str) -> dict[str, str]:
 
     URIs hold ``=`` too: in queries, and in keys such as ``dt=1/x.csv`` or ``epoch=3-step=1000.ckpt``.
     """
+    from rythmiq_ray.spec import default_name
+
     uri, mark, name = text.rpartition("=./")
     if mark:
         return {"uri": uri, "name": name}
@@ -152,6 +154,7 @@ def env_of(assignments: list[str]) -> dict[str, str]:
 
 def _one(data: dict[str, Any]) -> NewJob:
     from rythmiq_ray.layers import load_catalog
+    from rythmiq_ray.spec import check, parse
 
     job = parse(data)
     faults = check(job, load_catalog())
@@ -162,6 +165,7 @@ def _one(data: dict[str, Any]) -> NewJob:
 
 def _many(file: str) -> list[NewJob]:
     from rythmiq_ray.layers import load_catalog
+    from rythmiq_ray.spec import parse_lines
 
     catalog = load_catalog()
     with ExitStack() as stack:

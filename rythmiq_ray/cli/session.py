@@ -9,7 +9,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from rythmiq_ray.config import ArtifactsConfig
 from rythmiq_ray.errors import NotFound, StoreUnavailable
 from rythmiq_ray.secret import Secret
 
@@ -80,6 +79,7 @@ def store_of(uri: str) -> ArtifactStore:
 @cache
 def _store(kind: str, bucket: str | None) -> ArtifactStore:
     from rythmiq_ray.artifacts import open_store
+    from rythmiq_ray.config import ArtifactsConfig
 
     return open_store(
         ArtifactsConfig(

@@ -22,6 +22,7 @@ from rythmiq_ray.config import Config
 from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
+from rythmiq_ray.driver.retention import Retention
 from rythmiq_ray.driver.signals import Signals, Stopped
 from rythmiq_ray.driver.steps import Step, all_of
 from rythmiq_ray.driver.vitals import Vitals
@@ -210,7 +211,8 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     )
     poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
     cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key, on_call=on_call)
-    loop = Loop(config, queue, heartbeat, cluster, poller, wakeup, metrics=metrics)
+    retention = Retention(config.retention, queue, delete=executor.store.delete, wake=wakeup.set)
+    loop = Loop(config, queue, heartbeat, cluster, poller, wakeup, retention=retention, metrics=metrics)
     vitals = Vitals(config, loop, cluster, queue, metrics)
     loop.after_tick = vitals.publish
 
@@ -244,6 +246,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             signals.install()  # Ray sets a handler of its own, which prints a stack first.
             signals.check()
 
+        look()
         all_of(parts, meanwhile=look)
         signals.install()
         log.info("Execution backend initialized", backendType=executor.backend.backend_type)

@@ -22,6 +22,7 @@ from rythmiq_ray.driver.outages import BACKEND, Outages, Place
 from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
+from rythmiq_ray.driver.retention import Retention
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, place_of
 from rythmiq_ray.model import (
@@ -92,6 +93,7 @@ class Loop:
         poller: Poller,
         wakeup: Wakeup,
         *,
+        retention: Retention | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = now_s,
         environ: Mapping[str, str] = os.environ,
@@ -114,10 +116,12 @@ class Loop:
             over=self.attempts.outage_over,
         )
         self._outbox = Outbox(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
+        self._retention = retention
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
         self._strays: set[int] = set()
         self._claim_at = 0.0
         self._adopt_at = 0.0
+        self._disown_at = 0.0
         self._cancels_at = 0.0
         self._limits_at = 0.0
         self._database_retry_at = 0.0
@@ -216,8 +220,7 @@ class Loop:
             return
         try:
             if self.database_error is not None:
-                # The lost call may have been a claim or a take-over that Postgres carried out.
-                self._queue.disown(attempt.job.job_id for attempt in self.attempts)
+                self._disown_at = 0.0  # The lost call may have been a claim or a take-over that was carried out.
             work(now)
         except DatabaseUnavailable as error:
             self._database_retry_at = self._clock() + self._config.driver.poll_interval_s
@@ -238,10 +241,13 @@ class Loop:
         if not self.lease.held(self._clock()):
             return
         self._take_cancels(now)
+        self._disown(now)
         self._adopt(now)
         self._claim(now)
         if not self.outages.any:
             self._janitor.look_round(now)
+            if self._retention is not None:
+                self._retention.look_round(now)
 
     def _take_notifications(self) -> None:
         told = self._queue.notifications()
@@ -257,6 +263,12 @@ class Loop:
         self.attempts.clear()
         self.register()
         self._adopt_at = 0.0
+
+    def _disown(self, now: float) -> None:
+        """Gives back what the table says is ours and we do not know of; a row that was locked then is met again."""
+        if now >= self._disown_at:
+            self._disown_at = now + self._config.driver.lease_s
+            self._queue.disown(attempt.job.job_id for attempt in self.attempts)
 
     def _claim(self, now: float) -> None:
         room = self._claim_room()
@@ -604,6 +616,8 @@ class Loop:
                     times.append(self._cancels_at)
                 if not paused:
                     times.append(self._janitor.due_at)
+                    if self._retention is not None and self._retention.due_at is not None:
+                        times.append(self._retention.due_at)
                 if self._claim_room() > 0:
                     times.append(self._claim_at)
         if self.attempts:

@@ -201,7 +201,7 @@ def _as_date(text: str | bytes | None, cursor: psycopg2.extensions.cursor) -> da
         return None
     try:
         date: datetime = psycopg2.extensions.PYDATETIMETZ(text, cursor)
-        if date.tzinfo is not None and EARLIEST < date < LATEST:
+        if date.tzinfo is not None and EARLIEST.year <= date.year < LATEST.year:
             return date
     except (ValueError, OverflowError, psycopg2.Error):
         pass

@@ -434,7 +434,6 @@ FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
 WHERE a.cleaned_at IS NULL AND a.finished_at IS NOT NULL
   AND a.finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
   AND (a.keep_until IS NULL OR a.keep_until <= coalesce(%(now)s, now()))
-  AND NOT (j.state = 'RUNNING' AND j.attempt = a.attempt)
 ORDER BY a.finished_at
 LIMIT %(limit)s
 

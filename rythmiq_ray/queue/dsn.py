@@ -75,12 +75,15 @@ def _fault_of_parsing(text: str) -> str | None:
 
 def _fault_of_parts(text: str) -> str | None:
     """What libpq takes, but not for what was meant: it ends user and password at the first / or @."""
-    parts = parse_dsn(text)
-    host, port, database = (parts.get(name, "") for name in ("host", "port", "dbname"))
-    if "@" in host or ("@" in database and "@" not in text.partition("://")[2].partition("/")[0]):
+    rest = text.partition("://")[2]
+    before_options = rest.rpartition("?")[0] or rest
+    if set("@/") & set(before_options.rpartition("@")[0]):
         return f"has an @ or / in user or password: {_ENCODE}"
-    if any(each and not (each.isdecimal() and 0 < int(each) < 65_536) for each in port.split(",")):
+    parts = parse_dsn(text)
+    if any(each and not (each.isdecimal() and 0 < int(each) < 65_536) for each in parts.get("port", "").split(",")):
         return f"has a port that is no number from 1 to 65535, or a special character in the password: {_ENCODE}"
-    if any(letter.isspace() for letter in host):
+    if any(letter.isspace() for letter in parts.get("host", "")):
         return f"has white space in the host: {_ENCODE}"
+    if any(letter.isspace() for letter in rest):
+        return f"has white space in it: {_ENCODE}"
     return None

@@ -43,12 +43,14 @@ def enqueue(
     max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     user_id: str | None = None,
     unique_key: str | None = None,
-    delay_s: float = 0.0,
+    delay: float | str = 0.0,
+    delay_s: float | None = None,
 ) -> UUID:
     """Adds one job in the caller's transaction: it exists once that commits, and never if it rolls back.
 
-    Returns the job's id; where an unfinished job holds ``unique_key``, that job's id. Raises InvalidJob with every
-    fault of the job (also for engines and sizes that Camber does not have), and DatabaseUnavailable.
+    Returns the job's id; where an unfinished job holds ``unique_key``, that job's id. ``delay`` is seconds or text such
+    as ``2h``; ``delay_s`` is its former name. Raises InvalidJob with every fault of the job (also for engines and sizes
+    that Camber does not have), and DatabaseUnavailable.
     """
     job = NewJob(
         spec=spec,
@@ -57,7 +59,7 @@ def enqueue(
         max_attempts=max_attempts,
         user_id=user_id,
         unique_key=unique_key,
-        delay_s=delay_s,
+        delay=delay if delay_s is None else delay_s,
     )
     return enqueue_many(connection, [job])[0]
 
@@ -130,7 +132,7 @@ def _copy(connection: psycopg2.extensions.connection, ids: Iterable[UUID], jobs:
     """Adds those jobs that have no unique key."""
     # The plain class, whatever the connection's own.
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-        delayed = any(job.delay_s for job in jobs)
+        delayed = any(job.delay for job in jobs)
         now: datetime | None = fetch(connection, _SQL["now"], {})[0]["now"] if delayed else None
         lines = (_line(job_id, job, now) for job_id, job in zip(ids, jobs, strict=True) if job.unique_key is None)
         cursor.copy_expert(_SQL["copy"], cast("TextIO", _Stream(lines)), _COPY_CHARACTERS)  # needs read() alone
@@ -164,7 +166,7 @@ def _line(job_id: UUID, job: NewJob, now: datetime | None) -> str:
     # JSON itself escapes all else that COPY reads as its own.
     spec = _spec_json(job.spec).replace("\\", "\\\\")
     visible = "now"  # To Postgres that is the transaction's time.
-    if job.delay_s and now is not None:
+    if job.delay and now is not None:
         visible = (now + timedelta(seconds=job.delay_s)).isoformat()
     return f"{job_id.int:032x}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}\n"
 

@@ -14,6 +14,7 @@ from rythmiq_ray.spec import read_spec
 
 _Word = TypeVar("_Word", JobState, Phase)
 _SHOWN: Final = 80
+_WORDS: Final = (("state", frozenset(map(str, JobState))), ("phase", frozenset([None, *map(str, Phase)])))
 _DATES: Final = (
     "next_visible_at",
     "cancel_requested_at",
@@ -126,8 +127,8 @@ def _odd_fields(row: Mapping[str, Any]) -> list[str]:
     odd = [f"{name}: {_far(row[name])}" for name in _DATES if row[name] is EARLIEST or row[name] is LATEST]
     if finite(row["cost_credits"]) != row["cost_credits"]:
         odd.append(f"cost_credits: is {row['cost_credits']}")
-    for name, kind in (("state", JobState), ("phase", Phase)):
-        if row[name] is not None and row[name] not in kind.__members__.values():
+    for name, known in _WORDS:
+        if row[name] not in known:
             odd.append(f"{name}: {row[name]!r:.80} is not known to this version")
     return odd
 

@@ -26,7 +26,7 @@ from rythmiq_ray.local.s3 import S3
 
 Drive = Callable[..., subprocess.Popen[bytes]]
 Environment = dict[str, str]
-WAIT_S = 90.0
+WAIT_S = 150.0
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def read(s3: S3, uri: str) -> bytes:
     return content
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 @pytest.mark.usefixtures("transport")
 def test_jobs_of_every_kind_end_as_their_commands_say(
     connection: psycopg2.extensions.connection, drive: Drive, s3: S3, camber: Emulator, tmp_path: Path
@@ -125,7 +125,7 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
     assert ids.keys() - manifests.keys() == {"no-secret", "no-input"}, "a FAILED attempt has a manifest too"
     for name, manifest in manifests.items():
         assert (manifest["version"], manifest["job_id"]) == (1, ids[name])
-        assert set(manifest) == {
+        assert set(manifest) - {"warnings"} == {
             *(
                 "version",
                 "job_id",
@@ -172,7 +172,7 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
     assert_no_canary(connection, tmp_path, s3, camber)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 @pytest.mark.usefixtures("transport")
 def test_a_stopped_drivers_jobs_are_taken_over_without_a_second_create(
     connection: psycopg2.extensions.connection, drive: Drive, camber: Emulator, tmp_path: Path
@@ -206,7 +206,7 @@ def test_a_stopped_drivers_jobs_are_taken_over_without_a_second_create(
     assert stash_files(camber) == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_a_second_signal_ends_at_once_and_that_is_safe(
     connection: psycopg2.extensions.connection, drive: Drive, camber: Emulator, tmp_path: Path
 ) -> None:
@@ -228,7 +228,7 @@ def test_a_second_signal_ends_at_once_and_that_is_safe(
     assert set(creates_by_path(tmp_path).values()) == {1}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_a_killed_drivers_programs_end_with_it_and_what_they_created_is_found(
     connection: psycopg2.extensions.connection, drive: Drive, environment: Environment, tmp_path: Path
 ) -> None:

@@ -40,7 +40,8 @@ class Service:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                service.held.get("me", threading.Event()).wait(0 if "me" not in service.held else WAIT_S)
+                if "me" in service.held:
+                    service.held["me"].wait(WAIT_S)
                 self._answer(service.status, {"username": "ada"})
 
             def do_DELETE(self) -> None:
@@ -279,3 +280,17 @@ def test_a_node_whose_certificates_cannot_be_read_is_an_outage(tasks: Callable[.
     found: list[tuple[str, ErrorInfo | None]] = []
     one.wait_for(lambda: found.extend(one.cluster.probed()) or found, "the probe says so too")
     assert found[0][1] == result.error
+
+
+@pytest.mark.timeout(180)
+def test_a_result_that_came_before_a_withdrawal_is_still_handed_over(tasks: Callable[..., Tasks]) -> None:
+    one, order = tasks(), clean()
+    one.send(order)
+    deadline = time.monotonic() + WAIT_S
+    while one.cluster._messages.qsize() < 2:  # that it has begun, and its result
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert one.cluster.withdraw() == []
+    assert one.cluster.busy, "a driver that stops waits for what is busy"
+    assert [result for _, result in one.cluster.completed()] == [Cleaned()]
+    assert not one.cluster.busy

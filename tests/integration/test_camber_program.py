@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from camber_jobs import KEY, eventually, make_config, make_job, no_input, submit, wait_for
+from camber_jobs import KEY, eventually, make_config, make_job, submit, wait_for
 from vendor_program import VendorProgram
 
 from rythmiq_ray.backends.camber import CamberExecutionBackend
@@ -132,6 +132,25 @@ def test_each_call_has_the_key_of_its_time(config: Any, emulator: Emulator, prog
     client.close()
 
 
+def test_the_program_is_whole_without_oddities(client: CamberProgram, emulator: Emulator, tmp_path: Path) -> None:
+    environ = {"CAMBER_API_KEY": KEY, "CAMBER_API_ENDPOINT": emulator.endpoint, "PATH": os.environ["PATH"]}
+
+    def say(*arguments: str) -> str:
+        command = [sys.executable, "-m", "rythmiq_ray.local.camber.program", *arguments]
+        root = Path(__file__).parents[2]
+        return subprocess.run(command, env=environ, cwd=root, capture_output=True, text=True, check=True).stdout
+
+    client.stash_write(place(emulator, "plain/1/x"), b"0123456789")
+    assert json.loads(say("me", "--output", "json"))["username"] == emulator.owner
+    listed = json.loads(say("stash", "ls", "-r", "-a", "--output", "json", place(emulator, "plain/1/")))
+    assert [file["size"] for file in listed["files"]] == [10]
+    assert client.stash_read(place(emulator, "plain/1/x")) == b"0123456789"
+    target = tmp_path / "copy"
+    say("stash", "cp", place(emulator, "plain/1/x"), str(target))
+    assert target.read_bytes() == b"0123456789"
+    say("stash", "test", "-f", place(emulator, "plain/1/x"))
+
+
 # ------------------------------------------------------------------------------------------------ its oddities
 
 
@@ -177,6 +196,27 @@ def test_an_error_is_its_words_whatever_its_exit_code(
         with pytest.raises(BackendRefusedKey):
             call()
     assert created(emulator, "rythmiq/refused/1") == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ('{"code": 2, "message": "job not found"}\n', NotFound),
+        ('{\n  "code": 1,\n  "message": "Validation failed"\n}\n', SpecRejected),
+        ('{"code": 2, "message": "try later"}\n', BackendUnavailable),
+        ('{"message": "unauthorized - invalid token"}\n', BackendRefusedKey),
+        ("not found\n", NotFound),
+        ("authentication error\n", BackendRefusedKey),
+        ("Error: user not found\n", BackendRefusedKey),
+        ('Error: Get "https://x": dial tcp: lookup x: no such host\n', BackendUnavailable),
+    ],
+)
+def test_an_error_is_known_in_every_form(
+    client: CamberProgram, program: VendorProgram, said: str, error: type[RythmiqError]
+) -> None:
+    program.behave(says={"job_get": said})
+    with pytest.raises(error):
+        client.get(1)
 
 
 def test_a_good_upload_with_code_255_is_good(client: CamberProgram, emulator: Emulator, program: VendorProgram) -> None:
@@ -517,11 +557,3 @@ def test_a_killed_caller_leaves_no_process_and_its_files_go_with_the_next(
     assert len(list(temporary.iterdir())) == 2, "what the living use stays"
     client.close()
     other.close()
-
-
-def test_an_input_with_a_bundles_own_name_is_refused_before_anything_runs(config: Any) -> None:
-    backend = CamberExecutionBackend(config)
-    with pytest.raises(NotFound):
-        backend.upload(replace(make_job(), remote_path="x"), secrets={}, timeout_s=1, open_input=no_input)
-    assert backend.client.calls["stash_write"] == 0
-    backend.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -157,12 +159,34 @@ def test_enqueue_takes_every_option(cli: Cli) -> None:
     assert again == [{"job_id": job_id}]
 
 
+def test_a_time_has_one_name_and_any_unit(cli: Cli) -> None:
+    """The former names of a line are read for one version; rows keep what older drivers read."""
+    lines = [{"command": "x", "timeout": "2h", "delay": "1d"}, {"command": "x", "timeout_s": 7200, "delay_s": 86400}]
+    ids = cli.out("enqueue", "--file", "-", stdin="\n".join(map(json.dumps, lines)).encode()).split()
+    ids.append(cli.out("enqueue", "--command", "x", "--timeout", "2h", "--delay", "1d").strip())
+    ids.append(cli.out("enqueue", "--command", "x", "--timeout", "7200", "--delay", "86400.0").strip())
+    for row in (cli.json("show", job_id) for job_id in ids):
+        assert row["spec"]["timeout_s"] == 7200
+        wait = datetime.fromisoformat(row["next_visible_at"]) - datetime.fromisoformat(row["created_at"])
+        assert wait.total_seconds() == pytest.approx(86_400, abs=60)
+    said = cli.refused("enqueue", "--command", "x", "--timeout", "2 hours", "--delay", "-1")
+    assert "rythmiq: timeout: must be a number of seconds, or text such as 90s, 2h or 1d\n" in said
+    assert "rythmiq: delay: must be" in said
+
+
+def test_the_schema_of_a_line_is_printed(cli: Cli) -> None:
+    schema = json.loads(cli.out("schema"))
+    assert schema["$schema"].endswith("2020-12/schema")
+    assert {"command", "timeout", "delay", "timeout_s"} <= schema["properties"].keys()
+    assert re.search(schema["properties"]["engine"]["pattern"], "openfoam"), "what Camber offers is in it"
+
+
 def test_a_bad_job_is_refused_before_anything_is_stored(cli: Cli) -> None:
     said = cli.refused(
         *("enqueue", "--command", " ", "--engine", "bsae", "--node-size", "micro", "--gpu", "--output", "../x"),
         *("--input", "ftp://x/y", "--timeout", "-1"),
     )
-    for field in ("command", "outputs[0]", "inputs[0].uri", "timeout_s"):
+    for field in ("command", "outputs[0]", "inputs[0].uri", "timeout"):
         assert f"rythmiq: {field}: " in said
     assert "did you mean BASE?" in cli.refused("enqueue", "--command", "x", "--engine", "bsae")
     assert "has no GPU" in cli.refused("enqueue", "--command", "x", "--node-size", "micro", "--gpu")

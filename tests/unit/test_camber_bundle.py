@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from rythmiq_ray.backends.camber.bundle import OWNED_BY_BASH, StopTimes, Upload, env_file, is_own, script
 from rythmiq_ray.backends.camber.result import parse_result
 from rythmiq_ray.errors import InputUnreadable, SecretMissing, SpecRejected, StoreUnavailable
+from rythmiq_ray.job_fields import RESERVED_ENV
 from rythmiq_ray.model import Input, Job, JobSpec, JobState, Phase, RemoteResult
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.spec import RESERVED_ENV
 
 NOW = datetime(2026, 1, 7, tzinfo=UTC)
 QUICK = StopTimes(grace_s=0.3, drain_s=0.3)

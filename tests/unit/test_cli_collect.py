@@ -22,8 +22,8 @@ LATER = datetime.now(UTC) + timedelta(days=6, hours=12)
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """``rows`` by id, and what the queue answers: ``taken``, ``refused``."""
-    held: dict[str, Any] = {"rows": {}, "taken": set(), "refused": {}}
+    """``rows`` by id, and which of them the queue has ``refused``."""
+    held: dict[str, Any] = {"rows": {}, "refused": {}}
 
     @contextmanager
     def database() -> Iterator[None]:
@@ -35,13 +35,14 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found: Job = held["rows"][job_id]
         return found
 
-    def answer(_: Any, ids: list[UUID]) -> tuple[set[UUID], dict[UUID, str]]:
+    def answer(_: Any, ids: list[UUID]) -> dict[UUID, str]:
         held["asked"] = ids
-        return held["taken"], held["refused"]
+        refused: dict[UUID, str] = held["refused"]
+        return refused
 
     monkeypatch.setattr(collect, "database", database)
     monkeypatch.setattr(inspect, "job", find)
-    monkeypatch.setattr(inspect, "collect", answer, raising=False)
+    monkeypatch.setattr(inspect, "collect", answer)
     return held
 
 
@@ -55,7 +56,7 @@ def test_collect_tells_what_happens_with_each_job(queue: dict[str, Any], capsys:
     taken = put(queue, state=JobState.FAILED, phase=None, collect_until=LATER)
     waits = put(queue, state=JobState.RETRYING, phase=None, collect_until=LATER)
     under_way = put(queue, phase=Phase.COLLECTING)
-    queue["taken"], queue["refused"] = {taken}, {waits: "it is RETRYING", under_way: "it is RUNNING"}
+    queue["refused"] = {waits: "it is RETRYING", under_way: "it is RUNNING"}
     assert run(["collect", str(taken), str(waits), str(under_way)]) == 0
     assert queue["asked"] == [taken, waits, under_way]
     said = capsys.readouterr()
@@ -70,7 +71,7 @@ def test_collect_of_what_cannot_be_collected_says_why(
     queue: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone, taken = put(queue, state=JobState.SUCCEEDED, phase=None), put(queue, state=JobState.FAILED, phase=None)
-    queue["taken"], queue["refused"] = {taken}, {gone: "nothing of it is kept"}
+    queue["refused"] = {gone: "nothing of it is kept"}
     assert run(["collect", "--json", str(gone), str(taken)]) == 1
     said = capsys.readouterr()
     assert said.err == f"rythmiq: {gone} was left alone: nothing of it is kept\n"
@@ -133,4 +134,15 @@ def test_a_job_that_is_pending_at_camber_is_not_shown_as_one_that_runs(
 ) -> None:
     row = job(command="echo x", phase=phase, remote_status=status)
     assert jobs._what(row) == f"{stage}: echo x"
-    assert jobs._facts(row)["state"] == f"RUNNING ({stage})"
+    assert str(jobs._facts(row)["state"]).startswith(f"RUNNING ({stage}")
+
+
+def test_show_tells_since_when_and_what_a_job_waits_for() -> None:
+    minutes_ago = datetime.now(UTC) - timedelta(minutes=5)
+    pending = job(phase=Phase.WAITING, remote_status=RemoteStatus.PENDING, submitted_at=minutes_ago)
+    assert jobs._facts(pending)["state"] == "RUNNING (pending at Camber for 5m)"
+    stuck = job(phase=Phase.COLLECTING, ended_at=minutes_ago, waits_for="store_unavailable: denied", free_attempts=2)
+    facts = jobs._facts(stuck)
+    assert facts["state"] == "RUNNING (collecting for 5m)"
+    assert facts["waits for"] == "store_unavailable: denied"
+    assert facts["attempt"] == "1 of 3, 2 free"

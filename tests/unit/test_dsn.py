@@ -45,7 +45,7 @@ SOUND = (
     "host=h dbname=d password='a b'",
     "service=prod",
     "postgresql:///?service=prod",
-    "postgresql://u:p@h/my@db",
+    "postgresql://u:p@h/my%40db",
 )
 
 
@@ -59,7 +59,7 @@ def test_a_fault_is_named_without_any_part_of_the_value(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(environ={"DATABASE_URL": url, "SERVICE_ENV": "prod"})
     (line,) = (line for line in caught.value.message.splitlines() if line.startswith("database.url"))
-    assert line == f"database.url: {fault} (environment variable DATABASE_URL): correct DATABASE_URL"
+    assert line == f"database.url: {fault} (environment variable DATABASE_URL): set DATABASE_URL or database.url"
 
 
 @pytest.mark.parametrize("url", SOUND)
@@ -80,7 +80,7 @@ def test_the_driver_says_it_in_one_line_with_exit_2(option: str, tmp_path: Path)
     }
     for changes, words in (
         ({"DATABASE_URL": "postgresql://u:pa/ss-w0rd@h/d"}, "database.url: has an @ or / in user or password"),
-        ({"RYTHMIQ_CONFIG": str(config)}, "database.url: an interpolation cannot be resolved"),
+        ({"RYTHMIQ_CONFIG": str(config)}, "database.url: its interpolation cannot be resolved"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "rythmiq_ray.driver", option],

@@ -25,7 +25,7 @@ from rythmiq_ray.errors import (
     NotFound,
     StoreUnavailable,
 )
-from rythmiq_ray.executor import SMALL_BYTES, Executor
+from rythmiq_ray.executor import PROBES, SMALL_BYTES, Executor
 from rythmiq_ray.model import (
     Collected,
     Faulted,
@@ -88,6 +88,51 @@ def test_nothing_is_created_once_the_lease_may_be_over() -> None:
     assert isinstance(result, NotYet)
     assert result.uploaded
     assert backend.calls == ["upload"]
+
+
+@pytest.mark.parametrize("day_s", [86_400.0, -86_400.0])
+def test_the_end_of_a_lease_is_read_by_the_nodes_own_clock(day_s: float) -> None:
+    ahead = executor(Backend())
+    open_still = submit(create_by=now_s() - day_s + 60.0)
+    assert isinstance(ahead.run(open_still, clock_offset_s=day_s), Submitted)
+    over = submit(create_by=now_s() - day_s - 1.0)
+    result = ahead.run(over, clock_offset_s=day_s)
+    assert isinstance(result, NotYet)
+    assert result.delay_s > 0, "nothing is sent again in a busy loop"
+
+
+def test_a_node_whose_clock_the_driver_has_not_heard_of_creates_nothing() -> None:
+    backend = Backend()
+    result = executor(backend).run(submit(), clock_offset_s=None)
+    assert isinstance(result, NotYet)
+    assert result.uploaded
+    assert backend.calls == ["upload"]
+
+
+@pytest.mark.parametrize("part", PROBES)
+def test_a_probe_tells_what_is_wrong_and_nothing_where_all_is_well(part: str) -> None:
+    backend, store = Backend(), Store()
+    one = Executor(backend=backend, store=store, timeout_s=1.0, concurrency=1)  # type: ignore[arg-type]
+    asked = backend if part == "backend" else store
+    asked.check = lambda: "ada"  # type: ignore[union-attr]
+    assert one.probe(part) is None
+
+    def busy() -> None:
+        raise BackendBusy("slow down", 7.0)
+
+    asked.check = busy  # type: ignore[union-attr]
+    error = one.probe(part)
+    assert error is not None
+    assert (error.code, error.retry_after_s) == (ErrorCode.BACKEND_BUSY, 7.0)
+
+    def unforeseen() -> None:
+        raise ValueError("canary")
+
+    asked.check = unforeseen  # type: ignore[union-attr]
+    error = one.probe(part)
+    assert error is not None
+    assert error.code is PROBES[part]
+    assert "canary" not in error.message
 
 
 def test_what_is_uploaded_is_not_uploaded_again() -> None:

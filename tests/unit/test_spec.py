@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from rythmiq_ray.config import CamberCatalog, NodeSize
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Input, JobSpec, NewJob
-from rythmiq_ray.spec import check, default_name, parse, parse_lines
+from rythmiq_ray.spec import Line, check, default_name, json_schema, parse, parse_lines
 
 _SIZE = NodeSize(cpus=1, memory_gb=4, gpus=0, credits_per_hour=0.04)
 CATALOG = CamberCatalog(
@@ -47,14 +50,14 @@ def test_a_whole_job_is_read() -> None:
         outputs=["results/*.csv", "./log/**", "[A-Z]*", "[a-z]*"],
         env={"A": "1", "_b": ""},
         secrets=["TOKEN"],
-        timeout_s=1.5,
+        timeout="2h",
         retry_exit_codes=[1, 255],
         max_attempts=5,
         priority=-3,
         queue="night",
         user_id="u1",
         unique_key="k",
-        delay_s=60,
+        delay=60,
     )
     assert job == NewJob(
         spec=JobSpec(
@@ -70,7 +73,7 @@ def test_a_whole_job_is_read() -> None:
             outputs=("results/*.csv", "./log/**", "[A-Z]*", "[a-z]*"),
             env={"A": "1", "_b": ""},
             secrets=("TOKEN",),
-            timeout_s=1.5,
+            timeout=7200,
             retry_exit_codes=(1, 255),
         ),
         max_attempts=5,
@@ -78,13 +81,13 @@ def test_a_whole_job_is_read() -> None:
         queue="night",
         user_id="u1",
         unique_key="k",
-        delay_s=60,
+        delay=60,
     )
 
 
 def test_defaults_are_the_models() -> None:
     assert parsed() == NewJob(spec=JobSpec(command="true"))
-    assert parsed(timeout_s=None, user_id=None, unique_key=None, retry_exit_codes=None) == parsed()
+    assert parsed(timeout=None, user_id=None, unique_key=None, retry_exit_codes=None) == parsed()
 
 
 @pytest.mark.parametrize(
@@ -107,26 +110,26 @@ def test_defaults_are_the_models() -> None:
             "node_size: XXSMALL has no GPU; those that have one are XSMALL, MEDIUM",
         ),
         ({"node_size": "x\0"}, "node_size: there is no 'x\\x00'"),
-        ({"num_nodes": 0}, "num_nodes: must be from 1 to 100"),
-        ({"num_nodes": 101}, "num_nodes: must be from 1 to 100"),
-        ({"num_nodes": True}, "num_nodes: must be a whole number, not true or false"),
-        ({"num_nodes": 1.0}, "num_nodes: must be a whole number, not a decimal number"),
+        ({"num_nodes": 0}, "num_nodes: must be a whole number from 1 to 100"),
+        ({"num_nodes": 101}, "num_nodes: must be a whole number from 1 to 100"),
+        ({"num_nodes": True}, "num_nodes: must be a whole number from 1 to 100"),
+        ({"num_nodes": 1.0}, "num_nodes: must be a whole number from 1 to 100"),
         ({"gpu": 1}, "gpu: must be true or false, not a number"),
         ({"inputs": {}}, "inputs: must be a list of objects with uri and name, not an object"),
         ({"inputs": ["s3://bucket/key"]}, "inputs[0]: must be an object with uri and name, not a string"),
         ({"inputs": [{"uri": "s3://b/k", "path": "x"}]}, "inputs[0].'path': is not a field of an input"),
-        ({"inputs": [{"name": "x"}]}, "inputs[0].uri: must be a string, not null"),
+        ({"inputs": [{"name": "x"}]}, "inputs[0].uri: is missing"),
         ({"inputs": [{"uri": "s3://b/k", "name": 1}]}, "inputs[0].name: must be a string, not a number"),
         ({"inputs": [{"uri": "https://host/"}]}, "inputs[0].name: is missing, and the URI ends in no file name"),
         ({"inputs": [{"uri": f"s3://b/{n}"} for n in range(1001)]}, "inputs: has 1,001 entries"),
         ({"outputs": "*.csv"}, "outputs: must be a list of strings, not a string"),
         ({"outputs": [1]}, "outputs[0]: must be a string, not a number"),
-        ({"outputs": [""]}, "outputs[0]: is empty"),
+        ({"outputs": [""]}, "outputs[0]: '' is empty"),
         ({"outputs": ["/etc/*"]}, "outputs[0]: '/etc/*' is absolute"),
         ({"outputs": [".//etc/*"]}, "outputs[0]: '/etc/*' is absolute"),
-        ({"outputs": ["a/../../b"]}, "outputs[0]: 'a/../../b' has .. between slashes"),
-        ({"outputs": ["results/"]}, "outputs[0]: 'results/' has nothing between slashes or at an end"),
-        ({"outputs": ["a\n"]}, "outputs[0]: holds a control character"),
+        ({"outputs": ["a/../../b"]}, "outputs[0]: 'a/../../b' has a segment '..'"),
+        ({"outputs": ["results//"]}, "outputs[0]: 'results/' has a segment ''"),
+        ({"outputs": ["a\n"]}, "outputs[0]: 'a\\n' has a control character"),
         ({"outputs": ["a", "b", "a"]}, "outputs[2]: 'a' is there twice"),
         ({"outputs": ["a", "./a"]}, "outputs[1]: './a' and 'a' clash"),
         ({"outputs": ["a.txt", "A.TXT"]}, "outputs[1]: 'A.TXT' and 'a.txt' clash"),
@@ -135,7 +138,7 @@ def test_defaults_are_the_models() -> None:
         ({"outputs": ["./Manifest.json"]}, "outputs[0]: 'Manifest.json' is a name that rythmiq uses itself"),
         ({"outputs": ["rythmiq-result.json"]}, "outputs[0]: 'rythmiq-result.json' is a name that rythmiq uses itself"),
         ({"outputs": [f"{n}" for n in range(1001)]}, "outputs: has 1,001 entries"),
-        ({"outputs": ["x" * 256]}, "outputs[0]: has a file name of more than 255 bytes"),
+        ({"outputs": ["x" * 256]}, f"outputs[0]: {'x' * 77 + '...'!r} has a segment longer than 255 bytes"),
         ({"env": ["A=1"]}, "env: must be an object of strings, not a list"),
         ({"env": {"A": 1}}, "env.A: must be a string, not a number"),
         ({"env": {"1A": ""}}, "env.'1A': must be letters, digits and _"),
@@ -156,15 +159,23 @@ def test_defaults_are_the_models() -> None:
         ({"timeout_s": 0}, "timeout_s: must be more than 0 to 2,592,000 seconds"),
         ({"timeout_s": 2_592_001}, "timeout_s: must be more than 0 to 2,592,000 seconds"),
         ({"timeout_s": 10**400}, "timeout_s: must be more than 0 to 2,592,000 seconds"),
-        ({"timeout_s": "60"}, "timeout_s: must be a number of seconds, not a string"),
-        ({"timeout_s": True}, "timeout_s: must be a number of seconds, not true or false"),
-        ({"delay_s": -0.1}, "delay_s: must be from 0 to 31,536,000 seconds"),
-        ({"delay_s": None}, "delay_s: must be a number of seconds, not null"),
-        ({"retry_exit_codes": [0]}, "retry_exit_codes[0]: must be from 1 to 255"),
+        ({"timeout": "31d"}, "timeout: must be more than 0 to 2,592,000 seconds"),
+        ({"timeout": "2 h"}, "timeout: must be a number of seconds, or text such as 90s, 2h or 1d"),
+        ({"timeout": "2H"}, "timeout: must be a number of seconds, or text"),
+        ({"timeout": "-1s"}, "timeout: must be a number of seconds, or text"),
+        ({"timeout": "\u0662h"}, "timeout: must be a number of seconds, or text"),
+        ({"timeout": "h"}, "timeout: must be a number of seconds, or text"),
+        ({"timeout": {"h": 2}}, "timeout: must be a number of seconds, or text"),
+        ({"timeout_s": True}, "timeout_s: must be a number of seconds, or text"),
+        ({"timeout": 1, "timeout_s": 1}, "'timeout_s': is the former name of timeout, which is there too"),
+        ({"delay": -0.1}, "delay: must be from 0 to 31,536,000 seconds"),
+        ({"delay": "1000000000s"}, "delay: must be a number of seconds, or text"),
+        ({"delay_s": None}, "delay_s: must be a number of seconds, or text"),
+        ({"retry_exit_codes": [0]}, "retry_exit_codes[0]: must be a whole number from 1 to 255"),
         ({"retry_exit_codes": 1}, "retry_exit_codes: must be a list of exit codes, not a number"),
-        ({"max_attempts": 0}, "max_attempts: must be from 1 to 100"),
-        ({"max_attempts": 101}, "max_attempts: must be from 1 to 100"),
-        ({"priority": 1001}, "priority: must be from -1,000 to 1,000"),
+        ({"max_attempts": 0}, "max_attempts: must be a whole number from 1 to 100"),
+        ({"max_attempts": 101}, "max_attempts: must be a whole number from 1 to 100"),
+        ({"priority": 1001}, "priority: must be a whole number from -1,000 to 1,000"),
         ({"queue": ""}, "queue: must have 1 to 100 characters"),
         ({"queue": "q" * 101}, "queue: must have 1 to 100 characters"),
         ({"queue": "a\tb"}, "queue: holds a control character"),
@@ -278,11 +289,11 @@ def test_default_name_is_the_last_segment(uri: str, name: str) -> None:
 def test_all_faults_of_a_job_come_at_once() -> None:
     found = faults_of(command="", engine="nix", num_nodes=0, outputs=["../x"], max_attempts=0, colour=1)
     assert [fault.partition(":")[0] for fault in found] == [
-        "'colour'",
         "command",
         "num_nodes",
         "outputs[0]",
         "max_attempts",
+        "'colour'",
         "engine",
     ]
 
@@ -298,7 +309,7 @@ def test_check_trusts_no_type_hint() -> None:
         "gpu: must be true or false, not a string",
         "outputs: must be a list of strings, not a string",
         "env: must be an object of strings, not a list",
-        "priority: must be a whole number, not true or false",
+        "priority: must be a whole number from -1,000 to 1,000",
     ]
 
 
@@ -309,14 +320,14 @@ _LOOKALIKES: dict[str, list[object]] = {
     "outputs": ["", {}],
     "env": [None, (), ""],
     "secrets": ["", {}],
-    "timeout_s": [False, 0],
+    "timeout": [False, 0],
     "retry_exit_codes": [False, ""],
     "queue": [None, ""],
     "priority": [False, 0.0, -0.0],
     "max_attempts": [3.0],
     "user_id": [False, 0],
     "unique_key": [False, ""],
-    "delay_s": [False, None, ""],
+    "delay": [False, None, ""],
 }
 
 
@@ -359,7 +370,7 @@ def test_every_bad_line_is_named_and_refuses_the_file() -> None:
         "line 11: is not JSON: a number in it is too long",
         "line 12: is not JSON: Extra data at column 21",
         "line 13: is not JSON: Expecting value at column 1",
-        "line 14: command: is missing or blank",
+        "line 14: command: is missing",
     ]
 
 
@@ -382,7 +393,7 @@ _SPECS = st.builds(
     outputs=st.lists(_NAMES, max_size=3, unique=True).map(tuple),
     env=st.dictionaries(st.from_regex(r"[a-z_]{1,5}", fullmatch=True), st.text("aé \n'\"$"), max_size=3),
     secrets=st.lists(st.from_regex(r"[A-Z]{6,9}", fullmatch=True), max_size=3, unique=True).map(tuple),
-    timeout_s=st.none() | st.floats(0.001, 2_592_000) | st.integers(1, 2_592_000),
+    timeout=st.none() | st.floats(0.001, 2_592_000) | st.integers(1, 2_592_000),
     retry_exit_codes=st.none() | st.lists(st.integers(1, 255), max_size=3).map(tuple),
 )
 
@@ -427,3 +438,195 @@ def test_arbitrary_json_is_a_job_or_named_faults(data: dict[str, Any]) -> None:
 @given(st.binary(max_size=40))
 def test_arbitrary_bytes_are_no_job(line: bytes) -> None:
     assert all(str(fault).startswith("line 1: ") for fault in outcome(line))
+
+
+# Durations, and the names that fields had before
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [(90, 90), (1.5, 1.5), ("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86_400), ("1w", 604_800)],
+)
+def test_a_time_is_seconds_or_text_with_a_unit(written: float | str, seconds: float) -> None:
+    for key in ("timeout", "timeout_s"):
+        assert parsed(**{key: written}).spec.timeout_s == seconds
+    for key in ("delay", "delay_s"):
+        assert parsed(**{key: written}).delay_s == seconds
+    job = NewJob(spec=JobSpec(command="true", timeout=written), delay=written)
+    assert check(job, CATALOG) == []
+    assert (job.spec.timeout_s, job.delay_s) == (seconds, seconds)
+
+
+def test_former_names_are_read_and_warned_of() -> None:
+    with pytest.warns(DeprecationWarning, match="now called"):
+        spec = JobSpec(command="true", timeout_s=5)  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="now called"):
+        job = NewJob(spec=spec, delay_s=6)  # type: ignore[call-arg]
+    assert job == NewJob(spec=JobSpec(command="true", timeout=5), delay=6)
+    assert pickle.loads(pickle.dumps(job)) == job
+    with pytest.raises(TypeError):
+        JobSpec(command="true", timeout=5, timeout_s=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="colour"):
+        JobSpec(command="true", colour=5)  # type: ignore[call-arg]
+
+
+def test_rows_keep_the_name_that_older_drivers_read() -> None:
+    stored = JobSpec(command="true", timeout="2h").as_dict()
+    assert stored == {"command": "true", "engine": "base", "node_size": "xsmall", "timeout_s": 7200}
+    assert JobSpec.from_dict(stored) == JobSpec.from_dict({"command": "true", "timeout": "2h"})
+
+
+# What a row of any origin holds
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        ({"command": "true", "node_sise": "xsmall"}, "'node_sise': is not a field of a job; did you mean node_size?"),
+        (
+            {"command": "true", "inputs": [{"uri": "s3://b/k", "nane": "x"}]},
+            "inputs[0].'nane': is not a field of",
+        ),
+        ({}, "command: is missing"),
+        ([], "spec: must be an object"),
+        (None, "spec: must be an object"),
+        ({"command": 1}, "command: must be a string, not a number"),
+        ({"command": "true", "num_nodes": True}, "num_nodes: must be a whole number, not true or false"),
+        ({"command": "true", "num_nodes": 1.0}, "num_nodes: must be a whole number, not a decimal number"),
+        ({"command": "true", "gpu": 1}, "gpu: must be true or false, not a number"),
+        ({"command": "true", "timeout_s": [1]}, "timeout: must be a number of seconds"),
+        ({"command": "true", "timeout_s": 1, "timeout": 1}, "timeout_s: is the former name of timeout"),
+        ({"command": "true", "env": {"A": 1}}, "env.A: must be a string, not a number"),
+        ({"command": "true", "outputs": "*.csv"}, "outputs: must be a list, not a string"),
+        ({"command": "true", "num_nodes": 10**5000}, "spec: has a key, a number or a depth that JSON cannot have"),
+        ({"command": {1, 2}}, "spec: has a key, a number or a depth"),
+    ],
+)
+def test_a_row_that_is_no_spec_is_refused_with_its_field(data: object, fault: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        JobSpec.from_dict(data)
+
+
+def test_a_row_that_nests_without_end_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="spec: "):
+        JobSpec.from_dict({"command": deep})
+
+
+@given(st.dictionaries(st.sampled_from([*_KEYS, "timeout_s"]) | _TEXT, _JSON, max_size=6) | _JSON)
+def test_any_json_in_a_row_is_a_spec_of_the_right_types_or_a_fault(data: Any) -> None:
+    fault = None
+    try:
+        spec = JobSpec.from_dict(data)
+    except ValueError as error:
+        fault = str(error)
+    if fault is None:
+        assert JobSpec.from_dict(spec.as_dict()) == spec
+        check(NewJob(spec=spec), CATALOG)
+    else:
+        assert ": " in fault
+
+
+# The schema
+
+_SCHEMA = Draft202012Validator(json_schema(CATALOG))
+
+
+def test_the_schema_is_one_and_names_every_field_with_its_default() -> None:
+    Draft202012Validator.check_schema(_SCHEMA.schema)
+    properties = _SCHEMA.schema["properties"]
+    models = [*dataclasses.fields(JobSpec), *dataclasses.fields(NewJob)]
+    assert {name for name, item in properties.items() if "deprecated" not in item} == set(Line.__annotations__)
+    assert set(Line.__annotations__) == {field.name for field in models} - {"spec"}
+    for name, item in properties.items():
+        assert item["description"], name
+    assert (properties["num_nodes"]["default"], properties["queue"]["default"]) == (1, "default")
+    assert json.loads(json.dumps(_SCHEMA.schema)) == json.loads(json.dumps(json_schema(CATALOG)))
+
+
+def test_the_schema_takes_whatever_form_a_good_line_has() -> None:
+    for line in (
+        {"command": "true"},
+        {"command": "a\nb\n", "engine": "oPenFoam", "node_size": "Medium", "gpu": True, "num_nodes": 2},
+        {"command": "x", "inputs": [{"uri": "https://h/a?b=/"}, {"uri": "s3://b/k=1/x.csv", "name": "a b/c.csv"}]},
+        {"command": "x", "inputs": [{"uri": "file:///x/y", "name": None}]},
+        {"command": "x", "outputs": ["./a/**", "[A-Z]*", "a/.b", ".b", "sub/log.txt", "rythmiq-*"]},
+        {"command": "x", "env": {"_a": "", "A1": "\n"}, "secrets": ["TOKEN"], "retry_exit_codes": [1, 255]},
+        {"command": "x", "timeout": "2h", "delay": 0, "priority": -1000, "user_id": "", "unique_key": None},
+        {"command": "x", "timeout_s": 1.5, "delay_s": "1d"},
+    ):
+        assert [error.message for error in _SCHEMA.iter_errors(line)] == []
+        assert outcome(json.dumps(line)) == [parse(line)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"command": None},
+        {"command": " \n"},
+        {"command": "a\0"},
+        {"engine": "bsae"},
+        {"engine": "xbase"},
+        {"node_size": "xxsmall", "gpu": True},
+        {"node_size": "giant"},
+        {"num_nodes": 0},
+        {"num_nodes": True},
+        {"gpu": 1},
+        {"inputs": ["s3://b/k"]},
+        {"inputs": [{"name": "x"}]},
+        {"inputs": [{"uri": "s3://b/k", "path": "x"}]},
+        {"inputs": [{"uri": "ftp://h/x"}]},
+        {"inputs": [{"uri": "https://h/x/"}]},
+        {"inputs": [{"uri": "https://h/x/", "name": None}]},
+        {"inputs": [{"uri": "s3://b/k", "name": "../x"}]},
+        {"inputs": [{"uri": "s3://b/k", "name": "Run.sh"}]},
+        {"inputs": [{"uri": "s3://b/k", "name": "a//b"}]},
+        {"outputs": [""]},
+        {"outputs": ["/x"]},
+        {"outputs": [".//x"]},
+        {"outputs": ["a/../b"]},
+        {"outputs": ["a/./b"]},
+        {"outputs": ["a//"]},
+        {"outputs": ["./LOG.txt"]},
+        {"outputs": "x"},
+        {"env": {"1A": ""}},
+        {"env": {"A\n": ""}},
+        {"env": {"A": 1}},
+        {"env": {"UID": "0"}},
+        {"secrets": ["token"]},
+        {"secrets": ["RYTHMIQ_X"]},
+        {"secrets": ["A", "A"]},
+        {"timeout": 0},
+        {"timeout": "2 h"},
+        {"timeout": 2_592_001},
+        {"timeout": 1, "timeout_s": 1},
+        {"delay": -1},
+        {"delay": None},
+        {"retry_exit_codes": [0]},
+        {"max_attempts": 101},
+        {"priority": 1001},
+        {"queue": ""},
+        {"queue": "a\tb"},
+        {"user_id": "u" * 201},
+        {"unique_key": ""},
+        {"colour": 1},
+    ],
+)
+def test_the_schema_refuses_what_the_check_refuses(fields: dict[str, Any]) -> None:
+    line = {"command": "true"} | fields
+    assert not _SCHEMA.is_valid(line)
+    assert faults_of(**fields)
+
+
+@given(_SPECS)
+def test_the_schema_takes_what_the_model_writes(spec: JobSpec) -> None:
+    assert [error.message for error in _SCHEMA.iter_errors(json.loads(json.dumps(spec.as_dict())))] == []
+
+
+@given(st.dictionaries(st.sampled_from(_KEYS) | _TEXT, _JSON, max_size=4))
+def test_the_schema_takes_each_line_that_the_check_takes(data: dict[str, Any]) -> None:
+    data |= {"command": "true"}
+    if isinstance((outcome(json.dumps(data)) or [""])[0], NewJob):
+        assert [error.message for error in _SCHEMA.iter_errors(data)] == []

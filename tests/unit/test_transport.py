@@ -196,6 +196,23 @@ def test_a_dead_address_does_not_keep_the_others_waiting(monkeypatch: pytest.Mon
             sock.close()
 
 
+@pytest.mark.parametrize("place", [("255.255.255.255", 9), ("127.0.0.1", 1)])
+def test_an_address_that_fails_at_once_is_not_taken_for_a_connection(
+    place: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with against(OK) as (transport, wire):
+        places = [place, ("127.0.0.1", wire.port)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        began = time.monotonic()
+        assert transport.call(get(fresh=True)).body == b"ok"
+        assert time.monotonic() - began < SLACK_S
+        del found[1]
+        with pytest.raises(Unanswered, match="no connection") as raised:
+            transport.call(get(fresh=True))
+        assert raised.value.never_sent
+
+
 def body_of(transport: Transport, **changes: Any) -> Iterator[bytes]:
     response = transport.open(get(**changes))
     while data := response.raw.read1(65_536):
@@ -327,6 +344,15 @@ def test_what_a_proxy_refuses_was_never_sent(refusal: bytes | Answer, monkeypatc
                 transport.call(get(fresh=True))
             assert raised.value.never_sent
         assert KEY.encode() not in b"".join(proxy.requests)
+
+
+@pytest.mark.parametrize("proxy", ["http://[::1", "http://:::", "///", "http://a b:1", "http://a:99999", "\xff"])
+def test_a_proxy_that_is_no_url_is_an_outage_that_names_it(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    with closing(Transport("https://camber.invalid", lambda: Secret(KEY), 1)) as transport:
+        with pytest.raises(Unanswered, match="proxy") as raised:
+            transport.call(get())
+        assert raised.value.never_sent
 
 
 # ---- Certificates

@@ -7,7 +7,9 @@ then holds its caller for ever. Here every wait for the other side, whatever it 
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import selectors
 import socket
 import ssl
@@ -238,9 +240,10 @@ def _connected(addresses: Sequence[Address], options: Sequence[Any], until: floa
                     sock.setblocking(False)
                     for option in options:
                         sock.setsockopt(*option)
-                    sock.connect_ex(place)
+                    if (code := sock.connect_ex(place)) not in (0, errno.EINPROGRESS):
+                        raise OSError(code, os.strerror(code))  # as where there is no route
                     selector.register(sock, selectors.EVENT_WRITE)
-                except OSError as error:  # a family that this machine has not
+                except OSError as error:
                     failure = error
                     continue
             left_s = until - now_s()
@@ -252,5 +255,5 @@ def _connected(addresses: Sequence[Address], options: Sequence[Any], until: floa
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
                     return socket.socket(fileno=sock.detach())  # The stack closes all that it has.
-                failure = OSError(code, "no connection")
+                failure = OSError(code, os.strerror(code))
     raise failure

@@ -128,28 +128,25 @@ class CamberProgram:
 
     def me(self) -> str:
         self._tell_version()
-        data = self._asked("me", "me").data
-        name = data.get("username") if isinstance(data, dict) else None
-        if not isinstance(name, str) or not name or name != printable(name) or "/" in name:
-            raise BackendUnavailable("The vendor's program names no user")
-        self._owner = name
-        return name
+        self._owner = self._asked("me", ["me"], _owner_in)
+        return self._owner
 
     def create(self, body: Mapping[str, object]) -> RemoteJob:
         return self._create(body, now_s())
 
     def get(self, remote_id: int) -> RemoteJob:
-        remote = job_of(self._asked("get", "job", "get", str(remote_id)).data)
-        if remote is None or remote.remote_id != remote_id:
-            raise BackendUnavailable("The vendor's program does not show the job that was asked for")
-        return remote
+        def read(answer: Answer) -> RemoteJob | None:
+            remote = job_of(answer.data)
+            return remote if remote is not None and remote.remote_id == remote_id else None
+
+        return self._asked("get", ["job", "get", str(remote_id)], read)
 
     def list_page(self, page: int) -> JobPage:
-        answer = self._asked("list", "job", "list", "--page", str(page), "--size", str(self._config.page_size))
-        jobs = items_of(answer, "job_id")
-        if jobs is None:
-            raise BackendUnavailable("The vendor's program shows no list of jobs")
-        return JobPage(jobs=jobs, total=total_of(answer))
+        def read(answer: Answer) -> JobPage | None:
+            jobs = items_of(answer, "job_id")
+            return None if jobs is None else JobPage(jobs=jobs, total=total_of(answer))
+
+        return self._asked("list", ["job", "list", "--page", str(page), "--size", str(self._config.page_size)], read)
 
     def cancel(self, remote_id: int) -> bool:  # noqa: ARG002 - of the protocol
         """False: the program has no such command."""
@@ -165,10 +162,9 @@ class CamberProgram:
     # --------------------------------------------------------------------------------------------------- stash
 
     def stash_list(self, uri: str) -> list[dict[str, Any]]:
-        entries = items_of(self._asked("stash_list", "stash", "ls", "-r", "-a", after=(uri,)), "path", "name")
-        if entries is None:
-            raise BackendUnavailable("The vendor's program shows no list of files")
-        return entries
+        return self._asked(
+            "stash_list", ["stash", "ls", uri, "-r", "-a"], lambda answer: items_of(answer, "path", "name")
+        )
 
     def stash_read(self, uri: str) -> bytes:
         def read() -> bytes:
@@ -233,19 +229,20 @@ class CamberProgram:
             raise words.create_error_in(said.text)
         return RemoteJob(remote_id=remote_id, status=RemoteStatus.SUBMITTED, path=path)
 
-    def _asked(self, operation: str, *command: str, after: Sequence[str] = ()) -> Answer:
-        """What an idempotent command answers in JSON, repeated within bounds."""
+    def _asked(self, operation: str, command: Sequence[str], read: Callable[[Answer], T | None]) -> T:
+        """What an idempotent command answers in JSON, as ``read`` takes it (None: it is something else)."""
 
-        def attempt() -> Answer:
+        def attempt() -> T:
             with self._folder() as folder:
-                said = self._run(operation, [*command, "--output", "json", *after], folder, within_s=self._small_s)
+                said = self._run(operation, [*command, "--output", "json"], folder, within_s=self._small_s)
             answer = words.json_in(words.plain(said.out))
-            if answer is None or not answer.accepted:
-                error = _error(said, operation)
-                if isinstance(error, NotFound | SpecRejected) and operation in ("me", "list"):
-                    raise BackendUnavailable(error.message)
-                raise error
-            return answer
+            found = read(answer) if answer is not None and answer.accepted else None
+            if found is not None:
+                return found
+            error = _error(said, operation)
+            if isinstance(error, NotFound | SpecRejected) and operation in ("me", "list"):
+                raise BackendUnavailable(error.message)
+            raise error
 
         return self._repeated(attempt)
 
@@ -486,6 +483,11 @@ def _error(said: _Said, operation: str) -> RythmiqError:
 
 def _late(operation: str) -> str:
     return f"The vendor's program did not end {operation} in time"
+
+
+def _owner_in(answer: Answer) -> str | None:
+    name = answer.data.get("username") if isinstance(answer.data, dict) else None
+    return name if isinstance(name, str) and name and name == printable(name) and "/" not in name else None
 
 
 def _head(file: Path, most: int) -> bytes:

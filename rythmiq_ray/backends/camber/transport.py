@@ -7,7 +7,6 @@ beside, read once. Nothing is sent twice, no redirect is followed and no cookie 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from rythmiq_ray.backends.camber.answers import Answer
 from rythmiq_ray.backends.camber.bundle import Upload
 from rythmiq_ray.backends.camber.key import usable
 from rythmiq_ray.errors import BackendUnavailable, ConfigurationError
+from rythmiq_ray.hosts import is_loopback
 from rythmiq_ray.secret import Secret
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
@@ -174,14 +174,7 @@ def _proxies(endpoint: str) -> Mapping[str, str]:
     host = urlsplit(endpoint).hostname or ""
     with requests.Session() as session:
         proxies: Mapping[str, str] = session.merge_environment_settings(endpoint, {}, None, None, None)["proxies"]
-    return {} if _is_loopback(host) else proxies
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return {} if is_loopback(host) else proxies
 
 
 def _trusted() -> ssl.SSLContext:
@@ -193,7 +186,7 @@ def _trusted() -> ssl.SSLContext:
         context.load_verify_locations(cafile=None if folder else place, capath=place if folder else None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise BackendUnavailable(f"no certificates can be read from {place}, which {name} names: {reason}") from None
+        raise BackendUnavailable(f"No certificates can be read from {place}, which {name} names: {reason}") from None
     return context
 
 
@@ -215,6 +208,11 @@ def _words(error: BaseException, *, sent: bool) -> str:
 
 
 _WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
+    # The endpoint itself was checked at the start.
+    (
+        (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.LocationValueError),
+        "the proxy that the environment names cannot be used",
+    ),
     ((urllib3.ProxyError,), "no way through the proxy"),
     ((urllib3.NameResolutionError,), "its name does not resolve"),
     ((urllib3.ConnectTimeoutError, urllib3.ReadTimeoutError, TimeoutError), "no {what} in time"),

@@ -21,7 +21,8 @@ _MOST_WORDS: Final = 16 * 1024
 """Characters in which an error is looked for."""
 _JOB_ID: Final = re.compile(r"^\s*Job ID:\s*(\d{1,18})\s*$", re.MULTILINE | re.IGNORECASE)
 _VERSION: Final = re.compile(r"\b\d+\.\d+(?:\.\d+)*(?:[-+][\w.]+)?\b")
-_API_ERROR: Final = re.compile(r"\bcode\s*=\s*(\d{1,9})\s*,\s*message\s*=\s*([^\n]*)", re.IGNORECASE)
+_API_ERROR: Final = re.compile(r"""\bcode"?\s*[=:]\s*(\d{1,9})\s*,\s*"?message"?\s*[=:]\s*[^\n]*""", re.IGNORECASE)
+"""As text, or as the JSON of the API."""
 _ERROR_LINE: Final = re.compile(r"^\s*(?:error|fatal|panic)\s*:[^\n]*", re.MULTILINE | re.IGNORECASE)
 _DOUBT: Final = re.compile(
     r"error|fail|fatal|panic|abort|denied|refused|invalid|unauthori[sz]ed|"

@@ -76,7 +76,7 @@ class Notebook:
     def count(self, what: str) -> int:
         """How often this was noted, this time included."""
         if self._folder is None:
-            return 0
+            return 1
         with self._place(self._folder, what).open("ab") as file:
             file.write(b".")
             return file.tell()

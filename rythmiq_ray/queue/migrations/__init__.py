@@ -83,9 +83,8 @@ def _upgrade(dsn: Secret) -> list[str]:
         with engine.begin() as connection:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             found = connection.exec_driver_sql("SELECT FROM pg_namespace WHERE nspname = 'rythmiq'")
-            if (
-                found.first() is None
-            ):  # IF NOT EXISTS asks for CREATE on the database even where there is nothing to do.
+            # IF NOT EXISTS would ask for CREATE on the database also where there is nothing to do.
+            if found.first() is None:
                 connection.exec_driver_sql("CREATE SCHEMA rythmiq")
             context = MigrationContext.configure(
                 connection, opts={"version_table": "migrations", "version_table_schema": "rythmiq"}

@@ -1,0 +1,489 @@
+"""What each field of a job may hold, as types that pydantic checks and that say themselves in JSON Schema.
+
+No fault repeats a command, a URI or a value: those may hold what must not be seen. Faults quote names only.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Final, NotRequired
+from urllib.parse import unquote, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Strict,
+    WithJsonSchema,
+    with_config,
+)
+from pydantic_core import CoreSchema, core_schema
+from typing_extensions import TypedDict
+
+from rythmiq_ray.checks import Between, Several, Text, kind_of, quote
+from rythmiq_ray.duration import PATTERN, seconds_of
+from rythmiq_ray.model import Input
+from rythmiq_ray.names import LOG_NAME, MANIFEST_NAME, fault_of_name
+
+MAX_COMMAND_BYTES: Final = 256 * 1024
+MAX_ENV_BYTES: Final = 256 * 1024
+MAX_ENV_ENTRY_BYTES: Final = 128 * 1024 - 1
+"""Of ``NAME=value``: Linux starts no process with a longer one (MAX_ARG_STRLEN)."""
+MAX_ENTRIES: Final = 1000
+"""Of each list: inputs, outputs, env, secrets."""
+MAX_URI_BYTES: Final = 8 * 1024
+
+BUNDLE_NAMES: Final = frozenset({"run.sh", "job.json"})
+"""What the bundle itself puts into the attempt's path, beside everything that starts with :data:`BUNDLE_PREFIX`."""
+BUNDLE_PREFIX: Final = "rythmiq-"
+STORE_NAMES: Final = frozenset({LOG_NAME, MANIFEST_NAME})
+"""What the artifact store itself puts beside the outputs."""
+RESERVED_ENV: Final = frozenset(
+    {
+        *("BASH", "BASHOPTS", "BASH_ALIASES", "BASH_ARGC", "BASH_ARGV", "BASH_CMDS", "BASH_ENV", "BASH_LINENO"),
+        *("BASH_SOURCE", "BASH_VERSINFO", "BASH_VERSION", "EUID", "IFS", "OLDPWD", "OPTERR", "OPTIND", "PPID", "PS4"),
+        *("PWD", "SHELLOPTS", "SHLVL", "UID"),
+    }
+)
+"""BASH_ENV would run a file before the command; the others are read-only in bash, or set anew by one that starts, so
+that the command would never see the value."""
+RESERVED_ENV_PREFIX: Final = "RYTHMIQ_"
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_DOTTED: Final = re.compile(r"^(\./)+")
+_SLASH: Final = re.compile("/")
+_WILD: Final = re.compile(r"[*?\[]")
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,254}")
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_SCHEMES: Final = ("s3", "file", "http", "https")
+_CACHED: Final = 4096
+_SURROGATE: Final = "holds a lone surrogate, which is not a character"
+
+
+def default_name(uri: str) -> str:
+    """The file name that an input has where none is given: the last segment of its URI's path; '' if it has none.
+
+    The query of an http URI does not count, and its ``%20`` becomes a space; S3 keys and local paths are literal.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme in ("http", "https"):
+        rest = unquote(re.split(r"[?#]", rest, maxsplit=1)[0])
+    return rest.rpartition("/")[2]
+
+
+class _Files:
+    """The inputs' names so far: two may not become one file, on no file system, nor one lie inside another."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._folders: dict[str, str] = {}
+
+    def add(self, name: str) -> str | None:
+        """What forbids this name beside the others."""
+        key = name if name.isascii() else unicodedata.normalize("NFC", name)
+        key = key.casefold()
+        parents = [key[: slash.start()] for slash in _SLASH.finditer(key)]
+        fault = None
+        if (twin := self._files.get(key)) is not None:
+            fault = f"{quote(name)} is there twice" if twin == name else f"{quote(name)} clashes with {quote(twin)}"
+        elif other := self._folders.get(key) or next((self._files[up] for up in parents if up in self._files), None):
+            fault = f"{quote(name)} and {quote(other)} make one name both a file and a folder"
+        self._files.setdefault(key, name)
+        for parent in parents:
+            self._folders.setdefault(parent, name)
+        return fault
+
+
+def _fault_of_uri(uri: str) -> str | None:
+    size = _utf8_size(uri)
+    if size is None:
+        return _SURROGATE
+    if size > MAX_URI_BYTES:
+        return f"has {size:,} bytes; the most is {MAX_URI_BYTES:,}"
+    if _CONTROL.search(uri):
+        return "holds a control character"
+    scheme = _SCHEME.match(uri)
+    if scheme is None or scheme[1] not in _SCHEMES:
+        hint = "s3://bucket/key, file:///path, http://… or https://…"
+        return f"must start with a scheme: {hint}" if scheme is None else f"its scheme is none of {hint}"
+    rest = uri[scheme.end() :]
+    if scheme[1] == "s3":
+        return _fault_of_s3(rest)
+    if scheme[1] == "file":
+        return _fault_of_file(rest)
+    return _fault_of_http(uri)
+
+
+def _fault_of_s3(rest: str) -> str | None:
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket:
+        return "holds credentials, which would be stored in plain; S3's come from the driver's environment"
+    if not bucket:
+        return "names no bucket"
+    if not _BUCKET.fullmatch(bucket):
+        return "names a bucket with characters that no bucket has"
+    if not key or key.endswith("/"):
+        return "names no object of the bucket"
+    return None
+
+
+def _fault_of_file(rest: str) -> str | None:
+    host, slash, path = rest.partition("/")
+    if host not in ("", "localhost") or not slash:
+        return "must be absolute, with three slashes: file:///path"
+    if not path or path.endswith("/"):
+        return "names no file"
+    return None
+
+
+def _fault_of_http(uri: str) -> str | None:
+    if any(character.isspace() for character in uri):
+        return "holds white space; write it as %20"
+    try:
+        parts = urlsplit(uri)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return "has a malformed host or port"
+    if "@" in parts.netloc:
+        return "holds credentials, which would be stored in plain"
+    return None if host else "names no host"
+
+
+def _fault_of_input_name(name: str) -> str | None:
+    if not name:
+        return "is missing, and the URI ends in no file name"
+    fault = fault_of_name(name)
+    return _fault_of_reserved(name, BUNDLE_NAMES) if fault is None else f"{quote(name)} {fault}"
+
+
+def _fault_of_output(glob: str) -> str | None:
+    """What matches is stored under its own name, so a glob is bound by the rules for those."""
+    path = _undotted(glob)
+    fault = fault_of_name(path)
+    if fault is not None:
+        return f"{quote(path)} {fault}"
+    return None if _WILD.search(path) else _fault_of_reserved(path, BUNDLE_NAMES | STORE_NAMES)
+
+
+def _undotted(glob: str) -> str:
+    """Without the ``./`` that people write before a path, and the ``/`` behind a folder."""
+    return _DOTTED.sub("", glob).removesuffix("/")
+
+
+def _fault_of_reserved(path: str, names: frozenset[str]) -> str | None:
+    first = path.partition("/")[0].casefold()
+    if first in names or first.startswith(BUNDLE_PREFIX):
+        return f"{quote(path)} is a name that rythmiq uses itself"
+    return None
+
+
+def _fault_of_env_name(name: str) -> str | None:
+    if not _ENV_NAME.fullmatch(name):
+        return "must be letters, digits and _, and start with no digit"
+    if name in RESERVED_ENV or name.upper().startswith(RESERVED_ENV_PREFIX):
+        return "is a name that bash or rythmiq uses itself"
+    return None
+
+
+# The types. A function that checks a whole value raises ValueError, or Several with the faults of its parts.
+
+
+def _refusing(fault_of: Callable[[str], str | None], *, cached: bool = True) -> AfterValidator:
+    """Jobs of one file mostly share their URIs, names and globs, so those that are right are remembered."""
+
+    def refuse(text: str) -> str:
+        if (fault := fault_of(text)) is not None:
+            raise ValueError(fault)
+        return text
+
+    return AfterValidator(lru_cache(_CACHED)(refuse) if cached else refuse)
+
+
+def any_case(*words: str) -> str:
+    """A pattern for words whatever the case of their letters; patterns of JSON Schema have no flags."""
+    return "|".join("".join(f"[{c.upper()}{c.lower()}]" if c.isalpha() else f"[{c}]" for c in word) for word in words)
+
+
+_MAX_NAME: Final = 900
+_MAX_SEGMENT: Final = 255
+"""Both in bytes, see :mod:`rythmiq_ray.names`; a schema can count characters only."""
+_CONTROLS: Final = r"[\x00-\x1f\x7f-\x9f]"
+_BAD_NAME: Final = rf"{_CONTROLS}|^/|\\|(^|/)\.{{0,2}}(/|$)|(^|/)\s|\s(/|$)|[^/]{{{_MAX_SEGMENT + 1}}}"
+_OWN_NAMES: Final = rf"^({any_case(*sorted(BUNDLE_NAMES))})(/|$)|^{any_case(BUNDLE_PREFIX)}"
+NAMELESS: Final = r"^(s3|file)://|^https?://[^?#]*[^/?#]([?#]|$)"
+"""Of a URI that ends in a name, as far as a pattern can say."""
+_BAD_GLOB: Final = (
+    rf"{_CONTROLS}|\\|^(\./)*(/|$)|//|(^|/)\.\.(/|$)|(^|/)\.$|([^/]{{2,}}|[^./])/\./|(^|/)\s|\s(/|$)"
+    rf"|[^/]{{{_MAX_SEGMENT + 1}}}"
+)
+_OWN_GLOBS: Final = (
+    rf"^(\./)*({any_case(*sorted(BUNDLE_NAMES | STORE_NAMES))})(/[^*?\[]*)?$"
+    rf"|^(\./)*{any_case(BUNDLE_PREFIX)}[^*?\[]*$"
+)
+
+
+def _no(pattern: str, **more: Any) -> WithJsonSchema:
+    """The schema of text in which nothing matches; patterns of JSON Schema are searched for, not matched whole."""
+    return WithJsonSchema({"type": "string", "not": {"pattern": pattern}, **more})
+
+
+def _fault_of_command(command: str) -> str | None:
+    if not command or command.isspace():
+        return "is missing or blank"
+    if "\0" in command:
+        return "holds a NUL byte"
+    size = _utf8_size(command)
+    if size is None:
+        return _SURROGATE
+    if size > MAX_COMMAND_BYTES:
+        return f"has {size:,} bytes; the most is {MAX_COMMAND_BYTES:,}: send a script as an input"
+    return None
+
+
+def _list_of(what: str) -> BeforeValidator:
+    """Pydantic itself would take a set, whose order is random, and a generator, which it would use up."""
+
+    def listed(value: object) -> object:
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
+        raise ValueError(f"must be a list of {what}, not {kind_of(value)}")
+
+    return BeforeValidator(listed)
+
+
+def _mapped(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise ValueError(f"must be an object of strings, not {kind_of(value)}")
+
+
+@dataclass(frozen=True)
+class OneLine:
+    """Text of one line that we store and show, of so many characters."""
+
+    low: int
+    high: int
+
+    def check(self, text: str) -> str:
+        if not self.low <= len(text) <= self.high:
+            raise ValueError(f"must have {f'{self.low} to' if self.low else 'at most'} {self.high} characters")
+        if _CONTROL.search(text):
+            raise ValueError("holds a control character")
+        if _utf8_size(text) is None:
+            raise ValueError(_SURROGATE)
+        return text
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "minLength": self.low, "maxLength": self.high, "not": {"pattern": _CONTROLS}}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds, or text with a unit, of at most ``most_s`` seconds; checked, it is seconds."""
+
+    most_s: float
+    zero: bool = False
+
+    def check(self, value: object) -> float:
+        seconds = seconds_of(value)
+        if 0 < seconds <= self.most_s or (self.zero and seconds == 0):
+            return seconds
+        raise ValueError(f"must be {'from' if self.zero else 'more than'} 0 to {self.most_s:,} seconds")
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        least = {"minimum": 0} if self.zero else {"exclusiveMinimum": 0}
+        number = {"type": "number", **least, "maximum": self.most_s}
+        return {"anyOf": [number, {"type": "string", "pattern": PATTERN}]}
+
+
+def _fault_of_secret_name(name: str) -> str | None:
+    if not _SECRET_NAME.fullmatch(name):
+        # Not quoted: who mistakes the option for one that takes NAME=VALUE has put the secret itself here.
+        return "must be a name of capital letters, digits and _; the value stays outside"
+    fault = _fault_of_env_name(name)
+    return None if fault is None else f"{quote(name)} {fault}"
+
+
+@with_config(ConfigDict(extra="forbid", title="Input"))
+class InputFields(TypedDict):
+    """A file that is put into the working directory before the command starts."""
+
+    uri: Annotated[
+        Text,
+        _refusing(_fault_of_uri),
+        WithJsonSchema(
+            {
+                "type": "string",
+                "description": "s3://bucket/key, file:///path, http://… or https://…",
+                "pattern": r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,254}/|file://(localhost)?/|https?://[^\s/?#@])",
+                "not": {"pattern": rf"{_CONTROLS}|^(s3|file)://.*/$"},
+                "maxLength": MAX_URI_BYTES,
+            }
+        ),
+    ]
+    name: NotRequired[
+        Annotated[
+            Text,
+            _refusing(_fault_of_input_name),
+            WithJsonSchema(
+                {
+                    "type": ["string", "null"],
+                    "description": "Path relative to the working directory; left out, the last part of the URI's path.",
+                    "not": {"type": "string", "pattern": rf"{_BAD_NAME}|{_OWN_NAMES}"},
+                    "maxLength": _MAX_NAME,
+                }
+            ),
+        ]
+    ]
+
+
+def _named(item: object) -> object:
+    """The fields of an input, with the name that it has where none is given."""
+    if isinstance(item, Input):
+        return {"uri": item.uri, "name": item.name}
+    if not isinstance(item, Mapping):
+        raise ValueError(f"must be an object with uri and name, not {kind_of(item)}")
+    if item.get("name") is not None:
+        return dict(item)
+    uri = item.get("uri")
+    return {**item, "name": default_name(uri) if isinstance(uri, str) else "x"}  # no URI is fault enough
+
+
+def _inputs_apart(inputs: tuple[InputFields, ...]) -> tuple[InputFields, ...]:
+    files = _Files()
+    _refuse([(f"[{at}].name", fault) for at, item in enumerate(inputs) if (fault := files.add(item["name"]))])
+    return inputs
+
+
+def _outputs_apart(globs: tuple[str, ...]) -> tuple[str, ...]:
+    faults: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
+    for at, glob in enumerate(globs):
+        # The case of a glob's letters may be meant: [A-Z]* is not [a-z]*.
+        key = _undotted(glob)
+        if not _WILD.search(key):
+            key = key.casefold()
+        twin = seen.setdefault(key, glob)
+        if len(seen) + len(faults) <= at:
+            same = twin == glob
+            faults.append((f"[{at}]", f"{quote(glob)} {'is there twice' if same else f'and {quote(twin)} clash'}"))
+    _refuse(faults)
+    return globs
+
+
+def _secrets_apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        twice = [at for at, name in enumerate(names) if name in names[:at]]
+        _refuse([(f"[{at}]", f"{quote(names[at])} is there twice") for at in twice])
+    return names
+
+
+def _env_fits(env: dict[str, str]) -> dict[str, str]:
+    faults: list[tuple[str, str]] = []
+    total = 0
+    for name, text in env.items():
+        size = _utf8_size(text)
+        if size is None or "\0" in text:
+            faults.append((f".{name}", _SURROGATE if size is None else "holds a NUL byte"))
+            continue
+        size += len(name) + 1
+        if size > MAX_ENV_ENTRY_BYTES:
+            faults.append((f".{name}", f"has {size:,} bytes; the most is {MAX_ENV_ENTRY_BYTES:,}"))
+        total += size
+    if total > MAX_ENV_BYTES:
+        faults.append(("", f"has {total:,} bytes in all; the most is {MAX_ENV_BYTES:,}"))
+    _refuse(faults)
+    return env
+
+
+def _refuse(faults: list[tuple[str, str]]) -> None:
+    if faults:
+        raise Several(faults)
+
+
+def _utf8_size(text: str) -> int | None:
+    """Bytes in UTF-8; None where a lone surrogate cannot be encoded."""
+    if text.isascii():
+        return len(text)
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return None
+
+
+_ENV_NAMES: Final = {
+    "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,254}$",
+    "not": {"pattern": rf"\n|^({'|'.join(sorted(RESERVED_ENV))})$|^[Rr][Yy][Tt][Hh][Mm][Ii][Qq]_"},
+}
+
+Command = Annotated[
+    Text,
+    _refusing(_fault_of_command, cached=False),
+    _no(r"\x00|^\s*$", maxLength=MAX_COMMAND_BYTES),
+]
+Flag = Annotated[bool, Strict()]
+Integer = Annotated[int, Strict()]
+Entries = Field(max_length=MAX_ENTRIES)
+Inputs = Annotated[
+    tuple[Annotated[InputFields, BeforeValidator(_named)], ...],
+    Entries,
+    _list_of("objects with uri and name"),
+    AfterValidator(_inputs_apart),
+]
+Outputs = Annotated[
+    tuple[
+        Annotated[
+            Text,
+            _refusing(_fault_of_output),
+            _no(rf"{_BAD_GLOB}|{_OWN_GLOBS}", maxLength=_MAX_NAME),
+        ],
+        ...,
+    ],
+    Entries,
+    _list_of("strings"),
+    AfterValidator(_outputs_apart),
+]
+Env = Annotated[
+    dict[Annotated[Text, _refusing(_fault_of_env_name)], Text],
+    Entries,
+    BeforeValidator(_mapped),
+    AfterValidator(_env_fits),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": _ENV_NAMES,
+            "additionalProperties": {"type": "string", "not": {"pattern": r"\x00"}, "maxLength": MAX_ENV_ENTRY_BYTES},
+            "maxProperties": MAX_ENTRIES,
+        }
+    ),
+]
+Secrets = Annotated[
+    tuple[
+        Annotated[
+            Text,
+            _refusing(_fault_of_secret_name),
+            WithJsonSchema({"type": "string", **_ENV_NAMES, "pattern": "^[A-Z][A-Z0-9_]{0,254}$"}),
+        ],
+        ...,
+    ],
+    Entries,
+    _list_of("names"),
+    AfterValidator(_secrets_apart),
+    Field(json_schema_extra={"uniqueItems": True}),
+]
+ExitCodes = Annotated[tuple[Annotated[Integer, Between(1, 255)], ...], Entries, _list_of("exit codes")]
