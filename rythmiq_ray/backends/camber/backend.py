@@ -27,7 +27,7 @@ from rythmiq_ray.backends.camber.client import CamberClient
 from rythmiq_ray.backends.camber.program import CamberProgram
 from rythmiq_ray.backends.camber.result import MAX_RESULT_BYTES, parse_result
 from rythmiq_ray.config import CamberConfig, NodeSize
-from rythmiq_ray.errors import ArtifactCorrupt, BackendUnavailable, NotFound, RythmiqError, SpecRejected
+from rythmiq_ray.errors import ArtifactCorrupt, NotFound, RythmiqError, SpecRejected
 from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
@@ -251,7 +251,7 @@ class CamberExecutionBackend:
                 in_a_row = 0
             except NotFound:
                 in_a_row = 0
-            except (BackendUnavailable, SpecRejected) as error:
+            except RythmiqError as error:
                 in_a_row += 1
                 if in_a_row % _OUTAGE == 0:
                     self.check()  # Raises where this is an outage.
