@@ -42,7 +42,7 @@ class Run:
         overrides += ["outage.probe_interval_s=0.2", "outage.probe_max_interval_s=0.4", "camber.create_timeout_s=1"]
         config = load([*overrides, *more], environ=environ).config
         backend, artifacts = CamberExecutionBackend(config.camber), open_store(config.artifacts)
-        executor = Executor(backend=backend, store=artifacts, timeout_s=60.0, concurrency=2)
+        executor = Executor(backend=backend, store=artifacts, timeout_s=60.0, concurrency=2, settled_s=1.0)
         wakeup = Wakeup()
         self.queue = Queue(config.database.url, lease_s=config.driver.lease_s)
         self.heartbeat = Heartbeat(config.database.url, lease_s=config.driver.lease_s)

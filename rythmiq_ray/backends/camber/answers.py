@@ -42,6 +42,8 @@ _FREE_TIER: Final = 1005
 """Comes with 403, and is about the job that was asked for, not about the key."""
 _MISSING: Final = re.compile(r"not found|no such|(does not|doesn't) exist|not exist", re.IGNORECASE)
 _KEY_UNKNOWN: Final = "user not found"
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_DEEPEST: Final = 32
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _STASH_ROOT: Final = re.compile(r"^stash://[^/]+/")
 
@@ -65,9 +67,16 @@ class Answer:
 
     @cached_property
     def json(self) -> Any:
-        """The body; None where it is not JSON."""
+        """The body; None where it is not JSON. What is odd in one value of many hides none of the others."""
+        text = self.body.decode(json.detect_encoding(self.body), errors="replace")
         try:
-            return json.loads(self.body)
+            return _loads(text)
+        except RecursionError:
+            text = _shallow(text)
+        except ValueError:
+            return None
+        try:
+            return _loads(text)
         except (ValueError, RecursionError):
             return None
 
@@ -122,6 +131,26 @@ class Answer:
                 # Text alone: what is nested deeply enough cannot even be shown.
                 words.append(": ".join(word if isinstance(word, str) else "?" for word in (field, said)))
         return printable("; ".join(words))
+
+
+def _loads(text: str) -> Any:
+    """JSON in which texts may hold control characters, and numbers be of any length."""
+    return json.loads(text, strict=False, parse_int=lambda digits: (int if len(digits) < 20 else float)(digits))
+
+
+def _shallow(text: str) -> str:
+    """JSON with ``null`` for what is nested more deeply than any answer."""
+    kept, depth, start = [], 0, 0
+    for part in _BRACKETS.finditer(text):
+        if part[0] in "[{":
+            depth += 1
+            if depth == _DEEPEST:
+                kept.append(f"{text[start : part.start()]}null")
+        elif part[0] in "]}":
+            if depth == _DEEPEST:
+                start = part.end()
+            depth -= 1
+    return "".join([*kept, text[start:]])
 
 
 def printable(text: str) -> str:
