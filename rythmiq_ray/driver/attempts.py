@@ -75,7 +75,7 @@ class Searching:
 
     submitting: Submitting
     until: float
-    """Only a sweep begun after this proves that there is no remote job."""
+    """Only a poll begun after this proves that there is no remote job."""
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Waiting:
     since: float
     running_since: float | None = None
     """When it was first seen to run."""
-    seen_in_sweep: int = -1
+    seen_in_poll: int = -1
     missing_since: float | None = None
 
 
@@ -442,16 +442,16 @@ class Attempts:
         else:
             self.wake(attempt)
 
-    # ------------------------------------------------------------------------------------------------------- sweeps
+    # -------------------------------------------------------------------------------------------------------- polls
 
-    def seen(self, sweep: int, remote: RemoteJob, now: float) -> Attempt | None:
-        """Takes what a sweep saw; returns the attempt whose state that changed."""
+    def seen(self, poll: int, remote: RemoteJob, now: float) -> Attempt | None:
+        """Takes what a poll saw; returns the attempt whose state that changed."""
         attempt = self.find(remote)
         if attempt is None or attempt.job.remote_id not in (None, remote.remote_id):
             return None
         state = attempt.state
         if isinstance(state, Waiting):
-            state.seen_in_sweep, state.missing_since = sweep, None
+            state.seen_in_poll, state.missing_since = poll, None
             if state.remote.status is remote.status:
                 return None
         elif not isinstance(state, Submitting | Searching) or attempt.request is not None:
@@ -467,16 +467,16 @@ class Attempts:
             return None
         return replace(attempt.job, remote_id=remote.remote_id)
 
-    def swept(
+    def polled(
         self,
-        sweep: int,
+        poll: int,
         paths: frozenset[str],
         waiting: frozenset[int],
         started_at: float,
         *,
         unclear: Iterable[int] = (),
     ) -> Iterator[Attempt | Ending]:
-        """Takes the end of a sweep: what it looked for and did not see is not in the list.
+        """Takes the end of a poll: what it looked for and did not see is not in the list.
 
         ``unclear`` are ids of which the backend gave no clear answer. Gives the attempts whose state that changed, and
         how attempts ended.
@@ -497,7 +497,7 @@ class Attempts:
         # Not by their ids: of two rows that name one remote job, one would never be looked at.
         for attempt in list(self):
             state = attempt.state
-            if not isinstance(state, Waiting) or state.seen_in_sweep == sweep:
+            if not isinstance(state, Waiting) or state.seen_in_poll == poll:
                 continue
             remote_id = state.remote.remote_id
             if remote_id not in waiting:

@@ -443,7 +443,7 @@ class Loop:
             case Polled(poll=poll, error=None, unclear=unclear):
                 self.schedule.succeeded(poll, now)
                 odd = {item.remote_id: item.error.message for item in unclear}
-                for changed in self.attempts.swept(
+                for changed in self.attempts.polled(
                     poll.number, poll.searched, poll.waiting, poll.started_at, unclear=odd
                 ):
                     if isinstance(changed, Ending):

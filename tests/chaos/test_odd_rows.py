@@ -287,7 +287,7 @@ def test_odd_rows_concern_themselves_alone(
     put = put_odd_rows(tables)
     odd = {each.job_id: each for each in put}
     ended = [each.job_id for each in put if each.base == "ended"]
-    put_off = enqueue(tables.connection, JobSpec(command="true"), queue="later", delay_s=86_400)
+    put_off = enqueue(tables.connection, JobSpec(command="true"), queue="later", delay=86_400)
     untouched = tables.shown([*ended, put_off])
     good = [enqueue(tables.connection, JobSpec(command="true"), priority=-1) for _ in range(GOOD)]
     assert rythmiq.jobs().keys() == {*odd, *good, put_off}

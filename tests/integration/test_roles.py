@@ -126,7 +126,7 @@ def notified(queue: Queue) -> set[str]:
 
 def test_the_enqueue_role_puts_jobs_in_and_sees_no_spec(database_url: str, login: Login) -> None:
     with connected(login("enqueue")) as connection:
-        plain = enqueue(connection, JobSpec(command="plain"), user_id="u", delay_s=1.0)
+        plain = enqueue(connection, JobSpec(command="plain"), user_id="u", delay=1.0)
         keyed = enqueue(connection, JobSpec(command="keyed"), unique_key="k", queue="q", priority=1, max_attempts=2)
         assert enqueue(connection, JobSpec(command="again"), unique_key="k") == keyed
     with connected(database_url) as owner:

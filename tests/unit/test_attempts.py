@@ -79,7 +79,7 @@ class Hand:
         paths, waiting = self.attempts.searched_paths(), self.attempts.waiting_ids()
         if sees is not None:
             self.attempts.seen(number, remote(self.attempt.job, remote_id, sees), self.now)
-        changed = list(self.attempts.swept(number, paths, waiting, self.now, unclear=unclear))
+        changed = list(self.attempts.polled(number, paths, waiting, self.now, unclear=unclear))
         return [item for item in changed if isinstance(item, Ending)]
 
 
@@ -143,7 +143,7 @@ def test_a_sweep_begun_before_the_doubt_ended_proves_nothing() -> None:
     paths = hand.attempts.searched_paths()
     begun = hand.now + 1
     hand.now += 60
-    list(hand.attempts.swept(1, paths, frozenset(), begun))
+    list(hand.attempts.polled(1, paths, frozenset(), begun))
     assert hand.order() is None
 
 
