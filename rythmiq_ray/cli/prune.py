@@ -14,6 +14,7 @@ from rythmiq_ray.cli.failure import say
 from rythmiq_ray.cli.output import print_json
 from rythmiq_ray.cli.session import database, store_of
 from rythmiq_ray.errors import NotFound
+from rythmiq_ray.names import belongs_to
 
 _BATCH: Final = 500
 """Jobs a round: few enough that nothing waits for the locks of their end."""
@@ -95,8 +96,7 @@ def _delete(files: Iterable[tuple[UUID, str]]) -> set[UUID]:
 
     def delete(file: tuple[UUID, str]) -> UUID | None:
         job_id, uri = file
-        # A row may name anything, and its job's own files have the job's id in their place.
-        if f"/{job_id}/" not in uri:
+        if not belongs_to(job_id, uri):
             return job_id
         try:
             store_of(uri).delete(uri)

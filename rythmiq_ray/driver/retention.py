@@ -9,7 +9,8 @@ from typing import Final
 from uuid import UUID
 
 from rythmiq_ray.config import RetentionConfig
-from rythmiq_ray.errors import RythmiqError
+from rythmiq_ray.errors import NotFound, RythmiqError
+from rythmiq_ray.names import belongs_to
 from rythmiq_ray.queue import Queue, Stored
 from rythmiq_ray.telemetry.logs import get_logger
 
@@ -86,10 +87,13 @@ class Retention:
         for stored in due:
             try:
                 for uri in stored.uris:
+                    if not belongs_to(stored.job_id, uri):
+                        raise NotFound("its rows name a file that is not its own")
                     self._delete(uri)
-            except RythmiqError as error:
+            except Exception as error:  # noqa: BLE001 - whatever a row names, the files of others go
                 self._refused.add(stored.job_id)
-                log.warning("Files past their retention cannot be deleted", jobId=stored.job_id, error=error.message)
+                said = error.message if isinstance(error, RythmiqError) else type(error).__name__
+                log.warning("Files past their retention cannot be deleted", jobId=stored.job_id, error=said)
             else:
                 gone.append(stored)
         if gone:

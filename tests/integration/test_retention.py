@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg2
@@ -108,3 +110,28 @@ def test_files_go_before_their_rows_and_one_that_cannot_be_deleted_keeps_its_own
     assert left(connection) == {stuck}
     retention.look_round(now + PAUSE_S)
     assert left(connection) == {stuck}
+
+
+@pytest.mark.parametrize("uri", ["s3://b/of-another/manifest.json", "file:///etc/passwd", "s3://[/{}/x", "\\"])
+def test_a_row_that_names_what_is_not_its_own_keeps_nobody_elses_files(connection: Any, queue: Queue, uri: str) -> None:
+    odd, *others = sorted(ended(connection, queue, succeeded=3, failed=0))
+    with connection.cursor() as cursor:
+        which = "UPDATE rythmiq.attempts SET artifact_uri = %s WHERE job_id = %s"
+        cursor.execute(which, (uri.replace("{}", str(odd)), str(odd)))
+    deleted: list[str] = []
+    woken: list[bool] = []
+
+    def delete(uri: str) -> None:
+        urlsplit(uri)
+        deleted.append(uri)
+
+    config = RetentionConfig(succeeded_s=DAY_S, failed_s=None, artifacts_s=DAY_S)
+    retention = Retention(config, queue, delete=delete, wake=lambda: woken.append(True))
+    retention.look_round(1.0)
+    until = time.monotonic() + 10.0
+    while not woken:
+        assert time.monotonic() < until, "the thread ended without a word"
+    retention.look_round(1.0)
+    assert left(connection) == {odd}
+    assert uri not in deleted
+    assert {f"s3://b/{job}/x" for job in others} <= set(deleted)
