@@ -93,10 +93,11 @@ def prune(
 def _delete(files: Iterable[tuple[UUID, str]]) -> set[UUID]:
     """Deletes stored files; returns the jobs whose rows name what cannot be deleted as theirs."""
 
+    from rythmiq_ray.artifacts import is_own
+
     def delete(file: tuple[UUID, str]) -> UUID | None:
         job_id, uri = file
-        # A row may name anything, and its job's own files have the job's id in their place.
-        if f"/{job_id}/" not in uri:
+        if not is_own(uri, job_id):
             return job_id
         try:
             store_of(uri).delete(uri)
