@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Annotated, Any, Final, Required
 
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -77,9 +78,13 @@ class Line(TypedDict, total=False):
 _LINE: Final = TypeAdapter(Line)
 _FIELDS: Final = tuple(sorted(Line.__annotations__))
 _INPUT_FIELDS: Final = ("uri", "name")
-_SPEC_DEFAULTS: Final = tuple((field.name, field.default) for field in fields(JobSpec))
-_QUEUE_DEFAULTS: Final = tuple((field.name, field.default) for field in fields(NewJob) if field.name != "spec")
-_SPEC_FIELDS: Final = frozenset(name for name, _ in _SPEC_DEFAULTS)
+_SPEC_FIELDS: Final = frozenset(field.name for field in fields(JobSpec))
+_DEFAULTS: Final = {
+    field.name: field.default
+    for field in (*fields(JobSpec), *fields(NewJob))
+    if field.default is not MISSING  # the command, and the spec itself; env's is a new one each time
+}
+_values: Final = attrgetter(*(f"spec.{name}" if name in _SPEC_FIELDS else name for name in _DEFAULTS))
 
 
 def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
@@ -88,10 +93,14 @@ def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
     Trusts no type hint: what a caller without a type checker passes is named too. ``catalog`` is what Camber
     offers (``conf/camber.yaml``).
     """
-    spec, queued = vars(job.spec), vars(job)
+    line: dict[str, Any] = {"command": job.spec.command}
+    if (env := job.spec.env) or type(env) is not dict:
+        line["env"] = env
     # Most fields of most jobs are the very default, which needs no check. To be equal is not enough: True == 1.
-    line = {name: spec[name] for name, default in _SPEC_DEFAULTS if spec[name] is not default}
-    line |= {name: queued[name] for name, default in _QUEUE_DEFAULTS if queued[name] is not default}
+    values = _values(job)
+    if not all(map(is_, values, _DEFAULTS.values())):
+        rows = zip(_DEFAULTS.items(), values, strict=True)
+        line.update((name, value) for (name, default), value in rows if value is not default)
     try:
         _LINE.validator.validate_python(line)
     except ValidationError as error:
@@ -168,7 +177,7 @@ def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None) -> li
         faults.extend(f"secrets: {quote(name)} is in env too" for name in twice)
     if catalog is None:
         return faults
-    engine, size = line.get("engine", "base"), line.get("node_size", "xsmall")
+    engine, size = line.get("engine", _DEFAULTS["engine"]), line.get("node_size", _DEFAULTS["node_size"])
     if isinstance(engine, str) and not _in(engine, catalog.engines):
         faults.append(f"engine: there is no {quote(engine)}{meant(engine.upper(), catalog.engines)}")
     sizes = catalog.gpu_sizes if line.get("gpu") is True else catalog.cpu_sizes
@@ -244,9 +253,8 @@ def json_schema(catalog: CamberCatalog) -> dict[str, Any]:
     """
     schema = _LINE.json_schema(mode="validation")
     properties = schema["properties"]
-    for field in (*fields(JobSpec), *fields(NewJob)):
-        if field.default is not MISSING:
-            properties[field.name]["default"] = field.default
+    for name, default in _DEFAULTS.items():
+        properties[name]["default"] = default
     for former, name in FORMER_NAMES.items():
         properties[former] = {**properties[name], "deprecated": True, "description": f"The former name of {name}."}
     properties["engine"]["pattern"] = _pattern(catalog.engines)
