@@ -352,7 +352,7 @@ class InputFields(TypedDict):
 def _named(item: object) -> object:
     """The fields of an input, with the name that it has where none is given."""
     if isinstance(item, Input):
-        return vars(item)
+        return {"uri": item.uri, "name": item.name}
     if not isinstance(item, Mapping):
         raise ValueError(f"must be an object with uri and name, not {kind_of(item)}")
     if item.get("name") is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Annotated, Any, Final, Required
@@ -79,12 +79,14 @@ _LINE: Final = TypeAdapter(Line)
 _FIELDS: Final = tuple(sorted(Line.__annotations__))
 _INPUT_FIELDS: Final = ("uri", "name")
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(JobSpec))
-_DEFAULTS: Final = {
-    field.name: field.default
-    for field in (*fields(JobSpec), *fields(NewJob))
-    if field.default is not MISSING  # the command, and the spec itself; env's is a new one each time
-}
-_values: Final = attrgetter(*(f"spec.{name}" if name in _SPEC_FIELDS else name for name in _DEFAULTS))
+_SPEC_DEFAULTS, _QUEUE_DEFAULTS = (
+    # Without the command, and the spec itself, which have none, and env, whose default is a new one each time.
+    {field.name: field.default for field in fields(model) if field.default is not MISSING}
+    for model in (JobSpec, NewJob)
+)
+_DEFAULTS: Final = {**_SPEC_DEFAULTS, **_QUEUE_DEFAULTS}
+_spec_values: Final = attrgetter(*_SPEC_DEFAULTS)
+_queue_values: Final = attrgetter(*_QUEUE_DEFAULTS)
 
 
 def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
@@ -97,7 +99,7 @@ def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
     if (env := job.spec.env) or type(env) is not dict:
         line["env"] = env
     # Most fields of most jobs are the very default, which needs no check. To be equal is not enough: True == 1.
-    values = _values(job)
+    values = _spec_values(job.spec) + _queue_values(job)
     if not all(map(is_, values, _DEFAULTS.values())):
         rows = zip(_DEFAULTS.items(), values, strict=True)
         line.update((name, value) for (name, default), value in rows if value is not default)
@@ -171,29 +173,24 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None) -> list[str]:
     """The faults that are between fields, or against what Camber offers. Values may be of any type here."""
     faults: list[str] = []
-    env, secrets = line.get("env"), line.get("secrets")
-    if env and secrets and isinstance(env, Mapping) and isinstance(secrets, tuple | list):
-        twice = dict.fromkeys(name for name in secrets if isinstance(name, str) and name in env)
-        faults.extend(f"secrets: {quote(name)} is in env too" for name in twice)
+    if (secrets := line.get("secrets")) and isinstance(secrets, tuple | list):
+        env = line.get("env")
+        names = (name for name in secrets if isinstance(name, str) and isinstance(env, Mapping) and name in env)
+        faults.extend(f"secrets: {quote(name)} is in env too" for name in dict.fromkeys(names))
     if catalog is None:
         return faults
-    engine, size = line.get("engine", _DEFAULTS["engine"]), line.get("node_size", _DEFAULTS["node_size"])
-    if isinstance(engine, str) and not _in(engine, catalog.engines):
+    engine, size = line.get("engine", JobSpec.engine), line.get("node_size", JobSpec.node_size)
+    if isinstance(engine, str) and (engine.upper() not in catalog.engines or not engine.isascii()):
         faults.append(f"engine: there is no {quote(engine)}{meant(engine.upper(), catalog.engines)}")
     sizes = catalog.gpu_sizes if line.get("gpu") is True else catalog.cpu_sizes
-    if isinstance(size, str) and not _in(size, sizes):
-        if _in(size, catalog.cpu_sizes):
-            faults.append(f"node_size: {size.upper()} has no GPU; those that have one are {', '.join(sizes)}")
-        elif _in(size, catalog.gpu_sizes):
-            faults.append(f"node_size: {size.upper()} is there only with gpu")
+    if isinstance(size, str) and ((name := size.upper()) not in sizes or not size.isascii()):
+        if name in catalog.cpu_sizes and size.isascii():
+            faults.append(f"node_size: {name} has no GPU; those that have one are {', '.join(sizes)}")
+        elif name in catalog.gpu_sizes and size.isascii():
+            faults.append(f"node_size: {name} is there only with gpu")
         else:
-            faults.append(f"node_size: there is no {quote(size)}{meant(size.upper(), tuple(sizes))}")
+            faults.append(f"node_size: there is no {quote(size)}{meant(name, tuple(sizes))}")
     return faults
-
-
-def _in(word: str, names: Container[str]) -> bool:
-    """Whether a name of the catalog is meant, whose letters may be of any case."""
-    return word.isascii() and word.upper() in names
 
 
 # Decoding: pydantic's own would take the last of two equal keys, and NaN.
