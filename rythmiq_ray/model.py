@@ -409,6 +409,8 @@ class Collected:
     artifacts: tuple[Artifact, ...]
     cost_credits: float | None
     warnings: tuple[str, ...] = ()
+    unstored: bool = False
+    """Something that the attempt left was not stored, so its path is kept for a while."""
 
 
 @dataclass(frozen=True, kw_only=True)

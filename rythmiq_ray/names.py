@@ -46,11 +46,6 @@ def check_names(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]
     return accepted, refused
 
 
-def belongs_to(job_id: UUID, uri: str) -> bool:
-    """Whether a stored file may be deleted as this job's: a row may name anything, and the job's own have its id."""
-    return f"/{job_id}/" in uri
-
-
 def fault_of_name(name: str) -> str | None:
     """Why a name may not be stored whatever others there are; None if it may."""
     if not name:

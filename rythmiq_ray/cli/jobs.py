@@ -262,7 +262,8 @@ def _since(job: Job, now: datetime) -> str:
 def _kept(job: Job, attempt: Attempt) -> str | None:
     """Where an attempt lies whose files could not be stored, until when, and how they are brought in."""
     until = attempt.keep_until or (job.collect_until if attempt.attempt == job.attempt else None)
-    if until is None or until <= datetime.now(UTC) or attempt.cleaned_at is not None:
+    gone = attempt.cleaned_at is not None and attempt.cleaned_at <= datetime.now(UTC)
+    if until is None or until <= datetime.now(UTC) or gone:
         return None
     left = output.duration((until - datetime.now(UTC)).total_seconds())
     collectable = attempt.attempt == job.attempt and job.collect_until is not None

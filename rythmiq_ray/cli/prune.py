@@ -14,7 +14,6 @@ from rythmiq_ray.cli.failure import say
 from rythmiq_ray.cli.output import print_json
 from rythmiq_ray.cli.session import database, store_of
 from rythmiq_ray.errors import NotFound
-from rythmiq_ray.names import belongs_to
 
 _BATCH: Final = 500
 """Jobs a round: few enough that nothing waits for the locks of their end."""
@@ -94,9 +93,11 @@ def prune(
 def _delete(files: Iterable[tuple[UUID, str]]) -> set[UUID]:
     """Deletes stored files; returns the jobs whose rows name what cannot be deleted as theirs."""
 
+    from rythmiq_ray.artifacts import is_own
+
     def delete(file: tuple[UUID, str]) -> UUID | None:
         job_id, uri = file
-        if not belongs_to(job_id, uri):
+        if not is_own(uri, job_id):
             return job_id
         try:
             store_of(uri).delete(uri)

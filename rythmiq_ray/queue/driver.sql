@@ -79,7 +79,7 @@ WITH me AS MATERIALIZED (
     SELECT a.job_id
     FROM next JOIN rythmiq.attempts AS a USING (job_id, attempt)
     WHERE next.collect_until > coalesce(%(now)s, now())
-      AND a.keep_until > coalesce(%(now)s, now()) AND a.cleaned_at IS NULL
+      AND a.keep_until > coalesce(%(now)s, now()) AND a.cleaned_at = 'infinity'
 ), held AS MATERIALIZED (
     SELECT a.job_id
     FROM next JOIN rythmiq.attempts AS a USING (job_id, attempt)
@@ -362,6 +362,8 @@ WITH v AS MATERIALIZED (
         retryable = f.retryable, artifact_uri = f.artifact_uri, warnings = f.warnings, free = f.free,
         cost_credits = coalesce(f.cost_credits, a.cost_credits),
         keep_until = coalesce(%(now)s, now()) + make_interval(secs => f.keep_s),
+        -- A janitor of 0.1.0 knows no keep_until and takes what has no such date.
+        cleaned_at = CASE WHEN f.keep_s IS NOT NULL THEN 'infinity'::timestamptz END,
         submitted_at = f.submitted_at, running_at = f.running_at, ended_at = f.ended_at,
         remote_id = f.its_remote_id, remote_status = f.its_remote_status, finished_at = coalesce(%(now)s, now())
     FROM finished AS f
@@ -430,11 +432,22 @@ WHERE (SELECT count(*) FROM written) < (SELECT count(*) FROM v)
 -- Ended attempts whose path nobody removed, because their driver died or the removal failed, or because what was in it
 -- had to be kept until now.
 SELECT j.*, a.attempt AS ended_attempt, a.remote_path AS ended_path, a.remote_id AS ended_remote_id
-FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
-WHERE a.cleaned_at IS NULL AND a.finished_at IS NOT NULL
-  AND a.finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
-  AND (a.keep_until IS NULL OR a.keep_until <= coalesce(%(now)s, now()))
-ORDER BY a.finished_at
+FROM (
+    (SELECT job_id, attempt, remote_path, remote_id
+     FROM rythmiq.attempts
+     WHERE cleaned_at IS NULL AND finished_at IS NOT NULL
+       AND finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
+       AND NOT job_id = ANY(%(but)s::uuid[])
+     ORDER BY finished_at
+     LIMIT %(limit)s)
+    UNION ALL
+    (SELECT job_id, attempt, remote_path, remote_id
+     FROM rythmiq.attempts
+     WHERE keep_until <= coalesce(%(now)s, now()) AND cleaned_at = 'infinity' AND finished_at IS NOT NULL
+       AND NOT job_id = ANY(%(but)s::uuid[])
+     ORDER BY keep_until
+     LIMIT %(limit)s)
+) AS a JOIN rythmiq.jobs AS j USING (job_id)
 LIMIT %(limit)s
 
 -- name: expired_artifacts
@@ -445,6 +458,7 @@ SELECT a.job_id, a.attempt,
              SELECT a.artifact_uri) AS uris
 FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
 WHERE a.artifact_uri IS NOT NULL AND a.finished_at < coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
+  AND a.cleaned_at <= coalesce(%(now)s, now()) -- not what may be collected again, under the same names
   AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
   AND NOT a.job_id = ANY(%(but)s::uuid[])
 ORDER BY a.finished_at
@@ -456,6 +470,7 @@ WITH mine AS MATERIALIZED (
     SELECT a.job_id, a.attempt
     FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(job_id uuid, attempt integer)
     JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    WHERE a.finished_at IS NOT NULL
     FOR NO KEY UPDATE OF a SKIP LOCKED
 ), deleted AS (
     DELETE FROM rythmiq.artifacts AS x USING mine WHERE x.job_id = mine.job_id AND x.attempt = mine.attempt
@@ -485,7 +500,7 @@ WHERE job_id IN (
           AND j.finished_at < coalesce(%(now)s, now()) - make_interval(secs => ended.seconds)
           AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a
                           WHERE a.job_id = j.job_id
-                            AND (a.cleaned_at IS NULL OR (%(files_first)s AND a.artifact_uri IS NOT NULL)))
+                            AND (a.cleaned_at IS NULL OR a.cleaned_at = 'infinity' OR (%(files_first)s AND a.artifact_uri IS NOT NULL)))
         ORDER BY j.finished_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED

@@ -15,7 +15,7 @@ import psycopg2.extensions
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode
 from rythmiq_ray.model import Artifact, ErrorInfo, Job, JobState, Phase, RemoteStatus, path_of
-from rythmiq_ray.queue.connection import explain, fetch, translated
+from rythmiq_ray.queue.connection import StatementTimeout, explain, fetch, translated
 from rythmiq_ray.queue.rows import faults_of_place, finite, job_from_row, read_job
 from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
@@ -231,13 +231,13 @@ class Queue(Session):
                 return set(attempts)
         return set().union(*(self.cleaned([attempt]) for attempt in attempts))
 
-    def uncleaned(self, limit: int, *, older_than_s: float) -> list[Job]:
-        """Ended attempts whose path is still to be removed, each as the job it was of, oldest first.
+    def uncleaned(self, limit: int, *, older_than_s: float, but: Iterable[UUID] = ()) -> list[Job]:
+        """Ended attempts whose path is still to be removed, each as the job it was of, oldest first; none of ``but``.
 
         Not those whose path is kept until later, nor one that is being collected again. A path that is not the
         attempt's own is not touched, and noted as done with.
         """
-        rows = self._run("uncleaned", limit=limit, older_than_s=older_than_s)
+        rows = self._run("uncleaned", limit=limit, older_than_s=older_than_s, but=list(but))
         jobs = [
             replace(
                 job_from_row(row),
@@ -380,15 +380,20 @@ class Queue(Session):
         write: Callable[[Sequence[_Item]], Written],
         without: Callable[[_Item, psycopg2.Error], _Item],
     ) -> Written:
-        """Writes a batch; where one row breaks it, each alone, and that one ``without`` what Postgres may not like."""
+        """Writes a batch; where one row breaks it, each alone, and that one ``without`` what Postgres may not like.
+
+        One that takes longer than a statement may is not an outage: its rows are many, and it is written alone, for as
+        long as it takes. The lease is renewed on another connection meanwhile.
+        """
         items = list(items)
         try:
             return write(items)
-        except psycopg2.Error:
+        except (psycopg2.Error, StatementTimeout):
             found: list[Written] = []
         for item in items:
             try:
-                found.append(write([item]))
+                with self._patiently():
+                    found.append(write([item]))
             except psycopg2.Error as error:
                 try:
                     found.append(write([without(item, error)]))

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -897,16 +897,56 @@ def test_server_with_pages_smaller_than_asked_for(poll: Poll) -> None:
     assert poll(Listing(ALL, page=7, total=False), set(ALL))[0] == ALL[::-1]
 
 
-def test_server_that_does_not_page_ends_too(poll: Poll) -> None:
-    class Stuck(Listing):
-        def __call__(self, request: Request) -> Reply:
-            if "page" in request.params:
-                request.target = request.target.replace(f"page={request.params['page']}", "page=1")
-            return super().__call__(request)
+class Stuck(Listing):
+    """Gives its first page whatever is asked for."""
 
-    found, calls = poll(Stuck(ALL, total=False), {95, 20}, {"rythmiq/none/1"})
+    def __call__(self, request: Request) -> Reply:
+        if "page" in request.params:
+            request.target = request.target.replace(f"page={request.params['page']}", "page=1")
+        return super().__call__(request)
+
+
+def test_server_that_does_not_page_ends_too(poll: Poll) -> None:
+    found, calls = poll(Stuck(ALL, total=False), {95, 20})
     assert found == [95, 20]
     assert calls["list"] < 10
+
+
+def test_a_list_that_breaks_off_proves_nothing_about_a_path(poll: Poll) -> None:
+    class Hiccup(Listing):
+        def __call__(self, request: Request) -> Reply:
+            if request.params.get("page") == "3":
+                return ok({"jobs": [], "total": len(self.ids)})
+            return super().__call__(request)
+
+    for listing in (Hiccup(ALL, aged=False), Stuck(ALL, total=False, aged=False), Stuck(ALL, aged=False)):
+        with pytest.raises(BackendUnavailable, match="broke off"):
+            poll(listing, (), {"rythmiq/none/1"})
+    assert poll(Stuck(ALL, page=200, total=False, aged=False), (), {"rythmiq/none/1"})[0] == [], "it gave all at once"
+
+
+def test_what_was_asked_for_one_by_one_is_told_though_the_next_call_is_refused(server: Server) -> None:
+    listing = Listing(ALL)
+    listing.hidden = set(ALL)
+    answered: list[int] = []
+
+    def limited(request: Request) -> Reply:
+        if "page" not in request.params:
+            if len(answered) % 30 == 29:
+                answered.append(0)
+                return Reply(status=429, headers={"Retry-After": "60"})
+            answered.append(1)
+        return listing(request)
+
+    server.replies = [limited]
+    backend = CamberExecutionBackend(make_config(server.endpoint, page_size=10))
+    seen: set[int] = set()
+    for _ in range(4):
+        with suppress(BackendBusy):
+            for page in backend.watch(set(ALL), (), 0.0):
+                seen.update(item.remote_id for item in page)
+    assert seen == set(ALL), "the next look begins where the last one ended"
+    backend.close()
 
 
 def test_poll_is_lazy(server: Server) -> None:
