@@ -25,6 +25,7 @@ from rythmiq_ray.model import Phase
 
 GOOD: Final = 6
 WAIT_S: Final = 150.0
+QUICK: Final = ("driver.lease_s=60", "camber.sync_timeout_s=2")
 ROLES_SQL: Final = Path(__file__).parents[2] / "deploy/sql/roles.sql"
 DEEP: Final = 5000
 NUMBER: Final = "1" + "0" * 5000
@@ -237,7 +238,7 @@ def tables(database_url: str) -> Iterator[Tables]:
 
 @pytest.fixture
 def run(database_url: str, tables: Tables, tmp_path: Path) -> Iterator[Run]:
-    more = ("driver.lease_s=60", "camber.max_in_flight=1000", "driver.batch_size=200", "driver.poll_interval_s=0.3")
+    more = (*QUICK, "camber.max_in_flight=1000", "driver.batch_size=200", "driver.poll_interval_s=0.3")
     with Emulator(tmp_path / "camber", api_key=API_KEY, settings=Settings.instant()) as camber:
         run = Run(database_url, tmp_path / "store", camber.endpoint, *more, threads=16)
         yield run
@@ -338,7 +339,7 @@ def test_odd_rows_concern_themselves_alone(
 def test_a_row_that_names_another_jobs_path_and_remote_job_touches_neither(
     database_url: str, tables: Tables, tmp_path: Path, camber: Emulator
 ) -> None:
-    run = Run(database_url, tmp_path / "store", camber.endpoint, "driver.lease_s=60")
+    run = Run(database_url, tmp_path / "store", camber.endpoint, *QUICK)
     good = enqueue(tables.connection, JobSpec(command="sleep 3; echo whole > out.txt", outputs=("*.txt",)))
     run.until(lambda: in_phase(run.loop, Phase.WAITING), "it waits")
     (row,) = tables.rows("SELECT remote_id::text, remote_path FROM rythmiq.jobs WHERE remote_id IS NOT NULL")
