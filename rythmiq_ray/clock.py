@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -17,11 +18,13 @@ def now_s() -> float:
 def clock_id() -> str:
     """Names the clock that :func:`now_s` reads: two processes with the same name read the same seconds.
 
-    Each boot of a machine has a clock, and so has each container with a time of its own. Where that cannot be told,
-    each process counts as having one.
+    Each boot of a machine has a clock, and so has each container with a time of its own, which kernels have had since
+    5.6. Where the boot cannot be told, each process counts as having a clock.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/time').readlink()}"
     except OSError:
         return str(uuid4())
+    with suppress(OSError):
+        boot += f" {Path('/proc/self/ns/time').readlink()}"
+    return boot

@@ -143,7 +143,7 @@ def _take_calls() -> list[ApiCall]:
     return [_calls.popleft() for _ in range(len(_calls))]
 
 
-@ray.remote(max_retries=0, num_cpus=1, num_returns="streaming")
+@ray.remote(max_retries=0, num_cpus=0.99, num_returns="streaming")
 def _run(factory: bytes, orders: bytes, clocks: dict[str, float]) -> Iterator[bytes]:
     """Orders and results go as bytes, because Ray's own pickler calls back into Python for every object.
 
@@ -185,7 +185,7 @@ def _results(
 
 @ray.remote(max_retries=0, num_cpus=0.01, num_returns="streaming")
 def _probe(factory: bytes, part: str) -> Iterator[bytes]:
-    """A hundredth of a CPU, so that it needs no free one but runs where work runs: a head without CPUs is no node."""
+    """It takes the hundredth of a CPU that tasks leave, so that it waits for none of them and runs where work runs."""
     yield _begun()
     try:
         error = _process_executor(factory)[0].probe(part)
@@ -384,7 +384,13 @@ class Cluster:
 
     def probe(self, part: str) -> None:
         """Has a part, a name of :data:`~rythmiq_ray.executor.PROBES`, looked at from a node; see :meth:`probed`."""
-        stream = _probe.options(name="rythmiq.probe").remote(self._pickled_factory(), part)
+        self._refresh_key()
+        try:
+            stream = _probe.options(name="rythmiq.probe").remote(self._pickled_settings, part)
+        except Exception as error:  # noqa: BLE001 - as in _send
+            message = f"the probe could not be sent: {type(error).__name__}"
+            self._probed.append((part, ErrorInfo(code=PROBES[part], message=message)))
+            return
         self._follow(stream, {}, part, _PROBE_S)
 
     def probed(self) -> list[tuple[str, ErrorInfo | None]]:
@@ -419,9 +425,15 @@ class Cluster:
     def _send(self, orders: Sequence[Order], *, extra_s: float = 0.0) -> None:
         if any(order.step is Step.SUBMIT and order.job.spec.inputs for order in orders):
             extra_s += _INPUT_ALLOWANCE_S
-        stream = self._remote[orders[0].step].remote(
-            self._pickled_factory(), pickle.dumps(orders, _PICKLE_PROTOCOL), self._clocks
-        )
+        self._refresh_key()
+        try:
+            stream = self._remote[orders[0].step].remote(
+                self._pickled_settings, pickle.dumps(orders, _PICKLE_PROTOCOL), self._clocks
+            )
+        except Exception as error:  # noqa: BLE001 - Ray raises many kinds: no room in its store, a head that is gone
+            lost = TaskLost(reason=type(error).__name__, dead=True)
+            self._results.extend((order, lost) for order in orders)
+            return
         self._follow(stream, dict(enumerate(orders)), None, self._config.task_timeout_s + extra_s)
 
     def _pickled_factory(self) -> bytes:

@@ -241,7 +241,7 @@ class Executor:
                 return None
             try:
                 return copy()
-            except (ArtifactCorrupt, NotFound) as error:
+            except (ArtifactCorrupt, NotFound, SpecRejected) as error:
                 faults.append(error.message)
                 return None
 
@@ -252,10 +252,10 @@ class Executor:
                 if not order.final:
                     raise
             warnings.append("log: the wrapper's log did not come back whole, so Camber's is kept where there is one")
-            return self._service_log(order.job)
+            return self._service_log(order, warnings)
 
         calls: list[Callable[[], Artifact | None]] = [
-            partial(self._service_log, order.job) if log is None else partial(copied_log, log),
+            partial(self._service_log, order, warnings) if log is None else partial(copied_log, log),
             *(partial(self._copy, order.job, file, file.name) for file in files),
         ]
         done = _together([partial(copied, call) for call in calls], self.concurrency)
@@ -273,13 +273,19 @@ class Executor:
             job.job_id, job.attempt, name, chunks, expected_bytes=file.size_bytes, expected_sha256=file.sha256
         )
 
-    def _service_log(self, job: Job) -> Artifact | None:
-        """The log as the service kept it, for a job whose wrapper left none."""
+    def _service_log(self, order: Order, warnings: list[str]) -> Artifact | None:
+        """The log as the service kept it, for a job whose wrapper left none; files do not wait for it for ever."""
+        job = order.job
         try:
             log: AbstractContextManager[Iterator[bytes]] = self.backend.open_log(job)
             with log as chunks:
                 return self.store.write(job.job_id, job.attempt, LOG_NAME, chunks)
         except NotFound:
+            return None
+        except BackendUnavailable as error:
+            if not order.final:
+                raise
+            warnings.append(f"log: it could not be had: {error.message}")
             return None
 
     def _collected(
@@ -326,6 +332,7 @@ class Executor:
             artifacts=artifacts,
             cost_credits=self.backend.cost_credits(job, remote),
             warnings=warnings,
+            unstored=bool(faults or unsafe),
         )
 
 

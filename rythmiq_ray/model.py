@@ -237,7 +237,7 @@ class Job:
     remote_id: int | None
     remote_status: RemoteStatus | None
     remote_path: str | None
-    """The attempt's own path under the stash owner's root: ``rythmiq/<job_id>/<attempt>``."""
+    """See :func:`path_of`."""
     cancel_requested_at: datetime | None
     exit_code: int | None
     error_code: str | None
@@ -263,6 +263,11 @@ class Job:
     ended_at: datetime | None = None
     waits_for: str | None = None
     """Why a running attempt does not get on, in words."""
+
+
+def path_of(job_id: UUID, attempt: int) -> str:
+    """An attempt's own path under the stash owner's root, as a claim writes it into the row."""
+    return f"rythmiq/{job_id}/{attempt}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,6 +409,8 @@ class Collected:
     artifacts: tuple[Artifact, ...]
     cost_credits: float | None
     warnings: tuple[str, ...] = ()
+    unstored: bool = False
+    """Something that the attempt left was not stored, so its path is kept for a while."""
 
 
 @dataclass(frozen=True, kw_only=True)

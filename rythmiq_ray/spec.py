@@ -81,6 +81,8 @@ _SPEC_DEFAULTS: Final = tuple((field.name, field.default) for field in fields(Jo
 _QUEUE_DEFAULTS: Final = tuple((field.name, field.default) for field in fields(NewJob) if field.name != "spec")
 _SPEC_FIELDS: Final = frozenset(name for name, _ in _SPEC_DEFAULTS)
 _SPEC_NAMES: Final = tuple(sorted(_SPEC_FIELDS))
+_SHOWN: Final = 20
+"""Of unknown fields in a stored spec; each is compared with all that are known."""
 
 
 def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
@@ -120,8 +122,10 @@ def read_spec(data: object) -> tuple[JobSpec, list[str]]:
         return JobSpec(command=""), [f"spec: must be an object, not {kind_of(data)}"]
     names = (*_SPEC_FIELDS, *(former for former, name in FORMER_NAMES.items() if name in _SPEC_FIELDS))
     line = {name: data[name] for name in names if name in data}
-    unknown = sorted(data.keys() - line.keys(), key=str)
-    faults = [f"{quote(name)}: is not a field of a spec{meant(str(name)[:80], _SPEC_NAMES)}" for name in unknown]
+    unknown = sorted(map(str, data.keys() - line.keys()))
+    faults = [f"{quote(name)}: is not a field of a spec{meant(name[:80], _SPEC_NAMES)}" for name in unknown[:_SHOWN]]
+    if len(unknown) > _SHOWN:
+        faults.append(f"spec: has {len(unknown) - _SHOWN:,} more fields that no spec has")
     job, found = _read(line, None)
     if job is None:
         odd = {fault.partition(":")[0].partition(".")[0].partition("[")[0] for fault in found}

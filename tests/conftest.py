@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rythmiq_ray.local.s3 import S3
 
 TEMPLATE = "rythmiq_template"
+_OTHER_POSTGRES = os.environ.get("RYTHMIQ_TEST_POSTGRES")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,13 +49,13 @@ def _hermetic() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A server without fsync."""
+    """A server without fsync; RYTHMIQ_TEST_POSTGRES names the folder of another version's programs."""
     from rythmiq_ray.local.postgres import Postgres
 
     # Not pytest's own folder, which only root could enter, and root's Postgres is another user.
     root = Path(tempfile.mkdtemp(prefix="rythmiq-test-"))
     root.chmod(0o711)
-    server = Postgres(root, fsync=False)
+    server = Postgres(root, fsync=False, programs=Path(_OTHER_POSTGRES) if _OTHER_POSTGRES else None)
     try:
         server.start(tethered=True)
         server.wait()

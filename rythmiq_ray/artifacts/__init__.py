@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote
 from uuid import UUID
 
 from rythmiq_ray.artifacts.local import LocalArtifactStore, replacing
@@ -21,7 +22,7 @@ from rythmiq_ray.errors import ArtifactCorrupt
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.names import refuse_unsafe
 
-__all__ = ["ArtifactStore", "content_type", "download", "manifest", "open_store", "read_manifest"]
+__all__ = ["ArtifactStore", "content_type", "download", "is_own", "manifest", "open_store", "read_manifest"]
 
 
 class ArtifactStore(Protocol):
@@ -72,6 +73,11 @@ class ArtifactStore(Protocol):
     def list_files(self, job_id: UUID) -> Iterator[str]:
         """The URIs of all that the store holds of a job, in order of name."""
         ...
+
+
+def is_own(uri: str, job_id: UUID) -> bool:
+    """Whether a URI can be that of a file which this job stored: a row may name anything."""
+    return f"/{job_id}/" in uri and ".." not in unquote(uri).split("/")
 
 
 def open_store(config: ArtifactsConfig, inputs: InputsConfig | None = None) -> ArtifactStore:

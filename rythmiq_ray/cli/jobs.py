@@ -251,13 +251,23 @@ def _stage(job: Job) -> str:
     return "running at Camber" if job.remote_status.started else "pending at Camber"
 
 
+def _since(job: Job, now: datetime) -> str:
+    """For how long a running job has been at its stage, as far as that is known."""
+    times = {Phase.SUBMITTING: job.started_at, Phase.COLLECTING: job.ended_at}
+    waiting = job.running_at if job.remote_status is not None and job.remote_status.started else job.submitted_at
+    since = waiting if job.phase is Phase.WAITING else times.get(job.phase) if job.phase else None
+    return "" if since is None else f" for {output.age(since, now)}"
+
+
 def _kept(job: Job, attempt: Attempt) -> str | None:
     """Where an attempt lies whose files could not be stored, until when, and how they are brought in."""
     until = attempt.keep_until or (job.collect_until if attempt.attempt == job.attempt else None)
-    if until is None or until <= datetime.now(UTC) or attempt.cleaned_at is not None:
+    gone = attempt.cleaned_at is not None and attempt.cleaned_at <= datetime.now(UTC)
+    if until is None or until <= datetime.now(UTC) or gone:
         return None
     left = output.duration((until - datetime.now(UTC)).total_seconds())
-    cure = f"; `rythmiq collect {job.job_id}` brings it in" if attempt.attempt == job.attempt else ""
+    collectable = attempt.attempt == job.attempt and job.collect_until is not None
+    cure = f"; `rythmiq collect {job.job_id}` brings it in" if collectable else ""
     return (
         f"attempt {attempt.attempt}: not stored; it lies in Camber's stash at {output.printable(attempt.remote_path)}"
         f" until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC ({left}){cure}"
@@ -308,7 +318,8 @@ def _facts(job: Job) -> dict[str, object]:
     spec = job.spec
     return {
         "job": job.job_id,
-        "state": f"{job.state}{f' ({_stage(job)})' if job.phase else ''}",
+        "state": f"{job.state}{f' ({_stage(job)}{_since(job, now)})' if job.phase else ''}",
+        "waits for": job.waits_for,
         "queue": f"{job.queue}, priority {job.priority}",
         "user": job.user_id,
         "unique key": job.unique_key,
@@ -319,7 +330,7 @@ def _facts(job: Job) -> dict[str, object]:
         "env": ", ".join(spec.env),
         "secrets": ", ".join(spec.secrets),
         "time-out": None if spec.timeout_s is None else output.duration(spec.timeout_s),
-        "attempt": f"{job.attempt} of {job.max_attempts}",
+        "attempt": f"{job.attempt} of {job.max_attempts}{f', {job.free_attempts} free' if job.free_attempts else ''}",
         "next attempt": output.age(job.next_visible_at, now)
         if job.state in (JobState.QUEUED, JobState.RETRYING) and job.next_visible_at > now
         else None,

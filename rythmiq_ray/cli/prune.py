@@ -13,6 +13,7 @@ import typer
 from rythmiq_ray.cli.failure import say
 from rythmiq_ray.cli.output import print_json
 from rythmiq_ray.cli.session import database, store_of
+from rythmiq_ray.errors import NotFound
 
 _BATCH: Final = 500
 """Jobs a round: few enough that nothing waits for the locks of their end."""
@@ -20,6 +21,7 @@ _AT_ONCE: Final = 16
 _REASONS: Final = {
     "uncleaned": "a path at Camber is still to be removed, which drivers do once they run",
     "kept": "what could not be stored is kept at Camber; `rythmiq collect` brings it in",
+    "odd": "its rows name files that are not its own, or that no store has",
     "in_use": "another session holds the row, or the job was put back meanwhile",
 }
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -54,27 +56,29 @@ def prune(
     seconds = age_s(older_than)
     jobs = files = 0
     locked: set[UUID] = set()
+    odd: set[UUID] = set()
     while True:
         # No transaction is open while files are deleted: that may take long, and Postgres ends who idles in one.
         with database() as connection:
-            batch = inspect.prunable(connection, older_than_s=seconds, limit=_BATCH, but=locked)
+            batch = inspect.prunable(connection, older_than_s=seconds, limit=_BATCH, but=locked | odd)
         ids = {job.job_id for job in batch}
         uris = [uri for job in batch for uri in job.uris] if artifacts else []
         if dry_run:
             jobs, files = len(batch), len(uris)
             break
-        _delete(uris)
+        foreign = _delete((job.job_id, uri) for job in batch if artifacts for uri in job.uris)
         with database() as connection:
-            gone = inspect.prune(connection, ids, older_than_s=seconds)
+            gone = inspect.prune(connection, ids - foreign, older_than_s=seconds)
             inspect.prune_drivers(connection, older_than_s=seconds)
-        locked |= ids - gone
+        odd |= foreign
+        locked |= ids - gone - foreign
         jobs += len(gone)
         files += len(uris)
         if len(batch) < _BATCH:
             break
     with database() as connection:
         stays = inspect.unprunable(connection, older_than_s=seconds)
-    left = {"uncleaned": stays.uncleaned, "kept": stays.kept, "in_use": len(locked)}
+    left = {"uncleaned": stays.uncleaned, "kept": stays.kept, "in_use": len(locked), "odd": len(odd)}
     if as_json:
         print_json({"jobs": jobs, "files": files, "dry_run": dry_run, "left": left})
         return
@@ -86,7 +90,20 @@ def prune(
             say(f"{count} {'job was' if count == 1 else 'jobs were'} left alone: {_REASONS[name]}")
 
 
-def _delete(uris: Iterable[str]) -> None:
+def _delete(files: Iterable[tuple[UUID, str]]) -> set[UUID]:
+    """Deletes stored files; returns the jobs whose rows name what cannot be deleted as theirs."""
+
+    from rythmiq_ray.artifacts import is_own
+
+    def delete(file: tuple[UUID, str]) -> UUID | None:
+        job_id, uri = file
+        if not is_own(uri, job_id):
+            return job_id
+        try:
+            store_of(uri).delete(uri)
+        except (NotFound, ValueError):
+            return job_id
+        return None
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for _ in pool.map(lambda uri: store_of(uri).delete(uri), uris):
-            pass
+        return {job_id for job_id in pool.map(delete, files) if job_id is not None}

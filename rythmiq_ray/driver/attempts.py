@@ -75,7 +75,7 @@ class Searching:
 
     submitting: Submitting
     until: float
-    """Only a sweep begun after this proves that there is no remote job."""
+    """Only a poll begun after this proves that there is no remote job."""
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Waiting:
     since: float
     running_since: float | None = None
     """When it was first seen to run."""
-    seen_in_sweep: int = -1
+    seen_in_poll: int = -1
     missing_since: float | None = None
 
 
@@ -159,6 +159,8 @@ class Attempt:
     """A lost task or another driver may have left something half done."""
     crashes: int = 0
     faults: int = 0
+    internal_faults: int = 0
+    """Faults of our own about it."""
     stop: Stop | None = None
     waits_for: str | None = None
     """Why it does not get on, in words for the row; None while it does."""
@@ -235,8 +237,11 @@ class Attempts:
         return self._cleaning.get((job_id, number))
 
     def find(self, remote: RemoteJob) -> Attempt | None:
-        """The running attempt that a remote job is of, by its id or by its path."""
-        return self._index.by_remote_id.get(remote.remote_id) or self._index.by_path.get(remote.path)
+        """The running attempt that a remote job is of, by its id or by its path; first by both, as a row may lie."""
+        there = self._index.by_path.get(remote.path)
+        if there is not None and there.job.remote_id == remote.remote_id:
+            return there
+        return self._index.by_remote_id.get(remote.remote_id) or there
 
     def due(self, now: float) -> Iterator[Attempt]:
         """Those for which something may be to do, each once; one that only waits costs nothing here."""
@@ -287,9 +292,7 @@ class Attempts:
         if job.cancel_requested_at is not None:
             attempt.stop = Stop(ErrorCode.CANCELLED)
         if job.remote_id is None:
-            camber = self._config.camber
-            reach_s = camber.create_timeout_s + camber.settle_s - adopted.orphaned_s
-            self._search(attempt, now + max(0.0, reach_s))
+            self._search(attempt, max(now, self._settled_at(now - adopted.orphaned_s)))
         else:
             # What was being collected is watched first too: the list tells how it ended, which no row does.
             remote = RemoteJob(remote_id=job.remote_id, status=RemoteStatus.UNKNOWN, path=job.remote_path or "")
@@ -359,7 +362,8 @@ class Attempts:
                 return Order(step=Step.CANCEL, job=job)
             case Collecting():
                 camber = self._config.camber
-                patience_s = camber.sync_timeout_s if attempt.stop is None else camber.settle_s
+                cancelled = attempt.stop is not None and attempt.stop.code is ErrorCode.CANCELLED
+                patience_s = camber.settle_s if cancelled else camber.sync_timeout_s
                 return Order(
                     step=Step.COLLECT,
                     job=job,
@@ -406,7 +410,7 @@ class Attempts:
                 self._know(attempt, remote, now)
             case SubmitUncertain() if isinstance(attempt.state, Submitting):
                 attempt.state.creates += 1
-                self._search(attempt, now + self._config.camber.settle_s)
+                self._search(attempt, self._settled_at(now))
             case Collected() if isinstance(attempt.state, Collecting):
                 return self._collected(attempt, attempt.state, result, now)
             case NotYet():
@@ -426,6 +430,7 @@ class Attempts:
         match attempt.state:
             case Submitting() as state:
                 state.uploaded = state.uploaded or result.uploaded
+                self._waits(attempt, f"its create: {result.reason}", now)
             case Collecting() as state:
                 if not result.alone:
                     self._waits(attempt, f"the late sync of its path: {result.reason}", now)
@@ -439,16 +444,16 @@ class Attempts:
         else:
             self.wake(attempt)
 
-    # ------------------------------------------------------------------------------------------------------- sweeps
+    # -------------------------------------------------------------------------------------------------------- polls
 
-    def seen(self, sweep: int, remote: RemoteJob, now: float) -> Attempt | None:
-        """Takes what a sweep saw; returns the attempt whose state that changed."""
+    def seen(self, poll: int, remote: RemoteJob, now: float) -> Attempt | None:
+        """Takes what a poll saw; returns the attempt whose state that changed."""
         attempt = self.find(remote)
         if attempt is None or attempt.job.remote_id not in (None, remote.remote_id):
             return None
         state = attempt.state
         if isinstance(state, Waiting):
-            state.seen_in_sweep, state.missing_since = sweep, None
+            state.seen_in_poll, state.missing_since = poll, None
             if state.remote.status is remote.status:
                 return None
         elif not isinstance(state, Submitting | Searching) or attempt.request is not None:
@@ -464,16 +469,16 @@ class Attempts:
             return None
         return replace(attempt.job, remote_id=remote.remote_id)
 
-    def swept(
+    def polled(
         self,
-        sweep: int,
+        poll: int,
         paths: frozenset[str],
         waiting: frozenset[int],
         started_at: float,
         *,
         unclear: Iterable[int] = (),
     ) -> Iterator[Attempt | Ending]:
-        """Takes the end of a sweep: what it looked for and did not see is not in the list.
+        """Takes the end of a poll: what it looked for and did not see is not in the list.
 
         ``unclear`` are ids of which the backend gave no clear answer. Gives the attempts whose state that changed, and
         how attempts ended.
@@ -491,11 +496,14 @@ class Attempts:
             elif attempt.crashes >= MAX_CRASHES:
                 yield self._crashed(attempt, "a submit")
         odd = frozenset(unclear)
-        for remote_id in waiting:
-            attempt = self._index.by_remote_id.get(remote_id)
-            if attempt is None or not isinstance(attempt.state, Waiting) or attempt.state.seen_in_sweep == sweep:
-                continue
+        # Not by their ids: of two rows that name one remote job, one would never be looked at.
+        for attempt in list(self):
             state = attempt.state
+            if not isinstance(state, Waiting) or state.seen_in_poll == poll:
+                continue
+            remote_id = state.remote.remote_id
+            if remote_id not in waiting:
+                continue
             if state.missing_since is None:
                 state.missing_since = started_at
             # The list may lag behind a create, and one look alone proves little.
@@ -526,28 +534,32 @@ class Attempts:
             return self._failed(attempt, ErrorInfo(code=code, message="cancelled before it started"))
         return None
 
-    def overdue(self, attempt: Attempt, now: float) -> ErrorCode | None:
-        """Which time limit a waiting attempt is past, if any."""
+    def overdue(self, attempt: Attempt, now: float, *, poll: int) -> ErrorCode | None:
+        """Which time limit a waiting attempt is past, if any.
+
+        Only one that this poll showed is judged: of the others nobody knows what became of them meanwhile.
+        """
         state = attempt.state
-        if not isinstance(state, Waiting) or attempt.stop is not None:
+        if not isinstance(state, Waiting) or attempt.stop is not None or state.seen_in_poll != poll:
             return None
         execution = self._config.execution
         if state.running_since is not None:
             timeout_s = attempt.job.spec.timeout_s or execution.timeout_ms / 1000
             late = now - state.running_since > timeout_s + TIMEOUT_MARGIN_S
             return ErrorCode.JOB_TIMEOUT if late else None
-        if state.remote.status is RemoteStatus.UNKNOWN:
-            return None
         patience_s = execution.queue_timeout_s
         late = patience_s is not None and now - state.since > patience_s
         if late or self._overtaking.overtaken(_kind(attempt.job), state.since, now):
             return ErrorCode.QUEUE_TIMEOUT
         return None
 
-    def unstoppable(self, attempt: Attempt, now: float) -> Ending | None:
-        """The end of an attempt whose remote job goes on although its end was asked for in every way there is."""
+    def unstoppable(self, attempt: Attempt, now: float, *, poll: int) -> Ending | None:
+        """The end of an attempt whose remote job goes on, as this poll shows, although its end was asked for in every
+        way there is."""
         state, stop = attempt.state, attempt.stop
         if not isinstance(state, Waiting) or stop is None or stop.sent_at is None or attempt.request is not None:
+            return None
+        if state.seen_in_poll != poll:
             return None
         if now - stop.sent_at < self._config.camber.sync_timeout_s + TIMEOUT_MARGIN_S:
             return None
@@ -592,7 +604,8 @@ class Attempts:
             if not attempt.begun_before:
                 self._overtaking.started(_kind(attempt.job), state.since)
                 self._on_started(state.since, now)
-        if remote.status.terminal:
+        # A word of a newer service that has an end is one.
+        if remote.status.terminal or (remote.status is RemoteStatus.UNKNOWN and remote.finished_at is not None):
             ran = remote.started_at is not None or remote.status is not RemoteStatus.CANCELLED
             self._collect(attempt, remote, now, ran=ran)
         self.wake(attempt)
@@ -607,6 +620,11 @@ class Attempts:
         if attempt.waits_for is None:
             attempt.waits_since = now
         attempt.waits_for = words
+
+    def _settled_at(self, sent_at: float) -> float:
+        """When the list shows a create that was sent at that time, or never will: the service may go on with a call
+        whose connection was cut."""
+        return sent_at + self._config.camber.create_timeout_s + self._config.camber.settle_s
 
     def _search(self, attempt: Attempt, until: float) -> None:
         if isinstance(attempt.state, Submitting):
@@ -623,8 +641,9 @@ class Attempts:
 
     def _collected(self, attempt: Attempt, state: Collecting, result: Collected, now: float) -> Ending:
         error = result.error
-        keep = error is not None and error.code is ErrorCode.ARTIFACT_CORRUPT
-        never_ran = not state.ran and error is not None and error.code in _NEVER_RAN
+        keep = result.unstored
+        code = None if error is None else error.code
+        never_ran = code is ErrorCode.QUEUE_TIMEOUT or (code is ErrorCode.REMOTE_CANCELLED and not state.ran)
         ending = self._ending(
             attempt,
             result.state,
@@ -644,7 +663,7 @@ class Attempts:
         """Ends it without anything stored. Where the remote job may have left something, that is kept."""
         state = attempt.state
         keep = isinstance(state, Waiting | Collecting) or error.code is ErrorCode.INTERNAL
-        free = isinstance(state, Waiting) and state.running_since is None and error.code in _NEVER_RAN
+        free = isinstance(state, Waiting) and error.code is ErrorCode.QUEUE_TIMEOUT
         attempt.state = Ended(clean=not keep)
         return self._ending(
             attempt,
@@ -684,11 +703,15 @@ class Attempts:
 
     def _faulted(self, attempt: Attempt, error: ErrorInfo, now: float) -> Ending | None:
         if error.verdict is not Verdict.PAUSE:
-            if isinstance(attempt.state, Collecting) and error.verdict is Verdict.RETRY_ATTEMPT:
+            if isinstance(attempt.state, Collecting):
                 return self._exhausted(attempt, error.message)  # Another attempt would be paid for again.
             return self._failed(attempt, error)
         attempt.faults += 1
         self._waits(attempt, f"{error.code}: {error.message}", now)
+        if attempt.faults >= MAX_FAULTS and isinstance(attempt.state, Waiting) and attempt.stop is not None:
+            # The backend cannot be told. Where its job goes on all the same, that is seen and said.
+            attempt.stop.sent_at = now
+            return None
         if attempt.faults >= MAX_FAULTS and error.code is not ErrorCode.BACKEND_BUSY:
             return self._exhausted(attempt, f"{attempt.faults} faults in a row, last: {error.message}")
         backoff_s = min(RETRY_STEP_MAX_S, RETRY_STEP_S * 2.0 ** (attempt.faults - 1))
@@ -701,9 +724,7 @@ class Attempts:
         attempt.alone = True  # If it is this job that kills its task, it takes no others along.
         attempt.due_at = now + RETRY_STEP_S
         if request is not None and request.step is Step.SUBMIT and isinstance(attempt.state, Submitting):
-            camber = self._config.camber
-            acts_until = now if lost.dead else max(now, attempt.state.create_until) + camber.create_timeout_s
-            self._search(attempt, acts_until + camber.settle_s)
+            self._search(attempt, self._settled_at(now if lost.dead else max(now, attempt.state.create_until)))
         elif attempt.crashes >= MAX_CRASHES:
             return self._crashed(attempt, lost.reason)
         return None
@@ -715,10 +736,6 @@ class Attempts:
         """A step failed again and again. What was paid for is kept, and collected later without a new remote job."""
         code = ErrorCode.ARTIFACTS_NOT_STORED if isinstance(attempt.state, Collecting) else ErrorCode.PHASE_FAILED
         return self._failed(attempt, ErrorInfo(code=code, message=message))
-
-
-_NEVER_RAN: Final = frozenset({ErrorCode.QUEUE_TIMEOUT, ErrorCode.REMOTE_CANCELLED})
-"""Ends of a remote job that only ever waited; waiting is no failure and burns no attempt."""
 
 
 def _kind(job: Job) -> Kind:

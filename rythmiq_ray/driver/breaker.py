@@ -27,7 +27,7 @@ class Breaker:
         if self.error is None:
             self.opened_at = now
             self._interval_s = self._config.probe_interval_s
-            self._probe_at = now + (error.retry_after_s or 0.0)
+            self._probe_at = now + self._asked_s(error)
         self.error = error
 
     @property
@@ -49,5 +49,9 @@ class Breaker:
             return closed
         self.error = error
         self._interval_s = min(self._interval_s * 2, self._config.probe_max_interval_s)
-        self._probe_at = now + max(self._interval_s, error.retry_after_s or 0.0)
+        self._probe_at = now + max(self._interval_s, self._asked_s(error))
         return False
+
+    def _asked_s(self, error: ErrorInfo) -> float:
+        """How long the service asks to be left alone. An answer about one job must not hold up all for an hour."""
+        return min(error.retry_after_s or 0.0, self._config.probe_max_interval_s)

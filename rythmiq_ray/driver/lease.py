@@ -12,6 +12,9 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from rythmiq_ray.errors import DatabaseUnavailable
+from rythmiq_ray.telemetry.logs import get_logger
+
+log = get_logger("driver")
 
 RENEWALS_PER_LEASE: Final = 3
 TRIES_PER_LEASE: Final = 15
@@ -75,7 +78,9 @@ class Lease:
                 return max(0.0, self._due_at - now)
             try:
                 held = self._heartbeat.renew()
-            except DatabaseUnavailable:
+            except Exception as error:
+                if not isinstance(error, DatabaseUnavailable):
+                    log.exception("A heartbeat failed", error=type(error).__name__)
                 self._due_at = now + self._lease_s / TRIES_PER_LEASE
                 return self._due_at - now
             # An answer that came after the end may be of a renewal that another driver has overtaken.

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
-from rythmiq_ray.driver.attempts import Attempt, Attempts, Collecting, Ended, Submitting
+from rythmiq_ray.driver.attempts import Attempt, Attempts, Collecting, Ended, Submitting, Waiting
 from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.lease import Heartbeat, Lease
 from rythmiq_ray.driver.limit import InFlightLimit
@@ -26,7 +26,6 @@ from rythmiq_ray.driver.retention import Retention
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, place_of
 from rythmiq_ray.model import (
-    Cancelling,
     Cleaned,
     Collected,
     ErrorInfo,
@@ -57,6 +56,11 @@ SLACK_POLLS: Final = 3.0
 """A start is seen up to a poll late, so waits that differ by a few of them are taken for the same."""
 CLEAN_GRACE_S: Final = 15.0
 """How long a drain waits for the last paths to be removed; the janitor of another run takes the rest."""
+MAX_INTERNAL_FAULTS: Final = 5
+"""Faults of our own about one attempt whose remote job runs, before that attempt is ended."""
+STRAY_PAUSE_S: Final = 30.0
+"""Before a second remote job of an attempt is asked to end again; it doubles, up to STRAY_PAUSE_MAX_S."""
+STRAY_PAUSE_MAX_S: Final = 3600.0
 MAX_TICK_FAULTS: Final = 10
 """Ticks in a row that fault before the driver gives up: a supervisor starts it anew, and its jobs are taken over."""
 
@@ -118,11 +122,12 @@ class Loop:
         self._outbox = Outbox(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
         self._retention = retention
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
-        self._strays: set[int] = set()
+        self._strays: dict[int, tuple[float, float]] = {}
+        """Second remote jobs of an attempt: when each is asked to end again, and how long after that."""
         self._claim_at = 0.0
         self._adopt_at = 0.0
+        self._disown_at = 0.0
         self._cancels_at = 0.0
-        self._limits_at = 0.0
         self._database_retry_at = 0.0
         self._tick_faults = 0
         self.ticked_at: float | None = None
@@ -173,7 +178,6 @@ class Loop:
         self._take_reports(now)
         self.with_database(self._database_work, now)
         self.outages.send_probes(now)
-        self._enforce_limits(now)
         self._send_steps()
         self._cluster.dispatch()
         if self.outages.error(BACKEND) is None:
@@ -219,8 +223,7 @@ class Loop:
             return
         try:
             if self.database_error is not None:
-                # The lost call may have been a claim or a take-over that Postgres carried out.
-                self._queue.disown(attempt.job.job_id for attempt in self.attempts)
+                self._disown_at = 0.0  # The lost call may have been a claim or a take-over that was carried out.
             work(now)
         except DatabaseUnavailable as error:
             self._database_retry_at = self._clock() + self._config.driver.poll_interval_s
@@ -241,6 +244,7 @@ class Loop:
         if not self.lease.held(self._clock()):
             return
         self._take_cancels(now)
+        self._disown(now)
         self._adopt(now)
         self._claim(now)
         if not self.outages.any:
@@ -258,10 +262,18 @@ class Loop:
     def _begin_anew(self) -> None:
         """Others may hold these jobs by now. Under a new lease they are taken over like anybody's."""
         log.warning("The lease was lost; its jobs are taken over anew", jobs=len(self.attempts))
+        self._write_outcomes(self._clock())  # Nobody may have taken them over, and the rows know whose they are.
         self._withdraw()
         self.attempts.clear()
+        self._strays.clear()
         self.register()
         self._adopt_at = 0.0
+
+    def _disown(self, now: float) -> None:
+        """Gives back what the table says is ours and we do not know of; a row that was locked then is met again."""
+        if now >= self._disown_at:
+            self._disown_at = now + self._config.driver.lease_s
+            self._queue.disown(attempt.job.job_id for attempt in self.attempts)
 
     def _claim(self, now: float) -> None:
         room = self._claim_room()
@@ -381,7 +393,11 @@ class Loop:
             about = {} if job is None else {"jobId": job.job_id, "attempt": job.attempt}
             log.exception("A fault of rythmiq-ray itself", **about, place=where)
             attempt = None if job is None else self.attempts.get(job.job_id, job.attempt)
-            if attempt is not None and attempt.phase is not None:
+            if attempt is None or attempt.phase is None:
+                return
+            attempt.internal_faults += 1
+            # A remote job that runs is not given up for a fault that may be a page's or a moment's.
+            if not isinstance(attempt.state, Waiting) or attempt.internal_faults >= MAX_INTERNAL_FAULTS:
                 message = f"{type(error).__name__} in the driver at {where}"
                 self._end(self.attempts.give_up(attempt, ErrorInfo(code=ErrorCode.INTERNAL, message=message)))
 
@@ -393,13 +409,12 @@ class Loop:
     def _settle(self, order: Order, result: StepResult, now: float) -> None:
         if isinstance(result, TaskLost):
             self._metrics.step_lost(order.step)
-        if order.stray and not (isinstance(result, Cancelling) and result.accepted):
-            self._strays.discard(order.job.remote_id or 0)  # The next poll that sees it asks again.
         attempt = self.attempts.get(order.job.job_id, order.job.attempt)
         if attempt is None or attempt.request is not order:
             return  # It was sent under a lease that was lost; what is sent now must not be taken for ended by it.
         if isinstance(result, Faulted):
-            self.outages.note_fault(result.error, now, Place.NODE, job=attempt.job)
+            if order.step in (Step.SUBMIT, Step.COLLECT):  # What tidies up may fail for reasons of its own.
+                self.outages.note_fault(result.error, now, Place.NODE, job=attempt.job)
             if result.error.code is ErrorCode.BACKEND_BUSY and order.step is Step.SUBMIT:
                 self.limit.refused(attempt.requested_at, now)
         elif isinstance(result, TaskLost):
@@ -435,16 +450,23 @@ class Loop:
                         self._see(number, remote, now)
             case Polled(poll=poll, error=None, unclear=unclear):
                 self.schedule.succeeded(poll, now)
-                for item in unclear:
-                    log.warning("No clear answer about a remote job", remoteId=item.remote_id, error=item.error.message)
-                odd = [item.remote_id for item in unclear]
-                for changed in self.attempts.swept(
+                odd = {item.remote_id: item.error.message for item in unclear}
+                for changed in self.attempts.polled(
                     poll.number, poll.searched, poll.waiting, poll.started_at, unclear=odd
                 ):
                     if isinstance(changed, Ending):
                         self._end(changed)
-                    else:
-                        self._note_progress(changed)
+                        continue
+                    self._note_progress(changed)
+                    if isinstance(changed.state, Waiting):
+                        log.warning(
+                            "No clear answer about a remote job; it is left alone for a while",
+                            jobId=changed.job.job_id,
+                            attempt=changed.job.attempt,
+                            remoteId=changed.job.remote_id,
+                            error=odd.get(changed.job.remote_id or 0),
+                        )
+                self._enforce_limits(poll.number, now)
             case Polled(error=ErrorInfo() as error):
                 self.schedule.failed(now)
                 self.outages.note_fault(error, now, Place.DRIVER)
@@ -454,8 +476,9 @@ class Loop:
     def _see(self, poll: int, remote: RemoteJob, now: float) -> None:
         stray = self.attempts.stray(remote)
         if stray is not None:
-            if remote.remote_id not in self._strays:
-                self._strays.add(remote.remote_id)
+            again_at, pause_s = self._strays.get(remote.remote_id, (0.0, STRAY_PAUSE_S))
+            if now >= again_at:
+                self._strays[remote.remote_id] = (now + pause_s, min(2 * pause_s, STRAY_PAUSE_MAX_S))
                 log.warning(
                     "A second remote job of one attempt is cancelled", jobId=stray.job_id, remoteId=remote.remote_id
                 )
@@ -529,18 +552,15 @@ class Loop:
             self.attempts.sent(attempt, order, now)
             self._cluster.enqueue(order, stream_bytes=attempt.alone_bytes)
 
-    def _enforce_limits(self, now: float) -> None:
-        """Stops what waits or runs for too long."""
-        if now < self._limits_at:
-            return
-        self._limits_at = now + self._config.driver.poll_interval_s
+    def _enforce_limits(self, poll: int, now: float) -> None:
+        """Stops what waits or runs for too long, as a whole poll has just shown it."""
         for attempt in list(self.attempts):
             with self._concerning(attempt.job):
-                unstoppable = self.attempts.unstoppable(attempt, now)
+                unstoppable = self.attempts.unstoppable(attempt, now, poll=poll)
                 if unstoppable is not None:
                     self._end(unstoppable)
                     continue
-                code = self.attempts.overdue(attempt, now)
+                code = self.attempts.overdue(attempt, now, poll=poll)
                 if code is not None:
                     log.warning(
                         "Time limit passed, the remote job is stopped",
@@ -607,10 +627,8 @@ class Loop:
                         times.append(self._retention.due_at)
                 if self._claim_room() > 0:
                     times.append(self._claim_at)
-        if self.attempts:
-            times.append(self._limits_at)
-            if self.schedule.due_at is not None and self.outages.error(BACKEND) is None:
-                times.append(self.schedule.due_at)
+        if self.attempts and self.schedule.due_at is not None and self.outages.error(BACKEND) is None:
+            times.append(self.schedule.due_at)
         due = self.attempts.next_due()
         if due is not None and held and not paused:
             times.append(due)

@@ -14,6 +14,8 @@ from rythmiq_ray.telemetry.logs import get_logger
 
 BACKEND, STORE = "backend", "store"
 FAULT_LOG_INTERVAL_S: Final = 30.0
+SLOW_PROBE_S: Final = 5.0
+"""A probe that takes this long pauses dispatch as one that failed does, and is said."""
 
 log = get_logger("driver")
 
@@ -76,6 +78,8 @@ class Outages:
 
     def send_probes(self, now: float) -> None:
         for part, breaker in self._breakers.items():
+            if breaker.error is not None and now - breaker.opened_at >= SLOW_PROBE_S:
+                self._say_paused(part, breaker.error)
             if breaker.due_at is not None and now >= breaker.due_at:
                 breaker.probe_sent()
                 self._probes[self._places[part]](part)
@@ -88,6 +92,10 @@ class Outages:
                 self._told.discard(part)
                 self._over()
                 log.info("Dispatch resumed", part=part, after=f"{now - breaker.opened_at:.0f}s")
-        elif error is not None and part not in self._told:
+        elif error is not None:
+            self._say_paused(part, error)
+
+    def _say_paused(self, part: str, error: ErrorInfo) -> None:
+        if part not in self._told:
             self._told.add(part)
             log.warning("Dispatch paused", part=part, place=self._places[part], error=error.code, message=error.message)

@@ -20,7 +20,7 @@ def next_poll_s(interval_s: float, *, elapsed_s: float, waiting: int, ended: int
     A poll costs a page for each hundred jobs that wait, ended or not. So it comes before its time only once, at the
     rate of the last ``elapsed_s``, in which ``ended`` were found, half of those that wait have ended, and never for a
     few. So jobs of seconds do not wait for an interval that was made for jobs of hours. A poll that took long, for
-    the pages and calls that old jobs cost, is followed by a pause of thrice that.
+    the pages and calls that old jobs cost, is followed by a pause of thrice that, as far as the interval allows.
     """
     worth = max(FEWEST_ENDS, waiting / 2)
     early_s = interval_s if ended == 0 else elapsed_s * worth / ended

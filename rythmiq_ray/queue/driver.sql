@@ -79,7 +79,7 @@ WITH me AS MATERIALIZED (
     SELECT a.job_id
     FROM next JOIN rythmiq.attempts AS a USING (job_id, attempt)
     WHERE next.collect_until > coalesce(%(now)s, now())
-      AND a.keep_until > coalesce(%(now)s, now()) AND a.cleaned_at IS NULL
+      AND a.keep_until > coalesce(%(now)s, now()) AND a.cleaned_at = 'infinity'
 ), held AS MATERIALIZED (
     SELECT a.job_id
     FROM next JOIN rythmiq.attempts AS a USING (job_id, attempt)
@@ -133,14 +133,14 @@ WHERE job_id = (SELECT job_id FROM rythmiq.jobs
 RETURNING job_id, attempt
 
 -- name: adopt
--- Takes over running jobs that nobody holds: given back, or their driver's lease is over. orphaned_s is
--- how long ago their former driver may last have acted.
+-- Takes over running jobs that nobody holds: given back, their driver's lease is over, or their driver has no row (it was
+-- deleted by hand, or a restore left it out). orphaned_s is how long ago their former driver may last have acted.
 -- The former driver's row is locked first. A renewal under way holds it, also while its commit takes long, and is left
 -- alone; else the row is read again as it is now. Its lease is then ended for good: stopped_at stops renewals of this
 -- version. One of 0.1.0 that waits for the lock asks for lease_expires_at > now(), the time when it began, which is
 -- later than the heartbeat before it: so the lease is set back to that heartbeat. stopped_at keeps the lease's true end
 -- for the batches that follow.
-WITH me AS MATERIALIZED (
+WITH RECURSIVE me AS MATERIALIZED (
     SELECT driver_id FROM rythmiq.drivers
     WHERE driver_id = %(driver_id)s AND stopped_at IS NULL AND lease_expires_at > coalesce(%(now)s, clock_timestamp())
     FOR KEY SHARE SKIP LOCKED
@@ -168,6 +168,28 @@ WITH me AS MATERIALIZED (
       AND (%(skipped)s::uuid[] IS NULL OR j.job_id <> ALL(%(skipped)s::uuid[]))
     LIMIT %(limit)s
     FOR NO KEY UPDATE OF j SKIP LOCKED
+), holders AS (
+    -- From one driver to the next in the index, however many jobs each has.
+    (SELECT driver_id FROM rythmiq.jobs
+     WHERE state = 'RUNNING' AND driver_id IS NOT NULL ORDER BY driver_id LIMIT 1)
+    UNION ALL
+    SELECT next.driver_id
+    FROM holders CROSS JOIN LATERAL (
+        SELECT driver_id FROM rythmiq.jobs
+        WHERE state = 'RUNNING' AND driver_id > holders.driver_id ORDER BY driver_id LIMIT 1
+    ) AS next
+), lost AS MATERIALIZED (
+    SELECT j.job_id, j.updated_at AS orphaned_at
+    FROM (SELECT driver_id FROM holders
+          WHERE NOT EXISTS (SELECT FROM rythmiq.drivers AS d WHERE d.driver_id = holders.driver_id)) AS unknown
+    JOIN rythmiq.jobs AS j ON j.driver_id = unknown.driver_id
+    WHERE j.state = 'RUNNING' AND j.phase IN ('submitting', 'waiting', 'collecting')
+      AND EXISTS (SELECT FROM me)
+      AND (%(queues)s::text[] IS NULL OR j.queue = ANY(%(queues)s::text[]))
+      AND (%(only)s::uuid IS NULL OR j.job_id = %(only)s)
+      AND (%(skipped)s::uuid[] IS NULL OR j.job_id <> ALL(%(skipped)s::uuid[]))
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE OF j SKIP LOCKED
 ), released AS MATERIALIZED (
     SELECT job_id, updated_at AS orphaned_at
     FROM rythmiq.jobs
@@ -181,9 +203,17 @@ WITH me AS MATERIALIZED (
 ), adopted AS (
     UPDATE rythmiq.jobs AS j
     SET driver_id = %(driver_id)s, updated_at = coalesce(%(now)s, now())
-    FROM (SELECT * FROM orphans UNION ALL SELECT * FROM released) AS o
+    FROM (SELECT * FROM orphans UNION ALL SELECT * FROM lost UNION ALL SELECT * FROM released) AS o
     WHERE j.job_id = o.job_id
     RETURNING j.*, o.orphaned_at
+), found_again AS (
+    -- A row that is missing, by hand or by a restore, would keep the attempt's artifacts out of the table.
+    INSERT INTO rythmiq.attempts (job_id, attempt, driver_id, remote_path, started_at)
+    SELECT job_id, attempt, driver_id, remote_path, coalesce(started_at, %(now)s, now())
+    FROM adopted
+    WHERE remote_path IS NOT NULL
+      AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = adopted.job_id AND a.attempt = adopted.attempt)
+    ON CONFLICT DO NOTHING
 ), noted AS (
     UPDATE rythmiq.attempts AS a
     SET driver_id = %(driver_id)s
@@ -215,7 +245,7 @@ SELECT job_id
 FROM rythmiq.jobs
 WHERE state = 'RUNNING'
   AND (driver_id IS NULL
-       OR driver_id IN (SELECT driver_id FROM rythmiq.drivers WHERE lease_expires_at <= coalesce(%(now)s, now())))
+       OR driver_id NOT IN (SELECT driver_id FROM rythmiq.drivers WHERE lease_expires_at > coalesce(%(now)s, now())))
   AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
   AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
 LIMIT %(limit)s
@@ -332,6 +362,8 @@ WITH v AS MATERIALIZED (
         retryable = f.retryable, artifact_uri = f.artifact_uri, warnings = f.warnings, free = f.free,
         cost_credits = coalesce(f.cost_credits, a.cost_credits),
         keep_until = coalesce(%(now)s, now()) + make_interval(secs => f.keep_s),
+        -- A janitor of 0.1.0 knows no keep_until and takes what has no such date.
+        cleaned_at = CASE WHEN f.keep_s IS NOT NULL THEN 'infinity'::timestamptz END,
         submitted_at = f.submitted_at, running_at = f.running_at, ended_at = f.ended_at,
         remote_id = f.its_remote_id, remote_status = f.its_remote_status, finished_at = coalesce(%(now)s, now())
     FROM finished AS f
@@ -400,11 +432,22 @@ WHERE (SELECT count(*) FROM written) < (SELECT count(*) FROM v)
 -- Ended attempts whose path nobody removed, because their driver died or the removal failed, or because what was in it
 -- had to be kept until now.
 SELECT j.*, a.attempt AS ended_attempt, a.remote_path AS ended_path, a.remote_id AS ended_remote_id
-FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
-WHERE a.cleaned_at IS NULL AND a.finished_at IS NOT NULL
-  AND a.finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
-  AND (a.keep_until IS NULL OR a.keep_until <= coalesce(%(now)s, now()))
-ORDER BY a.finished_at
+FROM (
+    (SELECT job_id, attempt, remote_path, remote_id
+     FROM rythmiq.attempts
+     WHERE cleaned_at IS NULL AND finished_at IS NOT NULL
+       AND finished_at <= coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
+       AND NOT job_id = ANY(%(but)s::uuid[])
+     ORDER BY finished_at
+     LIMIT %(limit)s)
+    UNION ALL
+    (SELECT job_id, attempt, remote_path, remote_id
+     FROM rythmiq.attempts
+     WHERE keep_until <= coalesce(%(now)s, now()) AND cleaned_at = 'infinity' AND finished_at IS NOT NULL
+       AND NOT job_id = ANY(%(but)s::uuid[])
+     ORDER BY keep_until
+     LIMIT %(limit)s)
+) AS a JOIN rythmiq.jobs AS j USING (job_id)
 LIMIT %(limit)s
 
 -- name: expired_artifacts
@@ -415,6 +458,7 @@ SELECT a.job_id, a.attempt,
              SELECT a.artifact_uri) AS uris
 FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
 WHERE a.artifact_uri IS NOT NULL AND a.finished_at < coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
+  AND a.cleaned_at <= coalesce(%(now)s, now()) -- not what may be collected again, under the same names
   AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
   AND NOT a.job_id = ANY(%(but)s::uuid[])
 ORDER BY a.finished_at
@@ -426,6 +470,7 @@ WITH mine AS MATERIALIZED (
     SELECT a.job_id, a.attempt
     FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(job_id uuid, attempt integer)
     JOIN rythmiq.attempts AS a USING (job_id, attempt)
+    WHERE a.finished_at IS NOT NULL
     FOR NO KEY UPDATE OF a SKIP LOCKED
 ), deleted AS (
     DELETE FROM rythmiq.artifacts AS x USING mine WHERE x.job_id = mine.job_id AND x.attempt = mine.attempt
@@ -455,7 +500,7 @@ WHERE job_id IN (
           AND j.finished_at < coalesce(%(now)s, now()) - make_interval(secs => ended.seconds)
           AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a
                           WHERE a.job_id = j.job_id
-                            AND (a.cleaned_at IS NULL OR (%(files_first)s AND a.artifact_uri IS NOT NULL)))
+                            AND (a.cleaned_at IS NULL OR a.cleaned_at = 'infinity' OR (%(files_first)s AND a.artifact_uri IS NOT NULL)))
         ORDER BY j.finished_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED

@@ -67,7 +67,11 @@ WITH target AS MATERIALIZED (
 UPDATE rythmiq.jobs AS j
 SET state = 'RETRYING', next_visible_at = now(), finished_at = NULL, cancel_requested_at = NULL, updated_at = now(),
     -- An attempt at the end of the integers is left to the claim, which says so.
-    max_attempts = greatest(j.max_attempts, least(j.attempt, 2147483646) + 1 - j.free_attempts)
+    max_attempts = greatest(j.max_attempts, least(j.attempt, 2147483646) + 1 - j.free_attempts),
+    -- What never became whole is looked at again by `collect` alone; a retry runs the command anew.
+    collect_until = CASE WHEN j.error_code = 'artifact_corrupt' THEN NULL ELSE j.collect_until END,
+    -- A driver of 0.1.0 cannot read a code that it does not know.
+    error_code = CASE WHEN j.error_code = 'artifacts_not_stored' THEN NULL ELSE j.error_code END
 FROM chosen
 WHERE j.job_id = chosen.job_id
   AND (j.unique_key IS NULL OR (chosen.place = 1 AND NOT EXISTS (
@@ -82,7 +86,7 @@ WITH target AS MATERIALIZED (
     SELECT j.job_id, j.attempt, j.unique_key
     FROM rythmiq.jobs AS j JOIN rythmiq.attempts AS a USING (job_id, attempt)
     WHERE j.job_id = ANY(%(ids)s::uuid[]) AND j.state IN ('FAILED', 'CANCELLED')
-      AND j.collect_until > now() AND a.keep_until > now() AND a.cleaned_at IS NULL
+      AND j.collect_until > now() AND a.keep_until > now() AND a.cleaned_at = 'infinity'
     ORDER BY j.job_id
     FOR NO KEY UPDATE
 ), chosen AS (
@@ -90,7 +94,7 @@ WITH target AS MATERIALIZED (
 ), put_back AS (
     UPDATE rythmiq.jobs AS j
     SET state = 'RETRYING', next_visible_at = now(), finished_at = NULL, cancel_requested_at = NULL, updated_at = now(),
-        collect_until = greatest(j.collect_until, now() + interval '1 day')
+        collect_until = greatest(j.collect_until, now() + interval '1 day'), error_code = NULL
     FROM chosen
     WHERE j.job_id = chosen.job_id
       AND (j.unique_key IS NULL OR (chosen.place = 1 AND NOT EXISTS (
@@ -107,7 +111,7 @@ SELECT job_id, pg_notify('rythmiq', 'enqueued') FROM put_back
 
 -- name: kept
 -- What is to be said of jobs that were not put back.
-SELECT j.job_id, j.state, j.collect_until > now() AND a.keep_until > now() AND a.cleaned_at IS NULL AS kept,
+SELECT j.job_id, j.state, j.collect_until > now() AND a.keep_until > now() AND a.cleaned_at = 'infinity' AS kept,
        j.collect_until IS NOT NULL OR a.cleaned_at IS NOT NULL AS gone
 FROM rythmiq.jobs AS j LEFT JOIN rythmiq.attempts AS a USING (job_id, attempt)
 WHERE j.job_id = ANY(%(ids)s::uuid[])
@@ -125,7 +129,8 @@ CROSS JOIN LATERAL (
     SELECT j.job_id, j.finished_at
     FROM rythmiq.jobs AS j
     WHERE j.state = ended.state AND j.finished_at < now() - make_interval(secs => %(older_than_s)s)
-      AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.cleaned_at IS NULL)
+      AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id
+                  AND (a.cleaned_at IS NULL OR a.cleaned_at = 'infinity'))
       AND NOT j.job_id = ANY(%(but)s::uuid[])
     ORDER BY j.finished_at
     LIMIT %(limit)s
@@ -140,7 +145,8 @@ WHERE job_id IN (SELECT job_id
                  FROM rythmiq.jobs AS j
                  WHERE job_id = ANY(%(ids)s::uuid[]) AND state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
                    AND finished_at < now() - make_interval(secs => %(older_than_s)s)
-                   AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id AND a.cleaned_at IS NULL)
+                   AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id
+                  AND (a.cleaned_at IS NULL OR a.cleaned_at = 'infinity'))
                  ORDER BY job_id
                  FOR UPDATE SKIP LOCKED)
 RETURNING job_id
@@ -152,7 +158,7 @@ FROM (
     SELECT j.job_id, bool_or(coalesce(a.keep_until > now(), false)) AS kept
     FROM rythmiq.jobs AS j JOIN rythmiq.attempts AS a USING (job_id)
     WHERE j.finished_at < now() - make_interval(secs => %(older_than_s)s)
-      AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND a.cleaned_at IS NULL
+      AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND (a.cleaned_at IS NULL OR a.cleaned_at = 'infinity')
     GROUP BY j.job_id
 ) AS stays
 

@@ -14,9 +14,9 @@ import psycopg2.extensions
 
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode
-from rythmiq_ray.model import Artifact, ErrorInfo, Job, JobState, Phase, RemoteStatus
-from rythmiq_ray.queue.connection import explain, fetch, translated
-from rythmiq_ray.queue.rows import finite, job_from_row, read_job
+from rythmiq_ray.model import Artifact, ErrorInfo, Job, JobState, Phase, RemoteStatus, path_of
+from rythmiq_ray.queue.connection import StatementTimeout, explain, fetch, translated
+from rythmiq_ray.queue.rows import faults_of_place, finite, job_from_row, read_job
 from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
@@ -166,9 +166,10 @@ class Queue(Session):
         return self._readable(self._isolated("claim", "claimable", queues=self._queues, limit=limit))
 
     def adopt(self, limit: int) -> list[Adopted]:
-        """Takes over up to twice ``limit`` running jobs that were given back or whose driver's lease is over.
+        """Takes over up to thrice ``limit`` running jobs that were given back or whose driver's lease is over or lost.
 
-        One of which no remote job is known and whose spec cannot be read is ended as ``invalid_job``.
+        One of which no remote job is known and whose spec cannot be read is ended as ``invalid_job``, and so is one
+        whose path or remote job is not its own.
         """
         rows = self._isolated("adopt", "adoptable", queues=self._queues, limit=limit)
         seconds = {row["job_id"]: {name: row[name] for name in _DURATIONS} for row in rows}
@@ -230,13 +231,14 @@ class Queue(Session):
                 return set(attempts)
         return set().union(*(self.cleaned([attempt]) for attempt in attempts))
 
-    def uncleaned(self, limit: int, *, older_than_s: float) -> list[Job]:
-        """Ended attempts whose path is still to be removed, each as the job it was of, oldest first.
+    def uncleaned(self, limit: int, *, older_than_s: float, but: Iterable[UUID] = ()) -> list[Job]:
+        """Ended attempts whose path is still to be removed, each as the job it was of, oldest first; none of ``but``.
 
-        Not those whose path is kept until later.
+        Not those whose path is kept until later, nor one that is being collected again. A path that is not the
+        attempt's own is not touched, and noted as done with.
         """
-        rows = self._run("uncleaned", limit=limit, older_than_s=older_than_s)
-        return [
+        rows = self._run("uncleaned", limit=limit, older_than_s=older_than_s, but=list(but))
+        jobs = [
             replace(
                 job_from_row(row),
                 attempt=row["ended_attempt"],
@@ -245,6 +247,10 @@ class Queue(Session):
             )
             for row in rows
         ]
+        foreign = {(job.job_id, job.attempt) for job in jobs if job.remote_path != path_of(job.job_id, job.attempt)}
+        if foreign:
+            self.cleaned(foreign)
+        return [job for job in jobs if (job.job_id, job.attempt) not in foreign]
 
     def expired_artifacts(self, limit: int, *, older_than_s: float, but: Iterable[UUID] = ()) -> list[Stored]:
         """Attempts of ended jobs whose files are due to be deleted, oldest first, without those of jobs in ``but``.
@@ -319,11 +325,14 @@ class Queue(Session):
 
     def _set_aside(self, job_id: UUID, error: psycopg2.Error) -> None:
         """Ends a queued job that its own row keeps from being claimed; leaves any other alone for a while."""
-        message = f"Postgres refuses to change this row: SQLSTATE {error.pgcode}, {explain(error)}"
+        said = f"SQLSTATE {error.pgcode}, {explain(error)}"
+        message = f"Postgres refuses to change this row: {said}"
         ended: list[dict[str, Any]] = []
         if (error.pgcode or "").startswith(_OF_THE_ROW):
             with suppress(psycopg2.Error):
-                ended = self._run("refuse", job_id=job_id, message=_storable(message))
+                refused = f"attempt: the next one cannot be opened: {said}"
+                ended = self._run("refuse", job_id=job_id, message=_storable(refused))
+                message = refused if ended else message
         if not ended:
             self._skipped[job_id] = now_s() + _SET_ASIDE_S
         attempt = ended[0]["attempt"] if ended else None
@@ -336,7 +345,9 @@ class Queue(Session):
         for row in rows:
             job, faults = read_job(row)
             # Once there is a remote job, it was paid for, and what is left to do needs little of the spec.
-            if faults and job.phase is Phase.SUBMITTING and job.remote_id is None:
+            if job.phase is not Phase.SUBMITTING or job.remote_id is not None:
+                faults = []
+            if faults := [*faults_of_place(job), *faults]:
                 odd.append(_invalid(job, faults))
             else:
                 jobs.append(job)
@@ -366,15 +377,20 @@ class Queue(Session):
         write: Callable[[Sequence[_Item]], Written],
         without: Callable[[_Item, psycopg2.Error], _Item],
     ) -> Written:
-        """Writes a batch; where one row breaks it, each alone, and that one ``without`` what Postgres may not like."""
+        """Writes a batch; where one row breaks it, each alone, and that one ``without`` what Postgres may not like.
+
+        One that takes longer than a statement may is not an outage: its rows are many, and it is written alone, for as
+        long as it takes. The lease is renewed on another connection meanwhile.
+        """
         items = list(items)
         try:
             return write(items)
-        except psycopg2.Error:
+        except (psycopg2.Error, StatementTimeout):
             found: list[Written] = []
         for item in items:
             try:
-                found.append(write([item]))
+                with self._patiently():
+                    found.append(write([item]))
             except psycopg2.Error as error:
                 try:
                     found.append(write([without(item, error)]))

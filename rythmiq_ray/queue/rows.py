@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from rythmiq_ray.model import Job, JobSpec, JobState, Phase, RemoteStatus
+from rythmiq_ray.model import Job, JobSpec, JobState, Phase, RemoteStatus, path_of
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
 from rythmiq_ray.spec import read_spec
 
@@ -74,6 +74,16 @@ def read_job(row: Mapping[str, Any]) -> tuple[Job, list[str]]:
         waits_for=row["waits_for"],
     )
     return job, faults
+
+
+def faults_of_place(job: Job) -> list[str]:
+    """What a running job's row says of Camber that cannot be its own; whoever acted on it would meddle with others."""
+    faults = []
+    if job.remote_path != path_of(job.job_id, job.attempt):
+        faults.append("remote_path: is not this attempt's own")
+    if job.remote_id is not None and job.remote_id <= 0:
+        faults.append(f"remote_id: {job.remote_id} is the id of no job")
+    return faults
 
 
 def finite(number: float | None) -> float | None:

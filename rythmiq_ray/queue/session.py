@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -14,11 +15,13 @@ import psycopg2.extensions
 
 from rythmiq_ray import __version__
 from rythmiq_ray.errors import DatabaseUnavailable
-from rythmiq_ray.queue.connection import CONFLICT_TRIES, Conflict, connect, fetch
+from rythmiq_ray.queue.connection import CONFLICT_TRIES, Conflict, StatementTimeout, connect, fetch
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
 _SQL: Final = queries("driver")
+PATIENCE_S: Final = 300.0
+"""For a statement about one attempt that left very many files."""
 _MOST_PARTS: Final = 6
 """Into so many parts a lease is cut; no statement of a heartbeat takes more than one of them."""
 
@@ -87,12 +90,25 @@ class Session:
                 with suppress(Conflict):
                     return fetch(self._connection, _SQL[name], parameters)
             return fetch(self._connection, _SQL[name], parameters)
-        except Conflict:
+        except (Conflict, StatementTimeout):
             raise
         except DatabaseUnavailable:
             # Also where it is only read-only: the next connection may find the server that is not.
             self.close()
             raise
+
+    @contextmanager
+    def _patiently(self) -> Iterator[None]:
+        """Statements in here may take PATIENCE_S."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._open()
+        fetch(self._connection, f"SET statement_timeout = {int(PATIENCE_S * 1000)}", {})
+        try:
+            yield
+        finally:
+            if self._connection is not None and not self._connection.closed:
+                usual_s = self._timeouts["statement_timeout_s"]
+                fetch(self._connection, f"SET statement_timeout = {round(usual_s * 1000)}", {})
 
     def _open(self) -> psycopg2.extensions.connection:
         connection = connect(self._dsn, **self._timeouts)

@@ -22,6 +22,8 @@ from rythmiq_ray.queue.sql import queries
 
 READING_ROUTES = frozenset({"stash_list"})
 """A POST that changes nothing."""
+OF_NO_RUNNING_JOB = frozenset({"queue.refuse", "queue.delete_expired", "queue.forget_artifacts"})
+"""One statement about a row that nobody runs, or runs any more: what a crash leaves there, the next look finds."""
 NOT_THE_DRIVERS = frozenset({"store.delete"})
 """``rythmiq prune`` alone deletes artifacts."""
 
@@ -47,7 +49,7 @@ def store_methods() -> set[str]:
 
 
 def all_points(environ: dict[str, str]) -> list[str]:
-    effects = statements() | routes(environ) | store_methods()
+    effects = (statements() - OF_NO_RUNNING_JOB) | routes(environ) | store_methods()
     return sorted(f"{when}:{effect}" for effect in effects for when in ("before", "after"))
 
 

@@ -79,7 +79,7 @@ class Case:
             for command in ENDS:
                 env = {"A": "1"} if "$A" in command else {}
                 enqueue(connection, JobSpec(command=command, outputs=("*.txt",), env=env), max_attempts=2)
-            doomed = enqueue(connection, JobSpec(command="while [ ! -e never ]; do sleep 0.1; done", timeout_s=30))
+            doomed = enqueue(connection, JobSpec(command="while [ ! -e never ]; do sleep 0.1; done", timeout=30))
             self._die(connection, doomed)
             self._check_manifests("when it died")
             self._drive()

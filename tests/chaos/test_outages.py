@@ -11,87 +11,19 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from inline_cluster import InlineCluster, in_phase
-from samples import API_KEY
+from inline_cluster import in_phase
+from inline_driver import Run
 
-from rythmiq_ray import JobSpec, enqueue
-from rythmiq_ray.artifacts import open_store
-from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.driver.loop import Loop
-from rythmiq_ray.driver.outages import BACKEND, STORE
-from rythmiq_ray.driver.poller import Poller
-from rythmiq_ray.driver.wakeup import Wakeup
-from rythmiq_ray.executor import Executor
-from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults, Outage
 from rythmiq_ray.local.postgres import Postgres
-from rythmiq_ray.model import JobState, Phase
-from rythmiq_ray.queue import Heartbeat, Queue, inspect
+from rythmiq_ray.model import Phase
 
-WAIT_S = 60.0
 Message = Callable[[], list[str]]
-
-
-class Run:
-    """A driver whose ticks the test makes."""
-
-    def __init__(self, url: str, store: Path, camber: Emulator) -> None:
-        environ = {
-            "DATABASE_URL": url,
-            "ARTIFACT_STORE_TYPE": "local",
-            "ARTIFACT_STORE_PATH": str(store),
-            "EXECUTION_BACKEND": "camber",
-            "CAMBER_API_KEY": API_KEY,
-            "CAMBER_API_ENDPOINT": camber.endpoint,
-        }
-        overrides = ["driver.poll_interval_s=0.1", "driver.lease_s=5", "camber.settle_s=0.3", "camber.call_attempts=1"]
-        overrides += ["outage.probe_interval_s=0.2", "outage.probe_max_interval_s=0.4", "camber.create_timeout_s=1"]
-        config = load(overrides, environ=environ).config
-        backend, artifacts = CamberExecutionBackend(config.camber), open_store(config.artifacts)
-        executor = Executor(backend=backend, store=artifacts, timeout_s=60.0, concurrency=2)
-        wakeup = Wakeup()
-        self.queue = Queue(config.database.url, lease_s=config.driver.lease_s)
-        self.heartbeat = Heartbeat(config.database.url, lease_s=config.driver.lease_s)
-        self.poller = Poller(backend, {BACKEND: backend.check, STORE: artifacts.check}, wake=wakeup.set)
-        cluster = InlineCluster(executor, wake=wakeup.set)
-        self.loop = Loop(config, self.queue, self.heartbeat, cluster, self.poller, wakeup)
-        self.loop.register()
-        self.loop.lease.start()
-        self.poller.start()
-        self.jobs = 0
-        self.connection = psycopg2.connect(url)
-        self.connection.autocommit = True
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while not condition():
-            assert time.monotonic() < deadline, f"not within {WAIT_S:.0f} s: {what}"
-            self.loop.tick()
-            self.loop.wait()
-
-    def put(self, count: int, command: str = "echo done") -> None:
-        self.jobs += count
-        for _ in range(count):
-            enqueue(self.connection, JobSpec(command=command))
-
-    def all_succeeded_at_once(self) -> bool:
-        jobs = inspect.jobs(self.connection)
-        assert len(jobs) == self.jobs, "a job was lost"
-        assert all(job.attempt <= 1 for job in jobs), "an attempt was burned"
-        return all(job.state is JobState.SUCCEEDED for job in jobs)
-
-    def close(self) -> None:
-        self.loop.stop()
-        self.loop.lease.stop(resign=False)
-        self.poller.stop()
-        self.queue.close()
-        self.heartbeat.close()
-        self.connection.close()
 
 
 @pytest.fixture
 def run(database_url: str, tmp_path: Path, camber: Emulator) -> Iterator[Run]:
-    run = Run(database_url, tmp_path / "store", camber)
+    run = Run(database_url, tmp_path / "store", camber.endpoint)
     yield run
     run.close()
 

@@ -84,7 +84,7 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
         "fails": JobSpec(command="echo why >&2; exit 7"),
         "flaky": JobSpec(command="grep -q '\"attempt\": 2' job.json"),
         "not-retried": JobSpec(command="exit 3", retry_exit_codes=(4,)),
-        "times-out": JobSpec(command="sleep 60", timeout_s=1),
+        "times-out": JobSpec(command="sleep 60", timeout=1),
         "silent": JobSpec(command="true"),
         "no-match": JobSpec(command="echo done", outputs=("*.nothing",)),
         "large": JobSpec(command="head -c 80000000 /dev/zero > big.bin; seq 200000", outputs=("big.bin",)),

@@ -201,7 +201,7 @@ def test_metrics_tell_what_happened(driver: Driver, connection: psycopg2.extensi
     for _ in range(3):
         enqueue(connection, JobSpec(command="echo done; printf 12345 > out.txt", outputs=("out.txt",)))
     enqueue(connection, JobSpec(command="exit 3"), max_attempts=2)
-    enqueue(connection, JobSpec(command="true"), queue="later", delay_s=3600)
+    enqueue(connection, JobSpec(command="true"), queue="later", delay=3600)
 
     def ended() -> bool:
         states = [job.state for job in inspect.jobs(connection)]

@@ -201,7 +201,8 @@ def ended_jobs(connection: Connection, driver: Queue, folder: Path, count: int) 
     driver.claim(count)
     endings = []
     for job_id in ids:
-        files[job_id] = folder / f"{job_id}.txt"
+        files[job_id] = folder / str(job_id) / "x.txt"
+        files[job_id].parent.mkdir()
         files[job_id].write_text("x")
         artifact = Artifact(name="x", uri=files[job_id].as_uri(), bytes=1, sha256="-", content_type="text/plain")
         endings.append(
@@ -215,7 +216,8 @@ def ended_jobs(connection: Connection, driver: Queue, folder: Path, count: int) 
 
 def age(connection: Connection) -> None:
     run(connection, "UPDATE rythmiq.jobs SET finished_at = finished_at - interval '31 days'")
-    run(connection, "UPDATE rythmiq.attempts SET finished_at = finished_at - interval '31 days'")
+    aged = "finished_at = finished_at - interval '31 days', cleaned_at = cleaned_at - interval '31 days'"
+    run(connection, f"UPDATE rythmiq.attempts SET {aged}")
 
 
 def test_prune_says_what_it_left_and_why(connection: Connection, driver: Queue, prune: Any, tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ def test_prune_says_what_it_left_and_why(connection: Connection, driver: Queue, 
     holder = psycopg2.connect(connection.dsn)
     holder.cursor().execute("SELECT FROM rythmiq.jobs WHERE job_id = %s FOR UPDATE", (str(next(iter(files))),))
     told, _ = prune()
-    assert told == {"jobs": 1, "files": 0, "dry_run": False, "left": {"uncleaned": 1, "kept": 1, "in_use": 1}}
+    assert told == {"jobs": 1, "files": 0, "dry_run": False, "left": {"uncleaned": 1, "kept": 1, "in_use": 1, "odd": 0}}
     holder.close()
     assert cli.run(["prune", "--older-than", "30d"]) == 0
 
@@ -262,7 +264,7 @@ def test_prune_deletes_files_with_no_transaction_open(
     from rythmiq_ray.cli import prune as command
 
     delete = command._delete
-    monkeypatch.setattr(command, "_delete", lambda uris: (time.sleep(0.6), delete(uris)))
+    monkeypatch.setattr(command, "_delete", lambda uris: time.sleep(0.6) or delete(uris))
     assert prune("--artifacts")[0]["jobs"] == 3
     assert not [file for file in files.values() if file.exists()]
 

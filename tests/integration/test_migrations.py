@@ -59,11 +59,12 @@ def first_url(empty_database_url: str) -> str:
         "CREATE TABLE rythmiq.migrations (version_num varchar(32) PRIMARY KEY)",
         "INSERT INTO rythmiq.migrations VALUES ('0001')",
         *(
-            "INSERT INTO rythmiq.jobs (spec, state, phase, attempt, finished_at)"
-            """ SELECT '{"command": "true", "engine": "base", "node_size": "xsmall"}',"""
+            "INSERT INTO rythmiq.jobs (job_id, remote_path, spec, state, phase, attempt, finished_at)"
+            """ SELECT job_id, 'rythmiq/' || job_id || '/1',"""
+            """ '{"command": "true", "engine": "base", "node_size": "xsmall"}',"""
             f" state, CASE state WHEN 'RUNNING' THEN 'waiting' END, CASE state WHEN 'QUEUED' THEN 0 ELSE 1 END,"
             f" {'now()' if state in STATES[3:] else 'NULL'} FROM (SELECT '{state}' AS state) AS s,"
-            " generate_series(1, 5)"
+            " (SELECT gen_random_uuid() AS job_id FROM generate_series(1, 5)) AS ids"
             for state in STATES
         ),
         "INSERT INTO rythmiq.attempts (job_id, attempt, remote_path, state, started_at, finished_at)"

@@ -163,7 +163,8 @@ def test_a_job_given_back_at_no_known_time_is_taken_over(
     good(connection, 1)
     run(
         connection,
-        "UPDATE rythmiq.jobs SET state = 'RUNNING', phase = 'waiting', attempt = 1, updated_at = %s",
+        "UPDATE rythmiq.jobs SET state = 'RUNNING', phase = 'waiting', attempt = 1, updated_at = %s,"
+        " remote_path = 'rythmiq/' || job_id || '/1'",
         updated_at,
     )
     (adopted,) = driver.adopt(10)
@@ -294,7 +295,8 @@ def test_a_phase_of_a_newer_version_is_left_to_the_newer_driver(connection: Conn
     fine = good(connection, 2)
     newer = put(connection, '{"command": "true"}')
     run(connection, "ALTER TABLE rythmiq.jobs DROP CONSTRAINT jobs_phase_check")
-    run(connection, "UPDATE rythmiq.jobs SET state = 'RUNNING', phase = 'waiting', attempt = 1")
+    own = "remote_path = 'rythmiq/' || job_id || '/1'"
+    run(connection, f"UPDATE rythmiq.jobs SET state = 'RUNNING', phase = 'waiting', attempt = 1, {own}")
     run(connection, "UPDATE rythmiq.jobs SET phase = 'linting' WHERE job_id = %s", str(newer))
     assert {adopted.job.job_id for adopted in driver.adopt(10)} == fine
 

@@ -24,7 +24,8 @@ def ended_job(url: str, folder: Path, *, days_ago: int, cleaned: bool = True) ->
     queue = Queue(Secret(url), lease_s=30)
     queue.register()
     (job,) = queue.claim(1)
-    file = folder / f"{job_id}.txt"
+    file = folder / str(job_id) / "1/x.txt"
+    file.parent.mkdir(parents=True)
     file.write_text("x")
     artifact = Artifact(name="x.txt", uri=file.as_uri(), bytes=1, sha256="-", content_type="text/plain")
     queue.finish(
@@ -72,7 +73,7 @@ def test_only_what_is_old_ended_and_cleaned_goes(database_url: str, tmp_path: Pa
         "jobs": 1,
         "files": 0,
         "dry_run": True,
-        "left": {"uncleaned": 1, "kept": 0, "in_use": 0},
+        "left": {"uncleaned": 1, "kept": 0, "in_use": 0, "odd": 0},
     }
     assert jobs(database_url) == {old, young, uncleaned}
     assert prune(database_url, "--older-than", "30d", "--artifacts") == "1 jobs and 1 files deleted\n"

@@ -85,7 +85,7 @@ def test_a_job_exists_only_once_its_transaction_commits(connection: Connection, 
 
 
 def test_every_field_of_a_job_comes_back(connection: Connection, driver: Queue) -> None:
-    spec = JobSpec(command="a\tb\\n\n'\"é", outputs=("*.x",), env={"K": "v\t\\"}, secrets=("S",), timeout_s=1.5)
+    spec = JobSpec(command="a\tb\\n\n'\"é", outputs=("*.x",), env={"K": "v\t\\"}, secrets=("S",), timeout=1.5)
     job_id = enqueue(connection, spec, queue="q\\x", user_id="u\\1", priority=-3, max_attempts=7)
     connection.commit()
     pass_time(driver, 20)

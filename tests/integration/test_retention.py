@@ -12,7 +12,7 @@ import pytest
 
 from rythmiq_ray import JobSpec, NewJob, enqueue_many
 from rythmiq_ray.config import RetentionConfig
-from rythmiq_ray.driver.retention import PAUSE_S, Retention
+from rythmiq_ray.driver.retention import PAUSE_S, REFUSED_S, Retention
 from rythmiq_ray.errors import StoreUnavailable
 from rythmiq_ray.model import Artifact, JobState
 from rythmiq_ray.queue import Ending, Queue
@@ -94,7 +94,7 @@ def test_files_go_before_their_rows_and_one_that_cannot_be_deleted_keeps_its_own
     def delete(uri: str) -> None:
         assert left(connection) == set(jobs), "a row without its files can be asked for"
         if str(stuck) in uri:
-            raise StoreUnavailable("denied")
+            raise ValueError("an odd URI")
         deleted.append(uri)
 
     config = RetentionConfig(succeeded_s=DAY_S, failed_s=None, artifacts_s=DAY_S)
@@ -108,3 +108,43 @@ def test_files_go_before_their_rows_and_one_that_cannot_be_deleted_keeps_its_own
     assert left(connection) == {stuck}
     retention.look_round(now + PAUSE_S)
     assert left(connection) == {stuck}
+
+
+def test_a_store_that_deletes_nothing_is_asked_once_an_hour(connection: Any, queue: Queue) -> None:
+    jobs = ended(connection, queue, succeeded=3, failed=0)
+    asked: list[str] = []
+    woken: list[bool] = []
+
+    def delete(uri: str) -> None:
+        asked.append(uri)
+        raise StoreUnavailable("denied")
+
+    config = RetentionConfig(succeeded_s=DAY_S, failed_s=None, artifacts_s=DAY_S)
+    now = 1000.0
+    retention = Retention(config, queue, delete=delete, wake=lambda: woken.append(True), clock=lambda: now)
+    retention.look_round(now)
+    while not woken:
+        pass
+    for _ in range(10):
+        now += PAUSE_S
+        retention.look_round(now)
+    assert len(asked) == 1
+    assert left(connection) == set(jobs)
+    now += REFUSED_S
+    retention.look_round(now)
+    while len(woken) < 2:
+        pass
+    assert len(asked) == 2
+
+
+def test_files_that_are_not_the_jobs_own_stay(connection: Any, queue: Queue) -> None:
+    (job_id,) = ended(connection, queue, succeeded=1, failed=0)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE rythmiq.artifacts SET uri = %s", (f"file:///x/{job_id}/../../etc/passwd",))
+    deleted: list[str] = []
+    woken: list[bool] = []
+    config = RetentionConfig(succeeded_s=None, failed_s=None, artifacts_s=DAY_S)
+    Retention(config, queue, delete=deleted.append, wake=lambda: woken.append(True)).look_round(1.0)
+    while not woken:
+        pass
+    assert deleted == [f"s3://b/{job_id}/manifest.json"]

@@ -126,7 +126,7 @@ def notified(queue: Queue) -> set[str]:
 
 def test_the_enqueue_role_puts_jobs_in_and_sees_no_spec(database_url: str, login: Login) -> None:
     with connected(login("enqueue")) as connection:
-        plain = enqueue(connection, JobSpec(command="plain"), user_id="u", delay_s=1.0)
+        plain = enqueue(connection, JobSpec(command="plain"), user_id="u", delay=1.0)
         keyed = enqueue(connection, JobSpec(command="keyed"), unique_key="k", queue="q", priority=1, max_attempts=2)
         assert enqueue(connection, JobSpec(command="again"), unique_key="k") == keyed
     with connected(database_url) as owner:
@@ -194,7 +194,7 @@ EVERYBODY = [
     *(f"TRUNCATE rythmiq.{table} CASCADE" for table in TABLES),
     *(f"DELETE FROM rythmiq.{table}" for table in ("attempts", "migrations")),
     *(f"UPDATE rythmiq.jobs SET {column} = {column}" for column in ("job_id", "spec", "user_id", "queue", "priority")),
-    "UPDATE rythmiq.artifacts SET sha256 = ''",
+    "UPDATE rythmiq.artifacts SET name = ''",
     "UPDATE rythmiq.migrations SET version_num = ''",
 ]
 REFUSED = {
@@ -208,7 +208,6 @@ REFUSED = {
         "DELETE FROM rythmiq.jobs",
         "DELETE FROM rythmiq.drivers",
         "SELECT FROM rythmiq.migrations",
-        "SELECT uri FROM rythmiq.artifacts",
         "DELETE FROM rythmiq.artifacts",
     ],
     "retention": [
@@ -241,6 +240,7 @@ REFUSED = {
         "DELETE FROM rythmiq.jobs",
         "DELETE FROM rythmiq.drivers",
         "DELETE FROM rythmiq.artifacts",
+        "UPDATE rythmiq.artifacts SET sha256 = ''",
     ],
     "operator": [
         """INSERT INTO rythmiq.jobs (spec) VALUES ('{"command": "mine"}')""",
@@ -248,6 +248,7 @@ REFUSED = {
         "UPDATE rythmiq.drivers SET lease_expires_at = now()",
         "UPDATE rythmiq.attempts SET remote_path = 'rythmiq/another/1'",
         "DELETE FROM rythmiq.artifacts",
+        "UPDATE rythmiq.artifacts SET sha256 = ''",
     ],
 }
 

@@ -72,6 +72,17 @@ class Hand:
         assert self.order() is not None
         return self.attempts.settle(self.attempt, result, self.now)
 
+    def overdue(self, now: float, *, poll: int | None = None) -> ErrorCode | None:
+        """As after a poll that showed it, or another one."""
+        return self.attempts.overdue(self.attempt, now, poll=self._last_seen() if poll is None else poll)
+
+    def unstoppable(self, now: float, *, poll: int | None = None) -> Ending | None:
+        return self.attempts.unstoppable(self.attempt, now, poll=self._last_seen() if poll is None else poll)
+
+    def _last_seen(self) -> int:
+        assert isinstance(self.attempt.state, Waiting)
+        return self.attempt.state.seen_in_poll
+
     def poll(
         self, *, sees: RemoteStatus | None, remote_id: int = 1, number: int = 1, unclear: tuple[int, ...] = ()
     ) -> list[Ending]:
@@ -79,7 +90,7 @@ class Hand:
         paths, waiting = self.attempts.searched_paths(), self.attempts.waiting_ids()
         if sees is not None:
             self.attempts.seen(number, remote(self.attempt.job, remote_id, sees), self.now)
-        changed = list(self.attempts.swept(number, paths, waiting, self.now, unclear=unclear))
+        changed = list(self.attempts.polled(number, paths, waiting, self.now, unclear=unclear))
         return [item for item in changed if isinstance(item, Ending)]
 
 
@@ -112,15 +123,15 @@ def test_a_job_is_submitted_watched_collected_and_succeeds() -> None:
     )
 
 
-def test_after_an_uncertain_create_nothing_is_created_until_a_sweep_proves_that_it_is_not_there() -> None:
+def test_after_an_uncertain_create_nothing_is_created_until_a_poll_proves_that_it_is_not_there() -> None:
     hand = Hand()
     hand.give(uncertain())
     assert hand.order() is None
-    hand.now += 4.9
+    hand.now += 34.9
     hand.poll(sees=None)
-    assert hand.order() is None, "the list may lag for settle_s"
+    assert hand.order() is None, "the service may go on for create_timeout_s, and the list lag for settle_s"
     hand.now += 0.2
-    assert hand.order() is None, "only a sweep proves anything"
+    assert hand.order() is None, "only a poll proves anything"
     hand.poll(sees=None)
     order = hand.order()
     assert order is not None
@@ -137,13 +148,13 @@ def test_an_uncertain_create_that_the_list_shows_is_taken_over() -> None:
     assert hand.attempts.searched_paths() == frozenset()
 
 
-def test_a_sweep_begun_before_the_doubt_ended_proves_nothing() -> None:
+def test_a_poll_begun_before_the_doubt_ended_proves_nothing() -> None:
     hand = Hand()
     hand.give(uncertain())
     paths = hand.attempts.searched_paths()
     begun = hand.now + 1
     hand.now += 60
-    list(hand.attempts.swept(1, paths, frozenset(), begun))
+    list(hand.attempts.polled(1, paths, frozenset(), begun))
     assert hand.order() is None
 
 
@@ -151,7 +162,7 @@ def test_a_create_that_never_leaves_a_job_ends_the_attempt_after_some_tries() ->
     hand = Hand()
     for number in range(MAX_CREATES):
         assert hand.give(uncertain()) is None
-        hand.now += 6
+        hand.now += 36
         endings = hand.poll(sees=None, number=number)
     assert [ending.error.code for ending in endings if ending.error] == [ErrorCode.CREATE_FAILED]
     assert endings[0].retry_delay_s is not None
@@ -171,10 +182,13 @@ def test_a_lost_submit_may_still_create_until_its_lease_ended_and_its_call_timed
     assert hand.order() is not None
 
 
-def test_a_submit_whose_process_is_dead_needs_only_the_list_to_settle() -> None:
+def test_a_submit_whose_process_is_dead_may_have_sent_its_create_just_before() -> None:
     hand = Hand()
     hand.give(TaskLost(reason="WorkerCrashedError", dead=True))
-    hand.now += 5.1
+    hand.now += 34.9
+    hand.poll(sees=None)
+    assert hand.order() is None
+    hand.now += 0.2
     hand.poll(sees=None)
     order = hand.order()
     assert order is not None
@@ -313,7 +327,7 @@ def test_cancel_during_an_uncertain_create_waits_for_the_proof() -> None:
     hand = Hand()
     hand.give(uncertain())
     assert hand.attempts.stop(hand.attempt, ErrorCode.CANCELLED) is None, "a remote job may exist"
-    hand.now += 6
+    hand.now += 36
     hand.poll(sees=None)
     assert hand.attempts.stop(hand.attempt, ErrorCode.CANCELLED) is not None
 
@@ -322,17 +336,17 @@ def test_a_job_that_queues_for_too_long_is_stopped() -> None:
     hand = Hand()
     submitted(hand)
     hand.now += 99
-    assert hand.attempts.overdue(hand.attempt, hand.now) is None
+    assert hand.overdue(hand.now) is None
     hand.now += 2
-    assert hand.attempts.overdue(hand.attempt, hand.now) is ErrorCode.QUEUE_TIMEOUT
+    assert hand.overdue(hand.now) is ErrorCode.QUEUE_TIMEOUT
 
 
 def test_a_job_whose_wrapper_does_not_end_it_is_stopped_from_outside() -> None:
     hand = Hand()
     submitted(hand, RemoteStatus.RUNNING)
     timeout_s = CONFIG.execution.timeout_ms / 1000
-    assert hand.attempts.overdue(hand.attempt, hand.now + timeout_s) is None
-    assert hand.attempts.overdue(hand.attempt, hand.now + timeout_s + 61) is ErrorCode.JOB_TIMEOUT
+    assert hand.overdue(hand.now + timeout_s) is None
+    assert hand.overdue(hand.now + timeout_s + 61) is ErrorCode.JOB_TIMEOUT
 
 
 def test_a_remote_job_that_leaves_the_list_is_lost_only_after_a_second_look() -> None:
@@ -371,8 +385,8 @@ def test_a_remote_job_that_cannot_be_stopped_is_said_to_run_on() -> None:
     hand.attempts.stop(hand.attempt, ErrorCode.CANCELLED)
     hand.give(Cancelling(accepted=False))
     hand.now += CONFIG.camber.sync_timeout_s
-    assert hand.attempts.unstoppable(hand.attempt, hand.now) is None
-    ending = hand.attempts.unstoppable(hand.attempt, hand.now + 61)
+    assert hand.unstoppable(hand.now) is None
+    ending = hand.unstoppable(hand.now + 61)
     assert ending is not None
     assert ending.error is not None
     assert ending.state is JobState.CANCELLED
@@ -440,7 +454,7 @@ def test_the_path_of_a_remote_job_that_may_still_run_is_kept(status: RemoteStatu
     submitted(hand, status)
     hand.attempts.stop(hand.attempt, ErrorCode.CANCELLED)
     hand.give(Cancelling(accepted=False))
-    ending = hand.attempts.unstoppable(hand.attempt, hand.now + 1e6)
+    ending = hand.unstoppable(hand.now + 1e6)
     assert ending is not None
     assert ending.keep_s is not None
 
@@ -482,7 +496,7 @@ def test_a_late_sync_is_waited_for_as_long_as_it_gets_on() -> None:
 def test_a_job_that_waits_at_the_backend_is_left_alone_unless_the_user_gave_a_time() -> None:
     hand = Hand(None, "execution.queue_timeout_s=null")
     submitted(hand)
-    assert hand.attempts.overdue(hand.attempt, hand.now + 30 * 86400) is None
+    assert hand.overdue(hand.now + 30 * 86400) is None
 
 
 def begun_later(hand: Hand, count: int, *, size: str = "xsmall") -> None:
@@ -514,7 +528,7 @@ def test_a_job_that_enough_later_ones_of_its_kind_overtake_is_begun_anew(
     hand.now += 10
     begun_later(hand, count, size=size)
     expected = ErrorCode.QUEUE_TIMEOUT if overtaken else None
-    assert hand.attempts.overdue(hand.attempt, since + waited_s) is expected
+    assert hand.overdue(since + waited_s) is expected
 
 
 @pytest.mark.parametrize("code", [ErrorCode.QUEUE_TIMEOUT, ErrorCode.REMOTE_CANCELLED])
@@ -556,8 +570,8 @@ def test_a_time_out_goes_on_at_a_take_over() -> None:
     timeout_s = CONFIG.execution.timeout_ms / 1000
     attempt = attempts.take_over(Adopted(job=row, orphaned_s=0.0, running_s=timeout_s, submitted_s=timeout_s), 1e6)
     attempts.seen(1, remote(row, 9, RemoteStatus.RUNNING), 1e6)
-    assert attempts.overdue(attempt, 1e6 + 59) is None
-    assert attempts.overdue(attempt, 1e6 + 61) is ErrorCode.JOB_TIMEOUT
+    assert attempts.overdue(attempt, 1e6 + 59, poll=1) is None
+    assert attempts.overdue(attempt, 1e6 + 61, poll=1) is ErrorCode.JOB_TIMEOUT
 
 
 def test_what_is_searched_for_is_as_old_as_its_claim() -> None:
@@ -609,3 +623,73 @@ def test_each_phase_is_of_its_type() -> None:
     hand.give(uncertain())
     assert isinstance(hand.attempt.state, Searching)
     assert hand.attempt.phase is Phase.SUBMITTING
+
+
+# ---- What nobody has looked at is not judged -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [RemoteStatus.PENDING, RemoteStatus.RUNNING])
+def test_a_job_that_a_poll_did_not_show_is_not_judged_by_it(status: RemoteStatus) -> None:
+    hand = Hand()
+    submitted(hand, status)
+    hand.poll(sees=status, number=7)
+    later = hand.now + 1e6
+    assert hand.overdue(later, poll=8) is None, "it may have ended in an outage that nobody could see through"
+    assert hand.overdue(later, poll=7) is not None
+    hand.attempts.stop(hand.attempt, ErrorCode.CANCELLED)
+    hand.give(Cancelling(accepted=True))
+    assert hand.unstoppable(later, poll=8) is None
+    assert hand.unstoppable(later, poll=7) is not None
+
+
+def test_what_was_left_out_keeps_the_path_however_the_job_ended() -> None:
+    hand = Hand()
+    submitted(hand, RemoteStatus.FAILED)
+    error = ErrorInfo(code=ErrorCode.COMMAND_FAILED, message="exit code 1")
+    ending = hand.give(replace(collected(JobState.FAILED, error), unstored=True))
+    assert ending is not None
+    assert ending.keep_s == CONFIG.camber.keep_unstored_s
+    assert not ending.collect_again, "another attempt is made"
+    hand.attempts.written(hand.attempt)
+    assert hand.attempts.cleaning == 0
+
+
+def test_a_backend_that_cannot_be_told_to_cancel_burns_no_attempt_of_a_job_that_waits() -> None:
+    hand = Hand(job(attempt=3, max_attempts=3))
+    submitted(hand)
+    hand.attempts.stop(hand.attempt, ErrorCode.QUEUE_TIMEOUT)
+    fault = Faulted(error=ErrorInfo(code=ErrorCode.BACKEND_UNAVAILABLE, message="500"))
+    for _ in range(MAX_FAULTS):
+        assert hand.give(fault) is None
+        hand.now += 61
+    assert hand.order() is None, "it was asked often enough"
+    ending = hand.unstoppable(hand.now + 1e6)
+    assert ending is not None
+    assert ending.free
+    assert ending.retry_delay_s is not None
+
+
+def test_outputs_of_a_job_that_the_driver_stopped_have_the_time_that_others_have() -> None:
+    hand = Hand()
+    submitted(hand, RemoteStatus.RUNNING)
+    hand.attempts.stop(hand.attempt, ErrorCode.JOB_TIMEOUT)
+    hand.give(Cancelling(accepted=True))
+    hand.poll(sees=RemoteStatus.CANCELLED)
+    hand.now += CONFIG.camber.sync_timeout_s - 1
+    order = hand.order()
+    assert order is not None
+    assert not order.final
+
+
+def test_an_end_under_a_name_that_is_not_known_is_an_end() -> None:
+    hand = Hand()
+    submitted(hand, RemoteStatus.RUNNING)
+    odd = replace(remote(hand.attempt.job, 1, RemoteStatus("EVICTED")), started_at=NOW, finished_at=NOW)
+    hand.attempts.seen(1, odd, hand.now)
+    assert isinstance(hand.attempt.state, Collecting)
+
+
+def test_a_create_that_is_put_off_is_said_to_be_so() -> None:
+    hand = Hand()
+    hand.give(NotYet(reason="the lease it was sent under is over", delay_s=1.0))
+    assert hand.attempt.waits_for == "its create: the lease it was sent under is over"

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -794,6 +794,8 @@ class Listing:
         self.hidden: set[int] = set()
         self.odd: set[int] = set()
         """Answered with a fault when they are asked for."""
+        self.away = False
+        """Only the list answers."""
         self.headers = {"Date": format_datetime(START + timedelta(minutes=100), usegmt=True)}
 
     def job(self, number: int) -> dict[str, Any]:
@@ -802,6 +804,8 @@ class Listing:
         return {**job, "created_at": created.isoformat()} if self.aged else job
 
     def __call__(self, request: Request) -> Reply:
+        if request.path.endswith("/me"):
+            return Reply(status=503) if self.away else ok({"username": "owner"})
         if "page" not in request.params:
             number = int(request.path.rpartition("/")[2])
             if number in self.odd:
@@ -893,16 +897,56 @@ def test_server_with_pages_smaller_than_asked_for(poll: Poll) -> None:
     assert poll(Listing(ALL, page=7, total=False), set(ALL))[0] == ALL[::-1]
 
 
-def test_server_that_does_not_page_ends_too(poll: Poll) -> None:
-    class Stuck(Listing):
-        def __call__(self, request: Request) -> Reply:
-            if "page" in request.params:
-                request.target = request.target.replace(f"page={request.params['page']}", "page=1")
-            return super().__call__(request)
+class Stuck(Listing):
+    """Gives its first page whatever is asked for."""
 
-    found, calls = poll(Stuck(ALL, total=False), {95, 20}, {"rythmiq/none/1"})
+    def __call__(self, request: Request) -> Reply:
+        if "page" in request.params:
+            request.target = request.target.replace(f"page={request.params['page']}", "page=1")
+        return super().__call__(request)
+
+
+def test_server_that_does_not_page_ends_too(poll: Poll) -> None:
+    found, calls = poll(Stuck(ALL, total=False), {95, 20})
     assert found == [95, 20]
     assert calls["list"] < 10
+
+
+def test_a_list_that_breaks_off_proves_nothing_about_a_path(poll: Poll) -> None:
+    class Hiccup(Listing):
+        def __call__(self, request: Request) -> Reply:
+            if request.params.get("page") == "3":
+                return ok({"jobs": [], "total": len(self.ids)})
+            return super().__call__(request)
+
+    for listing in (Hiccup(ALL, aged=False), Stuck(ALL, total=False, aged=False), Stuck(ALL, aged=False)):
+        with pytest.raises(BackendUnavailable, match="broke off"):
+            poll(listing, (), {"rythmiq/none/1"})
+    assert poll(Stuck(ALL, page=200, total=False, aged=False), (), {"rythmiq/none/1"})[0] == [], "it gave all at once"
+
+
+def test_what_was_asked_for_one_by_one_is_told_though_the_next_call_is_refused(server: Server) -> None:
+    listing = Listing(ALL)
+    listing.hidden = set(ALL)
+    answered: list[int] = []
+
+    def limited(request: Request) -> Reply:
+        if "page" not in request.params:
+            if len(answered) % 30 == 29:
+                answered.append(0)
+                return Reply(status=429, headers={"Retry-After": "60"})
+            answered.append(1)
+        return listing(request)
+
+    server.replies = [limited]
+    backend = CamberExecutionBackend(make_config(server.endpoint, page_size=10))
+    seen: set[int] = set()
+    for _ in range(4):
+        with suppress(BackendBusy):
+            for page in backend.watch(set(ALL), (), 0.0):
+                seen.update(item.remote_id for item in page)
+    assert seen == set(ALL), "the next look begins where the last one ended"
+    backend.close()
 
 
 def test_poll_is_lazy(server: Server) -> None:
@@ -915,7 +959,9 @@ def test_poll_is_lazy(server: Server) -> None:
     backend.close()
 
 
-@pytest.mark.parametrize("date", ["", "yesterday", "Thu, 01 Jan 99999999 00:00:00 GMT", "\x7f" * 50])
+@pytest.mark.parametrize(
+    "date", ["", "yesterday", "Mon, 01 Jan 0001 00:00:00 GMT", "Thu, 01 Jan 99999999 00:00:00 GMT", "\x7f" * 50]
+)
 def test_a_server_that_does_not_tell_its_time_is_read_to_the_end(poll: Poll, date: str) -> None:
     listing = Listing(ALL)
     listing.headers = {"Date": date}
@@ -934,7 +980,10 @@ def test_an_odd_answer_about_one_job_is_that_jobs_and_the_others_are_told(server
     found = [item for page in backend.watch(set(range(93, 101)), (), 0.0) for item in page]
     assert [item.remote_id for item in found if isinstance(item, Unclear)] == [96]
     assert sorted(item.remote_id for item in found if isinstance(item, RemoteJob)) == [93, 94, 95, 97, 98, 99, 100]
-    listing.odd = {95, 96, 97}
+    listing.hidden = listing.odd = {93, 94, 95, 96, 97}
+    found = [item for page in backend.watch(set(range(93, 101)), (), 0.0) for item in page]
+    assert sorted(item.remote_id for item in found if isinstance(item, Unclear)) == [93, 94, 95, 96, 97]
+    listing.away = True
     with pytest.raises(BackendUnavailable):
         list(backend.watch(set(range(93, 101)), (), 0.0))
     backend.close()

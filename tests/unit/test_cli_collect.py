@@ -134,4 +134,15 @@ def test_a_job_that_is_pending_at_camber_is_not_shown_as_one_that_runs(
 ) -> None:
     row = job(command="echo x", phase=phase, remote_status=status)
     assert jobs._what(row) == f"{stage}: echo x"
-    assert jobs._facts(row)["state"] == f"RUNNING ({stage})"
+    assert str(jobs._facts(row)["state"]).startswith(f"RUNNING ({stage}")
+
+
+def test_show_tells_since_when_and_what_a_job_waits_for() -> None:
+    minutes_ago = datetime.now(UTC) - timedelta(minutes=5)
+    pending = job(phase=Phase.WAITING, remote_status=RemoteStatus.PENDING, submitted_at=minutes_ago)
+    assert jobs._facts(pending)["state"] == "RUNNING (pending at Camber for 5m)"
+    stuck = job(phase=Phase.COLLECTING, ended_at=minutes_ago, waits_for="store_unavailable: denied", free_attempts=2)
+    facts = jobs._facts(stuck)
+    assert facts["state"] == "RUNNING (collecting for 5m)"
+    assert facts["waits for"] == "store_unavailable: denied"
+    assert facts["attempt"] == "1 of 3, 2 free"

@@ -31,6 +31,9 @@ MAX_MESSAGE: Final = 500
 """Characters of the server's own words that go into an error."""
 
 _MAX_RETRY_AFTER_S: Final = 3600.0
+_EARLIEST_YEAR: Final = 2000
+_LATEST_YEAR: Final = 9000
+"""Dates before and after are no dates of a service, and would be the end of Python's arithmetic."""
 _MAX_DETAILS: Final = 20
 _VALIDATION_FAILED: Final = 1
 _DOMAIN_FAILURE: Final = 2
@@ -40,6 +43,8 @@ _FREE_TIER: Final = 1005
 """Comes with 403, and is about the job that was asked for, not about the key."""
 _MISSING: Final = re.compile(r"not found|no such|(does not|doesn't) exist|not exist", re.IGNORECASE)
 _KEY_UNKNOWN: Final = "user not found"
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_DEEPEST: Final = 32
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _STASH_ROOT: Final = re.compile(r"^stash://[^/]+/")
 
@@ -63,9 +68,16 @@ class Answer:
 
     @cached_property
     def json(self) -> Any:
-        """The body; None where it is not JSON."""
+        """The body; None where it is not JSON. What is odd in one value of many hides none of the others."""
+        text = self.body.decode(json.detect_encoding(self.body), errors="replace")
         try:
-            return json.loads(self.body)
+            return _loads(text)
+        except RecursionError:
+            text = _shallow(text)
+        except ValueError:
+            return None
+        try:
+            return _loads(text)
         except (ValueError, RecursionError):
             return None
 
@@ -85,11 +97,8 @@ class Answer:
     def date(self) -> datetime | None:
         """When it was given, by the server's clock; None where it does not say."""
         value = self._header("date")
-        try:
-            date = None if value is None else parsedate_to_datetime(value)
-        except (ValueError, OverflowError):
-            return None
-        return None if date is None else date.replace(tzinfo=date.tzinfo or UTC)
+        date = None if value is None else _http_date(value)
+        return None if date is None or not _EARLIEST_YEAR <= date.year < _LATEST_YEAR else date
 
     def _header(self, name: str) -> str | None:
         return next((value for key, value in self.headers.items() if key.lower() == name), None)
@@ -102,11 +111,10 @@ class Answer:
         try:
             delay_s = float(value)
         except ValueError:
-            try:
-                until = parsedate_to_datetime(value)
-                delay_s = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-            except (ValueError, TypeError, LookupError, OverflowError):
+            until = _http_date(value)
+            if until is None:
                 return None
+            delay_s = (until - datetime.now(UTC)).total_seconds()
         # The comparison is false for NaN too.
         return min(delay_s, _MAX_RETRY_AFTER_S) if delay_s >= 0 else 0.0
 
@@ -120,9 +128,30 @@ class Answer:
         details = body.get("error_details")
         for detail in details[:_MAX_DETAILS] if isinstance(details, list) else ():
             if isinstance(detail, dict):
-                field = detail.get("field") or detail.get("key") or "?"
-                words.append(f"{field}: {detail.get('message', '?')}")
+                field, said = detail.get("field") or detail.get("key"), detail.get("message")
+                # Text alone: what is nested deeply enough cannot even be shown.
+                words.append(": ".join(word if isinstance(word, str) else "?" for word in (field, said)))
         return printable("; ".join(words))
+
+
+def _loads(text: str) -> Any:
+    """JSON in which texts may hold control characters, and numbers be of any length."""
+    return json.loads(text, strict=False, parse_int=lambda digits: (int if len(digits) < 20 else float)(digits))
+
+
+def _shallow(text: str) -> str:
+    """JSON with ``null`` for what is nested more deeply than any answer."""
+    kept, depth, start = [], 0, 0
+    for part in _BRACKETS.finditer(text):
+        if part[0] in "[{":
+            depth += 1
+            if depth == _DEEPEST:
+                kept.append(f"{text[start : part.start()]}null")
+        elif part[0] in "]}":
+            if depth == _DEEPEST:
+                start = part.end()
+            depth -= 1
+    return "".join([*kept, text[start:]])
 
 
 def printable(text: str) -> str:
@@ -204,6 +233,15 @@ def path_of(item: Mapping[str, object]) -> str:
     """The ``mount_dir`` under the owner's root, without slashes at its ends."""
     place = item.get("mount_dir")
     return _STASH_ROOT.sub("", place).strip("/") if isinstance(place, str) else ""
+
+
+def _http_date(value: str) -> datetime | None:
+    """The date of a header; None for anything else, of which the parser has errors of many kinds."""
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, LookupError, OverflowError):
+        return None
+    return date.replace(tzinfo=date.tzinfo or UTC)
 
 
 def items_of(answer: Answer, *keys: str) -> list[dict[str, Any]] | None:

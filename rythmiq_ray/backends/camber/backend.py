@@ -39,7 +39,7 @@ _CLOCK_SKEW: Final = timedelta(minutes=1)
 """Between those of Camber's clocks that date jobs and answers."""
 _LONGEST_SEARCH_S: Final = 10 * 365 * 86400.0
 _OUTAGE: Final = 3
-"""Jobs in a row about which there is no clear answer."""
+"""So many jobs in a row without a clear answer look like one."""
 _STUCK_PAGES: Final = 3
 """Pages in a row that reach no older job: the list moves faster than it is read, or does not page."""
 
@@ -71,6 +71,7 @@ class CamberExecutionBackend:
             else CamberClient(config, key=key, threads=threads, on_call=on_call)
         )
         self._owner: str | None = None
+        self._asked_last = 0
 
     @property
     def backend_type(self) -> str:
@@ -132,7 +133,9 @@ class CamberExecutionBackend:
         reported: set[int] = set()
         horizon: datetime | None = None
         barren = 0
+        walk = _Walk(self._config.page_size)
         for page in self._pages(to_the_end=bool(unseen_paths)):
+            walk.note(page)
             if horizon is None and page.at is not None:
                 # Camber's dates are compared with Camber's clock alone.
                 horizon = page.at - timedelta(seconds=min(search_age_s, _LONGEST_SEARCH_S)) - _CLOCK_SKEW
@@ -154,14 +157,17 @@ class CamberExecutionBackend:
             if found:
                 yield found
             if barren >= len(unseen) > 0:
-                yield self._ask_for_each(unseen)
+                yield from self._ask_for_each(unseen)
                 reported |= unseen
                 unseen.clear()
             ids_done = not unseen or _lowest(page) < min(unseen)
             if ids_done and (not unseen_paths or _reaches_before(page, horizon)):
+                unseen_paths.clear()
                 break
-        if unseen:
-            yield self._ask_for_each(unseen)
+        yield from self._ask_for_each(unseen)
+        if unseen_paths and not walk.whole:
+            # Else a create would be repeated that a later page may show.
+            raise BackendUnavailable("Camber's list broke off before its end")
 
     def read_result(self, job: Job) -> RemoteResult | None:
         try:
@@ -231,22 +237,24 @@ class CamberExecutionBackend:
             stuck = stuck + 1 if lowest is not None and _lowest(page) >= lowest else 0
             lowest = _lowest(page) if lowest is None else min(lowest, _lowest(page))
 
-    def _ask_for_each(self, remote_ids: Collection[int]) -> list[RemoteJob | Unclear]:
-        """What cannot be found is left out. A fault about one job is that job's; the same about all is an outage."""
-        out: list[RemoteJob | Unclear] = []
+    def _ask_for_each(self, remote_ids: Collection[int]) -> Iterator[list[RemoteJob | Unclear]]:
+        """What cannot be found is left out. A fault about a job is that job's, unless the service answers nobody.
+
+        Each answer is told at once; where one call ends it all, the next look begins with the job after that.
+        """
         in_a_row = 0
-        for remote_id in sorted(remote_ids):
+        for remote_id in sorted(remote_ids, key=lambda remote_id: (remote_id <= self._asked_last, remote_id)):
             try:
-                out.append(self.client.get(remote_id))
+                yield [self.client.get(remote_id)]
                 in_a_row = 0
             except NotFound:
                 in_a_row = 0
             except (BackendUnavailable, SpecRejected) as error:
                 in_a_row += 1
-                if in_a_row >= _OUTAGE:
-                    raise
-                out.append(Unclear(remote_id=remote_id, error=ErrorInfo.of(error)))
-        return out
+                if in_a_row % _OUTAGE == 0:
+                    self.check()  # Raises where this is an outage.
+                yield [Unclear(remote_id=remote_id, error=ErrorInfo.of(error))]
+            self._asked_last = remote_id
 
     def _open_any_log(self, job: Job, stack: ExitStack) -> Iterator[bytes]:
         if job.remote_id is not None:
@@ -266,6 +274,35 @@ class CamberExecutionBackend:
     def _stash_owner(self) -> str:
         """Asked for once in a process (by each thread that comes before the first answer)."""
         return self._owner or self.check()
+
+
+class _Walk:
+    """How far the pages of one look went."""
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._ids: set[int | None] = set()
+        self._others = self._first = self._last = 0
+        self._total: int | None = None
+        self._repeats = False
+
+    def note(self, page: JobPage) -> None:
+        ids = [job_id_of(item) for item in page.jobs]
+        if not self._first:
+            self._first, self._total = len(ids), page.total
+        self._last = len(ids)
+        self._repeats = self._ids.issuperset(ids)
+        self._others += ids.count(None)
+        self._ids.update(ids)
+
+    @property
+    def whole(self) -> bool:
+        """Whether they went to the list's end, as far as can be told."""
+        if self._total is not None and len(self._ids - {None}) + self._others >= self._total:
+            return True
+        if self._repeats:  # The server does not page: it gave all at once, or the first of them again and again.
+            return self._first > self._page_size
+        return self._total is None or self._last < self._first
 
 
 def _bare(paths: Collection[str]) -> frozenset[str]:

@@ -7,6 +7,10 @@ CREATE INDEX CONCURRENTLY jobs_claimable_by_queue
     ON rythmiq.jobs (queue, priority DESC, next_visible_at, job_id)
     WHERE state IN ('QUEUED', 'RETRYING')
 
+-- name: attempts_kept
+-- Paths that are kept until a time, for the janitor.
+CREATE INDEX CONCURRENTLY attempts_kept ON rythmiq.attempts (keep_until) WHERE keep_until IS NOT NULL
+
 -- name: jobs_ended
 -- What retention and prune look for: each end's oldest.
 CREATE INDEX CONCURRENTLY jobs_ended ON rythmiq.jobs (state, finished_at) WHERE finished_at IS NOT NULL
