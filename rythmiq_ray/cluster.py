@@ -384,9 +384,9 @@ class Cluster:
 
     def probe(self, part: str) -> None:
         """Has a part, a name of :data:`~rythmiq_ray.executor.PROBES`, looked at from a node; see :meth:`probed`."""
-        self._refresh_key()
+        factory = self._pickled_factory()
         try:
-            stream = _probe.options(name="rythmiq.probe").remote(self._pickled_settings, part)
+            stream = _probe.options(name="rythmiq.probe").remote(factory, part)
         except Exception as error:  # noqa: BLE001 - as in _send
             message = f"the probe could not be sent: {type(error).__name__}"
             self._probed.append((part, ErrorInfo(code=PROBES[part], message=message)))
@@ -425,11 +425,9 @@ class Cluster:
     def _send(self, orders: Sequence[Order], *, extra_s: float = 0.0) -> None:
         if any(order.step is Step.SUBMIT and order.job.spec.inputs for order in orders):
             extra_s += _INPUT_ALLOWANCE_S
-        self._refresh_key()
+        factory, pickled = self._pickled_factory(), pickle.dumps(orders, _PICKLE_PROTOCOL)
         try:
-            stream = self._remote[orders[0].step].remote(
-                self._pickled_settings, pickle.dumps(orders, _PICKLE_PROTOCOL), self._clocks
-            )
+            stream = self._remote[orders[0].step].remote(factory, pickled, self._clocks)
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds: no room in its store, a head that is gone
             lost = TaskLost(reason=type(error).__name__, dead=True)
             self._results.extend((order, lost) for order in orders)
