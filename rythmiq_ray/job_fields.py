@@ -253,7 +253,9 @@ def _list_of(what: str) -> BeforeValidator:
     """Pydantic itself would take a set, whose order is random, and a generator, which it would use up."""
 
     def listed(value: object) -> object:
-        if isinstance(value, (tuple, list)):
+        if type(value) is tuple:
+            return value
+        if isinstance(value, tuple | list):
             return tuple(value)
         raise ValueError(f"must be a list of {what}, not {kind_of(value)}")
 
@@ -261,6 +263,8 @@ def _list_of(what: str) -> BeforeValidator:
 
 
 def _mapped(value: object) -> object:
+    if type(value) is dict:  # an abstract class takes long to ask
+        return value
     if isinstance(value, Mapping):
         return dict(value)
     raise ValueError(f"must be an object of strings, not {kind_of(value)}")
@@ -365,25 +369,31 @@ def _named(item: object) -> object:
 
 
 def _inputs_apart(inputs: tuple[InputFields, ...]) -> tuple[InputFields, ...]:
+    if len(inputs) < 2:
+        return inputs
     files = _Files()
     _refuse([(f"[{at}].name", fault) for at, item in enumerate(inputs) if (fault := files.add(item["name"]))])
     return inputs
 
 
 def _outputs_apart(globs: tuple[str, ...]) -> tuple[str, ...]:
-    faults: list[tuple[str, str]] = []
-    seen: dict[str, str] = {}
-    for at, glob in enumerate(globs):
-        # The case of a glob's letters may be meant: [A-Z]* is not [a-z]*.
-        key = _undotted(glob)
-        if not _WILD.search(key):
-            key = key.casefold()
-        twin = seen.setdefault(key, glob)
-        if len(seen) + len(faults) <= at:
-            same = twin == glob
-            faults.append((f"[{at}]", f"{quote(glob)} {'is there twice' if same else f'and {quote(twin)} clash'}"))
-    _refuse(faults)
-    return globs
+    keys = tuple(map(_file_key, globs))
+    if len(set(keys)) == len(keys):
+        return globs
+    faults = []
+    for at, (glob, key) in enumerate(zip(globs, keys, strict=True)):
+        twin = globs[keys.index(key)]
+        if key in keys[:at]:
+            said = "is there twice" if twin == glob else f"and {quote(twin)} clash"
+            faults.append((f"[{at}]", f"{quote(glob)} {said}"))
+    raise Several(faults)
+
+
+@lru_cache(_CACHED)
+def _file_key(glob: str) -> str:
+    """Equal for what is one file. The case of a glob's letters may be meant: [A-Z]* is not [a-z]*."""
+    path = _undotted(glob)
+    return path if _WILD.search(path) else path.casefold()
 
 
 def _secrets_apart(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Annotated, Any, Final, Required
 
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -77,10 +78,16 @@ class Line(TypedDict, total=False):
 _LINE: Final = TypeAdapter(Line)
 _FIELDS: Final = tuple(sorted(Line.__annotations__))
 _INPUT_FIELDS: Final = ("uri", "name")
-_SPEC_DEFAULTS: Final = tuple((field.name, field.default) for field in fields(JobSpec))
-_QUEUE_DEFAULTS: Final = tuple((field.name, field.default) for field in fields(NewJob) if field.name != "spec")
-_SPEC_FIELDS: Final = frozenset(name for name, _ in _SPEC_DEFAULTS)
+_SPEC_FIELDS: Final = frozenset(field.name for field in fields(JobSpec))
 _SPEC_NAMES: Final = tuple(sorted(_SPEC_FIELDS))
+_SPEC_DEFAULTS, _QUEUE_DEFAULTS = (
+    # Without the command, and the spec itself, which have none, and env, whose default is a new one each time.
+    {field.name: field.default for field in fields(model) if field.default is not MISSING}
+    for model in (JobSpec, NewJob)
+)
+_DEFAULTS: Final = {**_SPEC_DEFAULTS, **_QUEUE_DEFAULTS}
+_spec_values: Final = attrgetter(*_SPEC_DEFAULTS)
+_queue_values: Final = attrgetter(*_QUEUE_DEFAULTS)
 _SHOWN: Final = 20
 """Of unknown fields in a stored spec; each is compared with all that are known."""
 
@@ -91,10 +98,14 @@ def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
     Trusts no type hint: what a caller without a type checker passes is named too. ``catalog`` is what Camber
     offers (``conf/camber.yaml``).
     """
-    spec, queued = vars(job.spec), vars(job)
+    line: dict[str, Any] = {"command": job.spec.command}
+    if (env := job.spec.env) or type(env) is not dict:
+        line["env"] = env
     # Most fields of most jobs are the very default, which needs no check. To be equal is not enough: True == 1.
-    line = {name: spec[name] for name, default in _SPEC_DEFAULTS if spec[name] is not default}
-    line |= {name: queued[name] for name, default in _QUEUE_DEFAULTS if queued[name] is not default}
+    values = _spec_values(job.spec) + _queue_values(job)
+    if not all(map(is_, values, _DEFAULTS.values())):
+        rows = zip(_DEFAULTS.items(), values, strict=True)
+        line.update((name, value) for (name, default), value in rows if value is not default)
     try:
         _LINE.validator.validate_python(line)
     except ValidationError as error:
@@ -186,29 +197,24 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None) -> list[str]:
     """The faults that are between fields, or against what Camber offers. Values may be of any type here."""
     faults: list[str] = []
-    env, secrets = line.get("env"), line.get("secrets")
-    if env and secrets and isinstance(env, Mapping) and isinstance(secrets, tuple | list):
-        twice = dict.fromkeys(name for name in secrets if isinstance(name, str) and name in env)
-        faults.extend(f"secrets: {quote(name)} is in env too" for name in twice)
+    if (secrets := line.get("secrets")) and isinstance(secrets, tuple | list):
+        env = line.get("env")
+        names = (name for name in secrets if isinstance(name, str) and isinstance(env, Mapping) and name in env)
+        faults.extend(f"secrets: {quote(name)} is in env too" for name in dict.fromkeys(names))
     if catalog is None:
         return faults
-    engine, size = line.get("engine", "base"), line.get("node_size", "xsmall")
-    if isinstance(engine, str) and not _in(engine, catalog.engines):
+    engine, size = line.get("engine", JobSpec.engine), line.get("node_size", JobSpec.node_size)
+    if isinstance(engine, str) and (engine.upper() not in catalog.engines or not engine.isascii()):
         faults.append(f"engine: there is no {quote(engine)}{meant(engine.upper(), catalog.engines)}")
     sizes = catalog.gpu_sizes if line.get("gpu") is True else catalog.cpu_sizes
-    if isinstance(size, str) and not _in(size, sizes):
-        if _in(size, catalog.cpu_sizes):
-            faults.append(f"node_size: {size.upper()} has no GPU; those that have one are {', '.join(sizes)}")
-        elif _in(size, catalog.gpu_sizes):
-            faults.append(f"node_size: {size.upper()} is there only with gpu")
+    if isinstance(size, str) and ((name := size.upper()) not in sizes or not size.isascii()):
+        if name in catalog.cpu_sizes and size.isascii():
+            faults.append(f"node_size: {name} has no GPU; those that have one are {', '.join(sizes)}")
+        elif name in catalog.gpu_sizes and size.isascii():
+            faults.append(f"node_size: {name} is there only with gpu")
         else:
-            faults.append(f"node_size: there is no {quote(size)}{meant(size.upper(), tuple(sizes))}")
+            faults.append(f"node_size: there is no {quote(size)}{meant(name, tuple(sizes))}")
     return faults
-
-
-def _in(word: str, names: Container[str]) -> bool:
-    """Whether a name of the catalog is meant, whose letters may be of any case."""
-    return word.isascii() and word.upper() in names
 
 
 # Decoding: pydantic's own would take the last of two equal keys, and NaN.
@@ -268,9 +274,8 @@ def json_schema(catalog: CamberCatalog) -> dict[str, Any]:
     """
     schema = _LINE.json_schema(mode="validation")
     properties = schema["properties"]
-    for field in (*fields(JobSpec), *fields(NewJob)):
-        if field.default is not MISSING:
-            properties[field.name]["default"] = field.default
+    for name, default in _DEFAULTS.items():
+        properties[name]["default"] = default
     for former, name in FORMER_NAMES.items():
         properties[former] = {**properties[name], "deprecated": True, "description": f"The former name of {name}."}
     properties["engine"]["pattern"] = _pattern(catalog.engines)

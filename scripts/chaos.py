@@ -1,9 +1,11 @@
 """Chaos: jobs on a real Postgres, S3, Ray and a misbehaving Camber emulator, while everything is killed at random.
 
-Drivers are killed, paused past their lease and restarted, Postgres is restarted and crashed, Camber goes away, loses
-answers, creates ghosts and cuts downloads. At the end only Postgres, the store and the emulator's own journal are
-read: every job ended as its command says, no attempt has two remote jobs, artifacts match their hashes, no secret is
-anywhere, nothing is left in the stash, no process is left.
+Drivers are killed, paused past their lease, restarted, and given other clocks. Postgres is restarted, crashed and
+read-only for a while; rows are odd, or locked by another session. Camber goes away, loses answers, creates ghosts and
+cuts downloads, and a gateway before it closes each connection after its answer. Nodes lose their right to write to S3.
+At the end only Postgres, the store and the emulator's own journal are read: every job ended as its command says, every
+odd row as invalid, no attempt has two remote jobs, artifacts match their hashes, no secret is anywhere, nothing is left
+in the stash, no process is left.
 
 example: scripts/chaos --minutes 2 --seed 7
 """
@@ -15,11 +17,14 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +32,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
@@ -63,6 +69,15 @@ OVERRIDES: Final = (
     "outage.probe_max_interval_s=2",
     "shutdown.grace_s=4",
     "ray.task_timeout_s=30",
+)
+OTHER_CLOCKS: Final = 0.3
+"""The share of drivers whose clock is another one than the nodes'."""
+LATEST_CLOCK_S: Final = 3600
+ODD_SPECS: Final = (
+    '{"command": "true", "timeout_s": 1' + "0" * 5000 + "}",
+    '{"command": "true", "node_sise": "small"}',
+    '{"command": ' + "[" * 3000 + "]" * 3000 + "}",
+    "null",
 )
 console = Console()
 
@@ -113,12 +128,16 @@ class Arena:
         self.done: Counter[str] = Counter()
         self.expected: dict[UUID, tuple[str, int | None]] = {}
         self.cancelled: set[UUID] = set()
+        self.odd: set[UUID] = set()
         self.drivers: list[subprocess.Popen[bytes] | None] = [None] * DRIVERS
         self.paused: dict[int, float] = {}
         self.starts = 0
         self.stack = ExitStack()
 
     def __enter__(self) -> Arena:
+        self.other_clocks = may_have_other_clocks()
+        if not self.other_clocks:
+            console.print("no other clocks: time namespaces are not permitted here")
         with ExitStack() as stack:
             self.postgres = Postgres(self.root / "postgres")
             self.postgres.start(tethered=True)
@@ -127,7 +146,10 @@ class Arena:
             stack.callback(self.s3.stop)
             self.camber = Emulator(self.root / "camber", api_key=API_KEY)
             stack.enter_context(self.camber)
-            self.ray_address = stack.enter_context(ray_head(self.root, self.aws()))
+            self.before_camber = stack.enter_context(Gate(self.camber.endpoint))
+            self.before_s3 = stack.enter_context(Gate(self.s3.endpoint))
+            on_nodes = self.aws() | {"AWS_ENDPOINT_URL_S3": self.before_s3.endpoint}
+            self.ray_address = stack.enter_context(ray_head(self.root, on_nodes))
             self.postgres.wait()
             migrate(Secret(self.postgres.url))
             stack.callback(self.stop_drivers)
@@ -143,14 +165,14 @@ class Arena:
 
     def environment(self) -> dict[str, str]:
         return {
-            "PATH": os.environ["PATH"],
+            **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
             "HOME": os.environ.get("HOME", "/"),
             "DATABASE_URL": self.postgres.url,
             "ARTIFACT_STORE_TYPE": "s3",
             "ARTIFACT_STORE_BUCKET": "artifacts",
             "EXECUTION_BACKEND": "camber",
             "CAMBER_API_KEY": API_KEY,
-            "CAMBER_API_ENDPOINT": self.camber.endpoint,
+            "CAMBER_API_ENDPOINT": self.before_camber.endpoint,
             **self.aws(),
             "RYTHMIQ_SECRET_TOKEN": SECRET_VALUE,
             "RAY_ADDRESS": self.ray_address,
@@ -172,9 +194,13 @@ class Arena:
 
     def start_driver(self, number: int) -> None:
         self.starts += 1
+        clock: tuple[str, ...] = ()
+        if self.other_clocks and self.random.random() < OTHER_CLOCKS:
+            clock = ("unshare", "--time", "--boottime", str(self.random.randint(-LATEST_CLOCK_S, LATEST_CLOCK_S)))
+            self.done["drivers with another clock"] += 1
         with (self.root / f"driver-{number}-{self.starts}.log").open("wb") as sink:
             self.drivers[number] = subprocess.Popen(
-                [sys.executable, "-m", "rythmiq_ray.driver", *self.overrides],
+                [*clock, sys.executable, "-m", "rythmiq_ray.driver", *self.overrides],
                 env=self.environment(),
                 cwd=self.root,
                 stdout=sink,
@@ -247,6 +273,11 @@ class Arena:
             (1, self.crash_postgres),
             (2, self.camber_outage),
             (3, self.cancel_one),
+            (2, self.read_only_postgres),
+            (2, self.lock_a_row),
+            (2, self.odd_rows),
+            (2, self.closing_gateway),
+            (2, self.nodes_without_s3),
         ]
         weights = [weight for weight, _ in actions]
         while time.monotonic() < deadline:
@@ -314,6 +345,66 @@ class Arena:
                 self.done["jobs cancelled"] += 1
             connection.close()
 
+    def read_only_postgres(self) -> None:
+        """As while it fails over: the old connections are gone, and new ones may only read."""
+        self.set_read_only("on")
+        time.sleep(self.random.uniform(1.0, 6.0))
+        self.set_read_only("off")
+        self.done["times that Postgres was read-only"] += 1
+
+    def set_read_only(self, value: str) -> None:
+        with self.connected() as cursor:
+            cursor.execute("SET default_transaction_read_only = off")
+            cursor.execute(f"ALTER DATABASE postgres SET default_transaction_read_only = {value}")
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rythmiq-ray'"
+            )
+
+    def lock_a_row(self) -> None:
+        """Somebody looks at a job in a transaction that stays open."""
+        with suppress(psycopg2.Error), self.connected() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT FROM rythmiq.jobs WHERE state = 'RUNNING' ORDER BY random() LIMIT 1 FOR UPDATE")
+            self.done["rows locked by another session"] += cursor.rowcount
+            time.sleep(self.random.uniform(1.0, LEASE_S * 2))
+            cursor.execute("ROLLBACK")
+
+    def odd_rows(self) -> None:
+        """What a person or another program may write there; each must end, and concern nothing else."""
+        ids = [UUID(int=self.random.getrandbits(128)) for _ in range(len(ODD_SPECS) + 1)]
+        with self.connected() as cursor:
+            for job_id, spec in zip(ids[1:], ODD_SPECS, strict=True):
+                cursor.execute("INSERT INTO rythmiq.jobs (job_id, spec) VALUES (%s, %s)", (str(job_id), spec))
+            cursor.execute(
+                "INSERT INTO rythmiq.jobs (job_id, spec, state, phase, attempt, driver_id, remote_id, remote_path)"
+                " SELECT %s, '{\"command\": \"true\"}', 'RUNNING', 'waiting', 1, gen_random_uuid(), 1, max(remote_path)"
+                " FROM rythmiq.jobs",
+                (str(ids[0]),),
+            )
+        self.odd.update(ids)
+        self.done["odd rows"] += len(ids)
+
+    def closing_gateway(self) -> None:
+        self.before_camber.behave("closing")
+        time.sleep(self.random.uniform(1.0, 8.0))
+        self.before_camber.behave("passing")
+        self.done["times that a gateway closed every connection"] += 1
+
+    def nodes_without_s3(self) -> None:
+        self.before_s3.behave("refusing")
+        time.sleep(self.random.uniform(1.0, 6.0))
+        self.before_s3.behave("passing")
+        self.done["times that nodes might not write to S3"] += 1
+
+    @contextmanager
+    def connected(self) -> Iterator[psycopg2.extensions.cursor]:
+        connection = psycopg2.connect(self.postgres.url)
+        connection.autocommit = True
+        try:
+            yield connection.cursor()
+        finally:
+            connection.close()
+
     def settle(self) -> None:
         """Breaks nothing more, and waits until all jobs ended and their paths are gone."""
         self.camber.faults = Faults()
@@ -341,6 +432,8 @@ class Arena:
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         connection = psycopg2.connect(self.postgres.url, cursor_factory=psycopg2.extras.RealDictCursor)
+        # As text: not all of it can be read.
+        psycopg2.extras.register_default_jsonb(connection, loads=str)
         try:
             with connection.cursor() as cursor:
                 cursor.execute(sql.replace("%", "%%"))
@@ -363,6 +456,10 @@ class Arena:
             if (row["state"], row["exit_code"]) != (state, exit_code):
                 why = f"{row['error_code']}: {row['error_message']}"
                 yield f"job {job_id} ended {row['state']} {row['exit_code']} ({why}) instead of {state} {exit_code}"
+        for job_id in self.odd:
+            row = jobs[job_id]
+            if (row["state"], row["error_code"]) != ("FAILED", "invalid_job"):
+                yield f"the odd row {job_id} ended {row['state']}, {row['error_code']}: {row['error_message']}"
         self.done["attempts"] = self.rows("SELECT count(*) FROM rythmiq.attempts")[0]["count"]
         self.done["jobs"] = len(self.expected)
         for row in self.rows(
@@ -423,6 +520,93 @@ class Arena:
         console.print(table)
         for problem in problems[:40]:
             console.print(f"[red]{problem}[/red]")
+
+
+class Gate:
+    """Stands before a server: passes all on, or behaves as gateways and servers at times do."""
+
+    def __init__(self, endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        self.server = (parts.hostname or "", parts.port or 80)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}{parts.path}"
+        self.how = "passing"
+        self.live: set[socket.socket] = set()
+
+    def __enter__(self) -> Gate:
+        threading.Thread(target=self.accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.listener.close()
+        self.behave("passing")
+
+    def behave(self, how: str) -> None:
+        """``passing``; ``closing``: each connection is closed after its first answer, which does not say so;
+        ``refusing``: 403 to all. Connections that are idle or under way are cut.
+        """
+        self.how = how
+        for connection in list(self.live):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def accept(self) -> None:
+        with suppress(OSError):  # of the listener, once it is closed
+            while True:
+                client, _ = self.listener.accept()
+                threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client: socket.socket) -> None:
+        self.live.add(client)
+        with suppress(OSError), client:
+            if self.how == "refusing":
+                head(client)
+                client.sendall(FORBIDDEN)
+                return
+            with socket.create_connection(self.server) as server:
+                closing = self.how == "closing"
+                if closing:
+                    server.sendall(CONNECTION.sub(b"", head(client)).replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+                threading.Thread(target=pump, args=(client, server), daemon=True).start()
+                if closing:
+                    client.sendall(CONNECTION.sub(b"", head(server)))
+                pump(server, client)
+        self.live.discard(client)
+
+
+CONNECTION: Final = re.compile(rb"(?im)^connection:[^\r\n]*\r\n")
+FORBIDDEN: Final = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: 88\r\nConnection: close\r\n\r\n"
+    b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>refused</Message></Error>\n'
+)
+
+
+def head(source: socket.socket) -> bytes:
+    """A request's or an answer's head, and what came with it."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = source.recv(65_536)
+        if not part:
+            raise ConnectionError
+        data += part
+    return data
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+    for side in (source, sink):
+        with suppress(OSError):
+            side.shutdown(socket.SHUT_RDWR)
+
+
+def may_have_other_clocks() -> bool:
+    """Whether a process may be given a clock of its own here."""
+    try:
+        return subprocess.run(["unshare", "--time", "--boottime", "1", "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def vendor_program(root: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ lost), *waiting* until that has ended, *collecting* until its artifacts are stor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -477,43 +478,49 @@ class Attempts:
         started_at: float,
         *,
         unclear: Iterable[int] = (),
+        concerning: Callable[[Job], AbstractContextManager[None]] = lambda _job: nullcontext(),
     ) -> Iterator[Attempt | Ending]:
         """Takes the end of a poll: what it looked for and did not see is not in the list.
 
-        ``unclear`` are ids of which the backend gave no clear answer. Gives the attempts whose state that changed, and
-        how attempts ended.
+        ``unclear`` are ids of which the backend gave no clear answer; ``concerning`` keeps a fault about one job from
+        the others. Gives the attempts whose state that changed, and how attempts ended.
         """
         for path in paths:
             attempt = self._index.searched.get(path)
-            if attempt is None or not isinstance(attempt.state, Searching) or started_at < attempt.state.until:
-                continue
-            del self._index.searched[path]
-            attempt.state = attempt.state.submitting
-            self.wake(attempt)
-            if attempt.state.creates >= MAX_CREATES:
-                message = f"{attempt.state.creates} creates left no remote job in the backend's list"
-                yield self._failed(attempt, ErrorInfo(code=ErrorCode.CREATE_FAILED, message=message))
-            elif attempt.crashes >= MAX_CRASHES:
-                yield self._crashed(attempt, "a submit")
+            if attempt is not None and isinstance(attempt.state, Searching) and started_at >= attempt.state.until:
+                with concerning(attempt.job):
+                    yield from self._not_created(attempt, attempt.state)
         odd = frozenset(unclear)
         # Not by their ids: of two rows that name one remote job, one would never be looked at.
         for attempt in list(self):
             state = attempt.state
-            if not isinstance(state, Waiting) or state.seen_in_poll == poll:
-                continue
-            remote_id = state.remote.remote_id
-            if remote_id not in waiting:
-                continue
-            if state.missing_since is None:
-                state.missing_since = started_at
-            # The list may lag behind a create, and one look alone proves little.
-            patience_s = UNCLEAR_PATIENCE_S if remote_id in odd else 2 * self._config.camber.settle_s
-            if started_at - max(state.missing_since, state.since) >= patience_s:
-                self._vanished(attempt, state, started_at)
-                yield attempt
-            elif remote_id in odd and attempt.waits_for is None:
-                self._waits(attempt, "a clear answer of the backend about its remote job", started_at)
-                yield attempt
+            if isinstance(state, Waiting) and state.seen_in_poll != poll and state.remote.remote_id in waiting:
+                with concerning(attempt.job):
+                    yield from self._not_seen(attempt, state, started_at, unclear=state.remote.remote_id in odd)
+
+    def _not_created(self, attempt: Attempt, state: Searching) -> Iterator[Ending]:
+        """The list proves that no create left a remote job."""
+        self._index.searched.pop(attempt.job.remote_path or "", None)
+        attempt.state = state.submitting
+        self.wake(attempt)
+        if attempt.state.creates >= MAX_CREATES:
+            message = f"{attempt.state.creates} creates left no remote job in the backend's list"
+            yield self._failed(attempt, ErrorInfo(code=ErrorCode.CREATE_FAILED, message=message))
+        elif attempt.crashes >= MAX_CRASHES:
+            yield self._crashed(attempt, "a submit")
+
+    def _not_seen(self, attempt: Attempt, state: Waiting, started_at: float, *, unclear: bool) -> Iterator[Attempt]:
+        """The list does not show its remote job."""
+        if state.missing_since is None:
+            state.missing_since = started_at
+        # The list may lag behind a create, and one look alone proves little.
+        patience_s = UNCLEAR_PATIENCE_S if unclear else 2 * self._config.camber.settle_s
+        if started_at - max(state.missing_since, state.since) >= patience_s:
+            self._vanished(attempt, state, started_at)
+            yield attempt
+        elif unclear and attempt.waits_for is None:
+            self._waits(attempt, "a clear answer of the backend about its remote job", started_at)
+            yield attempt
 
     def _vanished(self, attempt: Attempt, state: Waiting, now: float) -> None:
         """The backend no longer knows the remote job: what it left may still be in its path."""

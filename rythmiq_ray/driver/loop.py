@@ -349,18 +349,12 @@ class Loop:
                 self._metrics.outcome_dropped()
                 log.warning("Outcome dropped, another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
                 continue
-            self._report_ending(ending)
-            self._metrics.attempt_ended(
-                ending.state,
-                ending.error.code if ending.error else None,
-                retried=ending.retry_delay_s is not None,
-                artifact_bytes=sum(artifact.bytes for artifact in ending.artifacts),
-                cost_credits=ending.cost_credits,
-            )
             if attempt is not None:
                 self.attempts.written(attempt)
             if ending.retry_delay_s is None and ending.state is JobState.FAILED:
                 self.any_failed = True
+            with self._concerning(None):
+                self._report_ending(ending)
 
     def _release(self, now: float) -> None:
         self._write_outcomes(now)
@@ -452,7 +446,12 @@ class Loop:
                 self.schedule.succeeded(poll, now)
                 odd = {item.remote_id: item.error.message for item in unclear}
                 for changed in self.attempts.polled(
-                    poll.number, poll.searched, poll.waiting, poll.started_at, unclear=odd
+                    poll.number,
+                    poll.searched,
+                    poll.waiting,
+                    poll.started_at,
+                    unclear=odd,
+                    concerning=self._concerning,
                 ):
                     if isinstance(changed, Ending):
                         self._end(changed)
@@ -521,6 +520,13 @@ class Loop:
             log.error("Job failed", **fields)
         else:
             log.info(f"Job {ending.state.lower()}", **fields)
+        self._metrics.attempt_ended(
+            ending.state,
+            ending.error.code if ending.error else None,
+            retried=ending.retry_delay_s is not None,
+            artifact_bytes=sum(artifact.bytes for artifact in ending.artifacts),
+            cost_credits=ending.cost_credits,
+        )
 
     # ---------------------------------------------------------------- steps
 

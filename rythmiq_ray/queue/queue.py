@@ -325,18 +325,21 @@ class Queue(Session):
 
     def _set_aside(self, job_id: UUID, error: psycopg2.Error) -> None:
         """Ends a queued job that its own row keeps from being claimed; leaves any other alone for a while."""
-        said = f"SQLSTATE {error.pgcode}, {explain(error)}"
-        message = f"Postgres refuses to change this row: {said}"
         ended: list[dict[str, Any]] = []
+        message = f"attempt: the next one cannot be opened: SQLSTATE {error.pgcode}, {explain(error)}"
         if (error.pgcode or "").startswith(_OF_THE_ROW):
             with suppress(psycopg2.Error):
-                refused = f"attempt: the next one cannot be opened: {said}"
-                ended = self._run("refuse", job_id=job_id, message=_storable(refused))
-                message = refused if ended else message
-        if not ended:
-            self._skipped[job_id] = now_s() + _SET_ASIDE_S
-        attempt = ended[0]["attempt"] if ended else None
-        self._refusals.append(Refusal(job_id=job_id, attempt=attempt, message=message, ended=bool(ended)))
+                ended = self._run("refuse", job_id=job_id, message=_storable(message))
+        if ended:
+            refusal = Refusal(job_id=job_id, attempt=ended[0]["attempt"], message=message, ended=True)
+            self._refusals.append(refusal)
+        else:
+            self._leave_alone(job_id, None, error)
+
+    def _leave_alone(self, job_id: UUID, attempt: int | None, error: psycopg2.Error) -> None:
+        self._skipped[job_id] = now_s() + _SET_ASIDE_S
+        message = f"Postgres refuses to change this row: SQLSTATE {error.pgcode}, {explain(error)}"
+        self._refusals.append(Refusal(job_id=job_id, attempt=attempt, message=message, ended=False))
 
     def _readable(self, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
         """The jobs of rows that are ours now; ends those that cannot be run as they are."""
@@ -394,8 +397,10 @@ class Queue(Session):
             except psycopg2.Error as error:
                 try:
                     found.append(write([without(item, error)]))
-                except psycopg2.Error:
+                except psycopg2.Error as again:
                     found.append(Written(ours=frozenset(), locked=frozenset([item.job_id])))
+                    if self._skipped.get(item.job_id, 0.0) <= now_s():  # It is tried again all the time, and told once.
+                        self._leave_alone(item.job_id, item.attempt, again)
         return Written(
             ours=frozenset().union(*(one.ours for one in found)),
             locked=frozenset().union(*(one.locked for one in found)),

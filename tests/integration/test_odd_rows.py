@@ -314,3 +314,24 @@ def test_why_an_attempt_does_not_get_on_is_shown_while_it_does_not(connection: C
     advance("the store")
     driver.finish([Ending(job_id=job_id, attempt=1, state=JobState.SUCCEEDED)])
     assert inspect.job(connection, job_id).waits_for is None
+
+
+def test_a_row_whose_end_postgres_refuses_is_told_once_and_the_others_end(
+    connection: Connection, driver: Queue
+) -> None:
+    jobs = good(connection)
+    odd = min(jobs)
+    driver.claim(10)
+    run(connection, "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END'")
+    run(
+        connection,
+        "CREATE TRIGGER refuse BEFORE UPDATE ON rythmiq.jobs FOR EACH ROW"
+        f" WHEN (OLD.job_id = '{odd}') EXECUTE FUNCTION refuse()",
+    )
+    endings = [Ending(job_id=job_id, attempt=1, state=JobState.SUCCEEDED) for job_id in jobs]
+    for _ in range(3):
+        written = driver.finish(endings)
+        assert written.ours == jobs - {odd}
+        assert written.locked == {odd}
+    (refusal,) = driver.refusals()
+    assert (refusal.job_id, refusal.ended) == (odd, False)

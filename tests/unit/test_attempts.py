@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 from samples import NOW, config, job, remote
@@ -623,6 +626,60 @@ def test_each_phase_is_of_its_type() -> None:
     hand.give(uncertain())
     assert isinstance(hand.attempt.state, Searching)
     assert hand.attempt.phase is Phase.SUBMITTING
+
+
+def test_of_two_rows_that_name_one_remote_job_the_list_shows_whose_it_is_and_the_other_is_lost() -> None:
+    hand = Hand()
+    other = job(remote_id=1)
+    hand.attempts.begin(other, hand.now)
+    submitted(hand)
+    hand.attempts.take_over(Adopted(job=other, orphaned_s=0.0), hand.now)
+    assert hand.attempts.find(remote(hand.attempt.job)) is hand.attempt
+    for number in range(1, 4):
+        hand.poll(sees=RemoteStatus.RUNNING, number=number)
+        hand.now += 6
+    assert hand.attempt.phase is Phase.WAITING
+    lost = hand.attempts.of_job(other.job_id)
+    assert lost is not None
+    assert lost.stop is not None
+    assert lost.stop.code is ErrorCode.REMOTE_LOST
+
+
+@pytest.mark.parametrize("step", ["_not_created", "_not_seen"])
+def test_a_fault_about_one_job_at_the_end_of_a_poll_keeps_it_from_no_other(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    attempts = Attempts(CONFIG)
+    jobs = [job() for _ in range(3)]
+    for each in jobs:
+        attempt = attempts.begin(each, 0.0)
+        order = attempts.step(attempt, 1.0, secrets={}, lease_until=20.0)
+        assert order is not None
+        attempts.sent(attempt, order, 1.0)
+        is_known = step == "_not_seen"
+        result = Submitted(remote=remote(each, jobs.index(each) + 1)) if is_known else uncertain()
+        attempts.settle(attempt, result, 1.0)
+    original: Callable[..., Iterator[object]] = getattr(Attempts, step)
+    met: list[UUID] = []
+    failed: list[UUID] = []
+
+    def faulty(self: Attempts, attempt: Attempt, *args: object, **kwargs: object) -> Iterator[object]:
+        met.append(attempt.job.job_id)
+        if attempt.job.job_id == jobs[0].job_id:
+            raise KeyError
+        yield from original(self, attempt, *args, **kwargs)
+
+    @contextmanager
+    def concerning(about: Job) -> Iterator[None]:
+        try:
+            yield
+        except KeyError:
+            failed.append(about.job_id)
+
+    monkeypatch.setattr(Attempts, step, faulty)
+    list(attempts.polled(1, attempts.searched_paths(), attempts.waiting_ids(), 100.0, concerning=concerning))
+    assert failed == [jobs[0].job_id]
+    assert sorted(met) == sorted(each.job_id for each in jobs)
 
 
 # ---- What nobody has looked at is not judged -----------------------------------------------------------------------

@@ -972,6 +972,31 @@ def test_what_lies_on_a_path_of_ours_is_told_where_it_is_come_upon(poll: Poll) -
     assert poll(Listing(ALL), {99}, paths={"rythmiq/99/1", "rythmiq/98/1", "rythmiq/7/1"}) == ([99, 98], {"list": 1})
 
 
+@pytest.mark.parametrize(
+    "odd",
+    {
+        "digits": b"9" * 5000,
+        "digits below 0": b"-" + b"9" * 5000,
+        "nested lists": b"[" * 5000 + b"]" * 5000,
+        "nested objects": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        "no UTF-8": b'"\xff\xfe"',
+        "control characters": b'"a\x01\nb"',
+        "NaN": b"NaN",
+        "1e999": b"1e999",
+        "half a character": b'"\\ud800"',
+        "text with a bracket": b'"[" ',
+    }.values(),
+)
+def test_what_is_odd_in_one_entry_of_a_list_hides_none_of_the_others(server: Server, odd: bytes) -> None:
+    job = b'{"job_id":%d,"job_status":"RUNNING","mount_dir":"/rythmiq/%d/1/"%b}'
+    entries = b",".join([job % (3, 3, b""), job % (2, 2, b',"odd":' + odd), job % (1, 1, b"")])
+    server.replies = [Reply(body=b'{"code":0,"data":{"jobs":[%b],"total":3}}' % entries)]
+    backend = CamberExecutionBackend(make_config(server.endpoint))
+    found = [item.remote_id for page in backend.watch({1, 2, 3}, (), 0.0) for item in page]
+    assert found == [3, 2, 1]
+    backend.close()
+
+
 def test_an_odd_answer_about_one_job_is_that_jobs_and_the_others_are_told(server: Server) -> None:
     listing = Listing(ALL)
     listing.hidden, listing.odd = {95, 96, 97}, {96}

@@ -249,7 +249,7 @@ class CamberExecutionBackend:
                 in_a_row = 0
             except NotFound:
                 in_a_row = 0
-            except (BackendUnavailable, SpecRejected) as error:
+            except RythmiqError as error:
                 in_a_row += 1
                 if in_a_row % _OUTAGE == 0:
                     self.check()  # Raises where this is an outage.
