@@ -31,7 +31,7 @@ from rythmiq_ray.backends.camber.client import CamberClient
 from rythmiq_ray.backends.camber.program import CamberProgram
 from rythmiq_ray.backends.times import time_of
 from rythmiq_ray.config import CamberConfig, NodeSize
-from rythmiq_ray.errors import BackendUnavailable, NotFound, RythmiqError, SpecRejected
+from rythmiq_ray.errors import BackendUnavailable, NotFound, RythmiqError
 from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
