@@ -22,13 +22,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from secrets import token_hex
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 # gRPC keep-alive finds a frozen node after some 20 s instead of 437 s. Ray reads this when it is imported, and head,
@@ -43,15 +43,12 @@ import ray.util.metrics
 from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
 
 from rythmiq_ray import machine, processes
-from rythmiq_ray.artifacts import open_store
-from rythmiq_ray.backends.camber import CamberExecutionBackend
-from rythmiq_ray.backends.camber.calls import OnCall
+from rythmiq_ray.backends import OnCall
 from rythmiq_ray.clock import clock_id, now_s
-from rythmiq_ray.config import ArtifactsConfig, CamberConfig, InputsConfig, RayConfig
+from rythmiq_ray.config import RayConfig
 from rythmiq_ray.errors import ConfigurationError, RayUnavailable, RythmiqError
 from rythmiq_ray.executor import PROBES, Executor
 from rythmiq_ray.model import ErrorInfo, Faulted, Order, Step, StepResult, TaskLost
-from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
 
 _CAPACITY_INTERVAL_S: Final = 5.0
@@ -75,17 +72,25 @@ _PROBE_S: Final = 150.0
 """A probe's calls have deadlines of their own; one that runs for longer than these hangs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskSettings:
-    """All that a task needs to know, sent with it: a node needs no configuration and no key of its own."""
+class ExecutorFactory(Protocol):
+    """Makes a worker process's executor. It is sent with each task, so it pickles, and holds all that a node needs.
 
-    camber: CamberConfig
-    artifacts: ArtifactsConfig
-    timeout_s: float
-    threads: int
-    inputs: InputsConfig | None = None
-    report_calls: bool = False
-    """Whether a task sends back what it knows of its calls to the backend, for metrics."""
+    Two that are equal make the same executor.
+    """
+
+    @property
+    def threads(self) -> int:
+        """How many orders are under way at once in a process."""
+        ...
+
+    @property
+    def report_calls(self) -> bool:
+        """Whether a task sends back what it knows of its calls to the backend, for metrics."""
+        ...
+
+    def build(self, *, on_call: OnCall | None = None) -> Executor:
+        """An executor with clients of its own; raises errors of :mod:`rythmiq_ray.errors`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,7 @@ def _begun() -> bytes:
 
 
 ApiCall = tuple[str, str, float]
-"""A call to the backend, as :data:`rythmiq_ray.backends.camber.calls.OnCall` is told of it."""
+"""A call to the backend, as :data:`rythmiq_ray.backends.OnCall` is told of it."""
 
 
 _executor_lock: Final = threading.Lock()
@@ -110,22 +115,10 @@ _calls: Final[deque[ApiCall]] = deque(maxlen=10_000)
 """Of this process, since its last task ended."""
 
 
-def build_executor(
-    settings: TaskSettings, api_key: Callable[[], Secret] | None = None, *, on_call: OnCall | None = None
-) -> Executor:
-    """An executor with clients of its own; ``api_key`` is asked for the key of each call, where it may change."""
-    return Executor(
-        backend=CamberExecutionBackend(settings.camber, key=api_key, threads=settings.threads, on_call=on_call),
-        store=open_store(settings.artifacts, settings.inputs),
-        timeout_s=settings.timeout_s,
-        concurrency=settings.artifacts.concurrency,
-    )
-
-
 def _process_executor(pickled: bytes) -> tuple[Executor, ThreadPoolExecutor]:
     """Clients and threads are made once for a worker process: connections stay warm between tasks.
 
-    They are made anew for other settings, as after a change of the key; no task of this process uses the former then.
+    They are made anew by another factory, as after a change of the key; no task of this process uses the former then.
     Raises BackendUnavailable where this node cannot even begin a call.
     """
     global _executor
@@ -135,10 +128,10 @@ def _process_executor(pickled: bytes) -> tuple[Executor, ThreadPoolExecutor]:
                 _executor[1].backend.close()
                 _executor[2].shutdown(wait=False)
                 _executor = None
-            settings: TaskSettings = pickle.loads(pickled)  # noqa: S301 - the driver's, by way of Ray
-            on_call = _note_call if settings.report_calls else None
-            threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="order")
-            _executor = (pickled, build_executor(settings, on_call=on_call), threads)
+            factory: ExecutorFactory = pickle.loads(pickled)  # noqa: S301 - the driver's, by way of Ray
+            on_call = _note_call if factory.report_calls else None
+            threads = ThreadPoolExecutor(factory.threads, thread_name_prefix="order")
+            _executor = (pickled, factory.build(on_call=on_call), threads)
         return _executor[1], _executor[2]
 
 
@@ -151,23 +144,23 @@ def _take_calls() -> list[ApiCall]:
 
 
 @ray.remote(max_retries=0, num_cpus=0.99, num_returns="streaming")
-def _run(settings: bytes, orders: bytes, clocks: dict[str, float]) -> Iterator[bytes]:
+def _run(factory: bytes, orders: bytes, clocks: dict[str, float]) -> Iterator[bytes]:
     """Orders and results go as bytes, because Ray's own pickler calls back into Python for every object.
 
     ``clocks``: by the name of each clock that the driver has heard of, how far it is ahead of the driver's at least.
     """
     yield _begun()
     todo: list[Order] = pickle.loads(orders)  # noqa: S301 - the driver's, by way of Ray
-    for results in _results(settings, todo, clocks.get(clock_id())):
+    for results in _results(factory, todo, clocks.get(clock_id())):
         yield pickle.dumps((results, _take_calls()), _PICKLE_PROTOCOL)
 
 
 def _results(
-    settings: bytes, orders: Sequence[Order], clock_offset_s: float | None
+    factory: bytes, orders: Sequence[Order], clock_offset_s: float | None
 ) -> Iterator[list[tuple[int, StepResult]]]:
     """Each order's place and its result, those that are ready at about the same time together."""
     try:
-        executor, threads = _process_executor(settings)
+        executor, threads = _process_executor(factory)
     except RythmiqError as error:
         fault = Faulted(error=ErrorInfo.of(error))
         yield [(place, fault) for place in range(len(orders))]
@@ -191,11 +184,11 @@ def _results(
 
 
 @ray.remote(max_retries=0, num_cpus=0.01, num_returns="streaming")
-def _probe(settings: bytes, part: str) -> Iterator[bytes]:
+def _probe(factory: bytes, part: str) -> Iterator[bytes]:
     """It takes the hundredth of a CPU that tasks leave, so that it waits for none of them and runs where work runs."""
     yield _begun()
     try:
-        error = _process_executor(settings)[0].probe(part)
+        error = _process_executor(factory)[0].probe(part)
     except RythmiqError as fault:
         error = ErrorInfo.of(fault)
     yield pickle.dumps((error, _take_calls()), _PICKLE_PROTOCOL)
@@ -220,21 +213,19 @@ class Cluster:
     def __init__(
         self,
         config: RayConfig,
-        settings: TaskSettings,
+        factory: Callable[[], ExecutorFactory],
         *,
         wake: Callable[[], None],
-        api_key: Callable[[], Secret] | None = None,
         on_call: OnCall | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
-        """``api_key`` is asked for the key that each task is sent; without it, that is the settings' own.
+        """``factory`` is asked for what each task is sent; it gives another one where that has changed, as a key does.
 
-        ``on_call`` is told of the calls of each task that ended, where the settings have them reported.
+        ``on_call`` is told of the calls of each task that ended, where the factory has them reported.
         """
         self._config = config
-        self._settings = settings
-        self._pickled_settings = pickle.dumps(settings, _PICKLE_PROTOCOL)
-        self._api_key = api_key or (lambda: settings.camber.api_key)
+        self._factory = factory
+        self._sent: tuple[ExecutorFactory, bytes] | None = None
         self._wake = wake
         self._on_call = on_call
         self._clock = clock
@@ -393,9 +384,9 @@ class Cluster:
 
     def probe(self, part: str) -> None:
         """Has a part, a name of :data:`~rythmiq_ray.executor.PROBES`, looked at from a node; see :meth:`probed`."""
-        self._refresh_key()
+        factory = self._pickled_factory()
         try:
-            stream = _probe.options(name="rythmiq.probe").remote(self._pickled_settings, part)
+            stream = _probe.options(name="rythmiq.probe").remote(factory, part)
         except Exception as error:  # noqa: BLE001 - as in _send
             message = f"the probe could not be sent: {type(error).__name__}"
             self._probed.append((part, ErrorInfo(code=PROBES[part], message=message)))
@@ -434,22 +425,21 @@ class Cluster:
     def _send(self, orders: Sequence[Order], *, extra_s: float = 0.0) -> None:
         if any(order.step is Step.SUBMIT and order.job.spec.inputs for order in orders):
             extra_s += _INPUT_ALLOWANCE_S
-        self._refresh_key()
+        factory, pickled = self._pickled_factory(), pickle.dumps(orders, _PICKLE_PROTOCOL)
         try:
-            stream = self._remote[orders[0].step].remote(
-                self._pickled_settings, pickle.dumps(orders, _PICKLE_PROTOCOL), self._clocks
-            )
+            stream = self._remote[orders[0].step].remote(factory, pickled, self._clocks)
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds: no room in its store, a head that is gone
             lost = TaskLost(reason=type(error).__name__, dead=True)
             self._results.extend((order, lost) for order in orders)
             return
         self._follow(stream, dict(enumerate(orders)), None, self._config.task_timeout_s + extra_s)
 
-    def _refresh_key(self) -> None:
-        key = self._api_key()
-        if key != self._settings.camber.api_key:
-            self._settings = replace(self._settings, camber=replace(self._settings.camber, api_key=key))
-            self._pickled_settings = pickle.dumps(self._settings, _PICKLE_PROTOCOL)
+    def _pickled_factory(self) -> bytes:
+        """As it is now; the same bytes while it is the same."""
+        factory = self._factory()
+        if self._sent is None or self._sent[0] != factory:
+            self._sent = factory, pickle.dumps(factory, _PICKLE_PROTOCOL)
+        return self._sent[1]
 
     def _follow(self, stream: Any, orders: dict[int, Order], part: str | None, allowed_s: float) -> None:
         """Takes note of a task that was sent, and has what it tells handed over."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
@@ -55,6 +56,11 @@ def _prefix(value: object) -> object:
     if isinstance(value, str) and (value.startswith("/") or value.endswith("/") or ".." in value.split("/")):
         raise ValueError("must not start or end with / nor hold ..")
     return value
+
+
+def _absolute(path: str) -> str:
+    """A relative one is the driver's; its nodes may work elsewhere."""
+    return str(Path(path).absolute())
 
 
 def _upper(value: object) -> object:
@@ -156,7 +162,11 @@ class InputsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    backend: Literal["camber"]
+    backend: Literal["camber", "local"]
+    """``local`` runs each command as a process of the node, as the node's user."""
+    local_path: Annotated[Text, AfterValidator(_absolute)] | None
+    """The folder of ``local``: what jobs work in, and what is known of them. The same one on the driver's machine and
+    all Ray nodes."""
     timeout_ms: Annotated[Milliseconds, Between(1000, _MONTH * 1000)]
     """A job's time-out where the job names none."""
     queue_timeout_s: Annotated[Seconds, Between(1, _MONTH)] | None
@@ -209,7 +219,8 @@ class CamberConfig:
     """Transfers that the program makes at once in one process, and as many other calls."""
     region: Text | None
     max_in_flight: Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
-    """Remote jobs of one driver that may exist at once; more stay queued in Postgres. ``auto`` finds the account's."""
+    """Remote jobs of one driver that may exist at once; more stay queued in Postgres. ``auto`` finds the account's; of
+    ``execution.backend`` ``local`` it is the CPUs of the driver's machine."""
     connect_timeout_s: Annotated[Seconds, Between(0.1, 10 * _MINUTE)]
     """To resolve the name and be connected, whichever of its addresses answers."""
     read_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]

@@ -156,8 +156,8 @@ RULES: Final = MappingProxyType(
         ),
         ErrorCode.BACKEND_UNAVAILABLE: Rule(
             verdict=Verdict.PAUSE,
-            meaning="Camber does not answer, or answers with server errors",
-            remedy="check camber.endpoint and the network; work resumes by itself",
+            meaning="Camber does not answer, or answers with server errors; or the local backend's folder is away",
+            remedy="check camber.endpoint and the network, or execution.local_path; work resumes by itself",
         ),
         ErrorCode.BACKEND_REFUSED_KEY: Rule(
             verdict=Verdict.PAUSE,

@@ -39,6 +39,7 @@ VARIABLES: Final = MappingProxyType(
         "ARTIFACT_STORE_BUCKET": "artifacts.bucket",
         "ARTIFACT_STORE_PATH": "artifacts.path",
         "EXECUTION_BACKEND": "execution.backend",
+        "EXECUTION_LOCAL_PATH": "execution.local_path",
         "CAMBER_API_KEY": "camber.api_key",
         "CAMBER_API_KEY_FILE": "camber.api_key_file",
         "CAMBER_API_ENDPOINT": "camber.endpoint",
@@ -67,7 +68,8 @@ _NEEDED: Final = MappingProxyType(
         "artifacts.type": "s3 or local",
         "artifacts.bucket": "the bucket for artifacts",
         "artifacts.path": "the folder for artifacts",
-        "execution.backend": "camber",
+        "execution.backend": "camber or local",
+        "execution.local_path": "the folder for the jobs of the local backend",
         "camber.api_key": "Camber's API key, or CAMBER_API_KEY_FILE to a file that holds it",
     }
 )
@@ -157,6 +159,7 @@ def load(
     tree = _read(overrides, os.environ if environ is None else environ, defaults or {})
     _take_key_file(tree)
     _fit_statement_timeout(tree.values)
+    _fit_in_flight(tree.values)
     config: Config = tree.typed(Config)
     for key, fault in _cross_faults(tree.values):
         tree.faults.setdefault(key, fault)
@@ -422,10 +425,19 @@ def _fit_statement_timeout(values: dict[str, Value]) -> None:
         values["database.statement_timeout_s"] = Value(fitted, "two fifths of driver.lease_s")
 
 
+def _fit_in_flight(values: dict[str, Value]) -> None:
+    """The local backend starts all that it is given, so no wait there tells ``auto`` that it is too much."""
+    if (values["execution.backend"].value, values["camber.max_in_flight"].value) == ("local", "auto"):
+        cpus = len(os.sched_getaffinity(0))
+        values["camber.max_in_flight"] = Value(cpus, "the CPUs of this machine, for the local backend")
+
+
 def _cross_faults(values: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
     """What is wrong between the keys, each with its key; also where some of them have faults of their own."""
     needed = {"s3": ["artifacts.bucket"], "local": ["artifacts.path"]}.get(str(values["artifacts.type"].value), [])
-    if not values["camber.api_key_file"].value:
+    if values["execution.backend"].value == "local":
+        needed.append("execution.local_path")
+    elif not values["camber.api_key_file"].value:
         needed.append("camber.api_key")
     yield from ((key, _missing(key)) for key in needed if not values[key].value)
     endpoint = values["camber.endpoint"]

@@ -1,14 +1,17 @@
-"""What a remote compute service must offer; Camber is the first. An oddity of one stops at its own folder's edge."""
+"""What a place that runs jobs must offer; each has a folder here. An oddity of one stops at its own folder's edge."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
+
+OnCall = Callable[[str, str, float], None]
+"""Told of every call of a service: the operation, its answer's class (``2xx`` … ``5xx``, ``error``), its seconds."""
 
 
 class InputOpener(Protocol):

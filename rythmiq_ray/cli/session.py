@@ -129,9 +129,10 @@ class Backends:
         """Raises ConfigurationError."""
         if self._backend is None:
             from rythmiq_ray import layers
-            from rythmiq_ray.backends.camber import CamberExecutionBackend
+            from rythmiq_ray.assembly import open_backend
 
-            backend = CamberExecutionBackend(layers.load(defaults=embedded()).config.camber, threads=1)
+            config = layers.load(defaults=embedded()).config
+            backend = open_backend(config.execution, config.camber)
             self._stack.callback(backend.close)
             self._backend = backend
         return self._backend

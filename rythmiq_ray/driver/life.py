@@ -124,7 +124,7 @@ def _configured(arguments: argparse.Namespace, stack: ExitStack, signals: Signal
         return _run(config, signals, started_at, drain=arguments.drain)
     except RythmiqError as error:
         signals.check()
-        endpoint = config.camber.endpoint if error.code.startswith("backend") else None
+        endpoint = _backend_of(config) if error.code.startswith("backend") else None
         log.error(_one_line(error.message), code=error.code, endpoint=endpoint, remedy=RULES[error.code].remedy)
         return EXIT_CONFIGURATION if isinstance(error, _MENDED_BY_CONFIGURATION) else EXIT_FAULT
     except Exception as error:
@@ -180,22 +180,15 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     )
     machine.ensure_home()
     # Ray takes half a second to import and seconds to start; what is wrong in the configuration is said before.
-    from rythmiq_ray.backends.camber.key import ApiKey
-    from rythmiq_ray.cluster import Cluster, RayMetrics, TaskSettings, build_executor
+    from rythmiq_ray.assembly import ExecutorFactory, key_of
+    from rythmiq_ray.cluster import Cluster, RayMetrics
 
-    settings = TaskSettings(
-        camber=config.camber,
-        artifacts=config.artifacts,
-        inputs=config.inputs,
-        timeout_s=config.execution.timeout_ms / 1000,
-        threads=config.ray.threads_per_task,
-        report_calls=config.health.port is not None,
-    )
     scraped = PrometheusSink()
     metrics = Metrics([scraped] if config.health.port is not None else [])
     on_call = metrics.api_call if metrics.on else None
-    api_key = ApiKey(config.camber, on_change=_key_changed)
-    executor = build_executor(settings, api_key, on_call=on_call)
+    factory = ExecutorFactory.of(config)
+    key = key_of(config, on_change=_key_changed)
+    executor = factory.build(key=key, on_call=on_call)
     wakeup = Wakeup()
     queue = Queue(
         config.database.url,
@@ -210,7 +203,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         connect_timeout_s=config.database.connect_timeout_s,
     )
     poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
-    cluster = Cluster(config.ray, settings, wake=wakeup.set, api_key=api_key, on_call=on_call)
+    cluster = Cluster(config.ray, lambda: factory.renewed(key), wake=wakeup.set, on_call=on_call)
     retention = Retention(config.retention, queue, delete=executor.store.delete, wake=wakeup.set)
     loop = Loop(config, queue, heartbeat, cluster, poller, wakeup, retention=retention, metrics=metrics)
     vitals = Vitals(config, loop, cluster, queue, metrics)
@@ -236,7 +229,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         postgres = f"Postgres{where(config.database.url)}"
         parts = [
             step(lambda: check_database(config.database.url), DatabaseUnavailable, postgres),
-            step(executor.backend.check, BackendUnavailable, "Camber"),
+            step(executor.backend.check, BackendUnavailable, f"The execution backend {_backend_of(config)}"),
             step(executor.store.check, StoreUnavailable, f"The artifact store {_store_of(config)}"),
             # It says by itself why it is late, and after those that it may have waited for.
             step(lambda: cluster.start(timeout_s + 0.5), RayUnavailable, "Ray", more_s=1.0),
@@ -292,6 +285,10 @@ def _secrets(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     values = [environ[name] for name in names if environ.get(name)]
     values.extend(value for name, value in environ.items() if name.startswith(SECRET_PREFIX) and value)
     return [config.database.url, config.camber.api_key, *map(Secret, values)]
+
+
+def _backend_of(config: Config) -> str:
+    return str(config.execution.local_path) if config.execution.backend == "local" else config.camber.endpoint
 
 
 def _store_of(config: Config) -> str:

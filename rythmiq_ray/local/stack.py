@@ -229,7 +229,8 @@ def parts_needed(environ: Mapping[str, str]) -> set[str]:
         needed.discard(POSTGRES)
     if environ.get("ARTIFACT_STORE_BUCKET") or environ.get("ARTIFACT_STORE_TYPE") == "local":
         needed.discard(STORE)
-    if any(environ.get(name) for name in ("CAMBER_API_ENDPOINT", "CAMBER_API_KEY", "CAMBER_API_KEY_FILE")):
+    camber = any(environ.get(name) for name in ("CAMBER_API_ENDPOINT", "CAMBER_API_KEY", "CAMBER_API_KEY_FILE"))
+    if camber or environ.get("EXECUTION_BACKEND") == "local":
         needed.discard(CAMBER)
     return needed
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psutil
 
-from rythmiq_ray.cluster import TaskSettings, build_executor
+from rythmiq_ray.assembly import ExecutorFactory
 from rythmiq_ray.layers import load
 from rythmiq_ray.model import Collected, Job, JobSpec, JobState, Order, Phase, RemoteJob, RemoteStatus, Step
 
@@ -54,11 +54,7 @@ def job_of(job_id: UUID) -> Job:
 def main() -> None:
     warm, measured = (UUID(argument) for argument in sys.argv[1:])
     config = load(environ=os.environ).config
-    executor = build_executor(
-        TaskSettings(
-            camber=config.camber, artifacts=config.artifacts, timeout_s=60, threads=config.ray.threads_per_task
-        )
-    )
+    executor = ExecutorFactory.of(config).build()
 
     def collect(job_id: UUID) -> int:
         job = job_of(job_id)

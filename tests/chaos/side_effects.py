@@ -17,7 +17,7 @@ from typing import Any
 from rythmiq_ray.artifacts import ArtifactStore, LocalArtifactStore
 from rythmiq_ray.backends.camber.client import CamberClient
 from rythmiq_ray.layers import load
-from rythmiq_ray.queue import Queue
+from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
 
 READING_ROUTES = frozenset({"stash_list"})
@@ -63,7 +63,7 @@ class Tripwire:
         self._lock = threading.Lock()
 
     def install(self) -> None:
-        self._wrap(Queue, "_run", lambda _self, name, **_: f"queue.{name}")
+        self._wrap(Session, "_run", lambda _self, name, **_: f"queue.{name}")
         self._wrap(CamberClient, "_once", lambda _self, operation, **_: f"camber.{operation}")
         for point in store_methods():
             name = point.partition(".")[2]

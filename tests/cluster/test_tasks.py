@@ -18,7 +18,8 @@ import pytest
 import ray
 from samples import config, job
 
-from rythmiq_ray.cluster import Cluster, TaskSettings
+from rythmiq_ray.assembly import ExecutorFactory
+from rythmiq_ray.cluster import Cluster
 from rythmiq_ray.errors import ErrorCode
 from rythmiq_ray.model import Cleaned, ErrorInfo, Faulted, Order, Step, StepResult, TaskLost
 
@@ -104,11 +105,8 @@ class Tasks:
         settings = config(f"ray.jobs_per_task={jobs_per_task}", f"ray.task_timeout_s={timeout_s}")
         camber = replace(settings.camber, endpoint=endpoint, call_attempts=1)
         artifacts = replace(settings.artifacts, path=str(tmp_path))
-        self.cluster = Cluster(
-            settings.ray,
-            TaskSettings(camber=camber, artifacts=artifacts, timeout_s=60, threads=settings.ray.threads_per_task),
-            wake=lambda: None,
-        )
+        factory = replace(ExecutorFactory.of(settings), camber=camber, artifacts=artifacts)
+        self.cluster = Cluster(settings.ray, lambda: factory, wake=lambda: None)
         self.results: dict[UUID, StepResult] = {}
         self.lost: list[TaskLost] = []
 

@@ -29,7 +29,7 @@ from rythmiq_ray.artifacts import ArtifactStore, download, manifest, open_store,
 from rythmiq_ray.artifacts.local import LocalArtifactStore
 from rythmiq_ray.artifacts.s3 import S3ArtifactStore, shared_client
 from rythmiq_ray.artifacts.streaming import budget
-from rythmiq_ray.backends.camber.bundle import Upload
+from rythmiq_ray.backends.bundle import Upload
 from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import ArtifactCorrupt, InputMissing, InputUnreadable, NotFound, StoreUnavailable
 from rythmiq_ray.local.process import free_ports

@@ -320,6 +320,7 @@ def test_root_keeps_data_elsewhere_only_as_long_as_its_folder_is_there(root: Pat
         ({"ARTIFACT_STORE_TYPE": "local", "ARTIFACT_STORE_PATH": "/x"}, {"postgres", "camber"}),
         ({"CAMBER_API_KEY": "k"}, {"postgres", "s3"}),
         ({"CAMBER_API_ENDPOINT": "http://x"}, {"postgres", "s3"}),
+        ({"EXECUTION_BACKEND": "local"}, {"postgres", "s3"}),
     ],
 )
 def test_what_is_named_needs_no_stand_in(environ: dict[str, str], needed: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import typing
 from pathlib import Path
@@ -39,6 +40,22 @@ def test_the_vendors_program_is_looked_for_where_it_is_to_be_used(tmp_path: Path
     assert load([f"camber.program={program}"], environ=missing).config.camber.transport == "cli"
     with pytest.raises(ConfigurationError, match=r"camber\.transport: must be one of http, cli"):
         load(environ={**ENVIRONMENT, "CAMBER_TRANSPORT": "grpc"})
+
+
+def test_the_local_backend_needs_a_folder_and_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = {"EXECUTION_BACKEND": "local", "CAMBER_API_KEY": ""}
+    assert faults(**local) == [
+        "execution.local_path: required, but no layer sets it:"
+        " set EXECUTION_LOCAL_PATH to the folder for the jobs of the local backend"
+    ]
+    loaded = load(environ={**ENVIRONMENT, **local, "EXECUTION_LOCAL_PATH": "jobs"})
+    assert loaded.config.execution.local_path == str(tmp_path / "jobs"), "the same for all nodes"
+    assert loaded.config.camber.max_in_flight == len(os.sched_getaffinity(0))
+    assert loaded.origin("camber.max_in_flight") == "the CPUs of this machine, for the local backend"
+    named = load(["camber.max_in_flight=50"], environ={**ENVIRONMENT, **local, "EXECUTION_LOCAL_PATH": "jobs"})
+    assert named.config.camber.max_in_flight == 50
+    assert load(environ={**ENVIRONMENT, "EXECUTION_LOCAL_PATH": "jobs"}).config.camber.max_in_flight == "auto"
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

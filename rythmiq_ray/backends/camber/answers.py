@@ -15,6 +15,7 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final
 
+from rythmiq_ray.backends.times import time_of
 from rythmiq_ray.errors import (
     BackendBusy,
     BackendRefusedKey,
@@ -232,18 +233,6 @@ def path_of(item: Mapping[str, object]) -> str:
     """The ``mount_dir`` under the owner's root, without slashes at its ends."""
     place = item.get("mount_dir")
     return _STASH_ROOT.sub("", place).strip("/") if isinstance(place, str) else ""
-
-
-def time_of(value: object) -> datetime | None:
-    """RFC 3339 in UTC; None for anything else and for the year 1, which is how Go writes "never"."""
-    if not isinstance(value, str):
-        return None
-    try:
-        time = datetime.fromisoformat(value)
-        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-    return None if time.year < _EARLIEST_YEAR else time
 
 
 def _http_date(value: str) -> datetime | None:

@@ -9,25 +9,29 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from rythmiq_ray.backends import InputOpener, Unclear
-from rythmiq_ray.backends.camber.answers import job_id_of, job_of, path_of, time_of
-from rythmiq_ray.backends.camber.bundle import (
+from rythmiq_ray.backends import InputOpener, OnCall, Unclear
+from rythmiq_ray.backends.bundle import (
     CANCEL_NAME,
     ENV_NAME,
     LOG_NAME,
     REMOTE_COMMAND,
     RESULT_NAME,
     SCRIPT_NAME,
+    attempt_path,
+    check_input_names,
     env_file,
-    is_own,
+    file_path,
+    left_by_command,
     script,
 )
-from rythmiq_ray.backends.camber.calls import CamberCalls, JobPage, OnCall
+from rythmiq_ray.backends.bundle.result import read_result
+from rythmiq_ray.backends.camber.answers import job_id_of, job_of, path_of
+from rythmiq_ray.backends.camber.calls import CamberCalls, JobPage
 from rythmiq_ray.backends.camber.client import CamberClient
 from rythmiq_ray.backends.camber.program import CamberProgram
-from rythmiq_ray.backends.camber.result import MAX_RESULT_BYTES, parse_result
+from rythmiq_ray.backends.times import time_of
 from rythmiq_ray.config import CamberConfig, NodeSize
-from rythmiq_ray.errors import ArtifactCorrupt, BackendUnavailable, NotFound, RythmiqError, SpecRejected
+from rythmiq_ray.errors import BackendUnavailable, NotFound, RythmiqError
 from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
@@ -85,9 +89,8 @@ class CamberExecutionBackend:
         variables = env_file(job.spec, secrets)
         size = self._size(job)
         wrapper = script(job, timeout_s=timeout_s, cpus=size.cpus if size else None)
+        check_input_names(job)
         for file in job.spec.inputs:
-            if is_own(file.name):
-                raise SpecRejected(f"input {file.name!r} has a name that the bundle uses itself")
             self.client.stash_stream(self._uri(job, file.name), partial(open_input, file.uri))
         if variables is not None:
             self.client.stash_write(self._uri(job, ENV_NAME), variables)
@@ -98,7 +101,7 @@ class CamberExecutionBackend:
         tags = ["rythmiq", f"rythmiq-job:{job.job_id}", f"rythmiq-attempt:{job.attempt}"]
         if self._config.region:
             tags.append(f"rythmiq-region:{self._config.region}")
-        path = _path(job)
+        path = attempt_path(job)
         remote = self.client.create(
             {
                 "command": REMOTE_COMMAND,
@@ -167,33 +170,20 @@ class CamberExecutionBackend:
             raise BackendUnavailable("Camber's list broke off before its end")
 
     def read_result(self, job: Job) -> RemoteResult | None:
-        # In pieces: its size is the command's choice.
-        raw = bytearray()
         try:
             with self.client.stash_open(self._uri(job, RESULT_NAME)) as chunks:
-                for chunk in chunks:
-                    raw += chunk
-                    if len(raw) > MAX_RESULT_BYTES:
-                        raise ArtifactCorrupt(f"{RESULT_NAME} has more than {MAX_RESULT_BYTES:,} bytes")
+                return read_result(chunks)
         except NotFound:
             return None
-        result = parse_result(bytes(raw))
-        if result is None:
-            raise ArtifactCorrupt(f"{RESULT_NAME} is not what the wrapper writes, or not all of it")
-        return result
 
     def list_files(self, job: Job) -> list[RemoteFile]:
         """See the protocol. The inputs and the wrapper's log are left out too: they are there, but nobody's output."""
         try:
-            entries = self.client.stash_list(self._uri(job, ""))
+            entries = self.client.stash_list(self._folder_uri(job))
         except NotFound:
             return []
-        inputs = {file.name for file in job.spec.inputs}
-        found = (_file_of(entry, _path(job)) for entry in entries)
-        return sorted(
-            (file for file in found if file is not None and not is_own(file.name) and file.name not in inputs),
-            key=lambda file: file.name,
-        )
+        found = (_file_of(entry, attempt_path(job)) for entry in entries)
+        return left_by_command(job, (file for file in found if file is not None))
 
     def read_file(self, job: Job, name: str) -> bytes:
         return self.client.stash_read(self._uri(job, name))
@@ -215,7 +205,7 @@ class CamberExecutionBackend:
 
     def remove(self, job: Job) -> None:
         with suppress(NotFound):
-            self.client.stash_remove(self._uri(job, ""))
+            self.client.stash_remove(self._folder_uri(job))
 
     def cost_credits(self, job: Job, remote: RemoteJob) -> float | None:
         """See the protocol. Camber bills the time in RUNNING, for each node (camber-api, section 4)."""
@@ -273,10 +263,13 @@ class CamberExecutionBackend:
         return stack.enter_context(self.open_file(job, LOG_NAME))
 
     def _uri(self, job: Job, name: str) -> str:
-        """Where a file of the attempt's path is; raises NotFound for a name that leads out of the path."""
-        if name and not _stays_inside(name):
-            raise NotFound(f"no file of a job can be named {name[:200]!a}")
-        return f"stash://{self._stash_owner()}/{_path(job)}/{name}"
+        return self._stash_uri(file_path(job, name))
+
+    def _folder_uri(self, job: Job) -> str:
+        return self._stash_uri(f"{attempt_path(job)}/")
+
+    def _stash_uri(self, place: str) -> str:
+        return f"stash://{self._stash_owner()}/{place}"
 
     def _stash_owner(self) -> str:
         """Asked for once in a process (by each thread that comes before the first answer)."""
@@ -312,22 +305,8 @@ class _Walk:
         return self._total is None or self._last < self._first
 
 
-def _path(job: Job) -> str:
-    """The attempt's own path. Raises NotFound where it has none, or one so short that others' files lie in it."""
-    path = (job.remote_path or "").strip("/")
-    if "/" not in path or not _stays_inside(path):
-        raise NotFound(f"job {job.job_id} has no path of its own")
-    return path
-
-
 def _bare(paths: Collection[str]) -> frozenset[str]:
     return frozenset(path.strip("/") for path in paths)
-
-
-def _stays_inside(name: str) -> bool:
-    parts = name.split("/")
-    encodable = name.isascii() or not any("\ud800" <= char <= "\udc7f" or "\udd00" <= char <= "\udfff" for char in name)
-    return encodable and "\0" not in name and not any(part in ("", ".", "..") for part in parts)
 
 
 def _file_of(entry: Mapping[str, Any], path: str) -> RemoteFile | None:

@@ -11,9 +11,6 @@ from typing import Any, BinaryIO, Protocol
 
 from rythmiq_ray.model import RemoteJob
 
-OnCall = Callable[[str, str, float], None]
-"""Told of every call: the operation, the class of its answer (``2xx`` … ``5xx``, ``error``), the seconds it took."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobPage:

@@ -18,6 +18,8 @@ from urllib.parse import quote
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from rythmiq_ray.backends import OnCall
+from rythmiq_ray.backends.bundle import Upload
 from rythmiq_ray.backends.camber.answers import (
     Answer,
     create_error_of,
@@ -27,8 +29,7 @@ from rythmiq_ray.backends.camber.answers import (
     printable,
     total_of,
 )
-from rythmiq_ray.backends.camber.bundle import Upload
-from rythmiq_ray.backends.camber.calls import JobPage, OnCall
+from rythmiq_ray.backends.camber.calls import JobPage
 from rythmiq_ray.backends.camber.download import Download
 from rythmiq_ray.backends.camber.transport import Request, Transport, Unanswered, whole
 from rythmiq_ray.config import CamberConfig

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from rythmiq_ray.backends import OnCall
+from rythmiq_ray.backends.bundle import Upload
 from rythmiq_ray.backends.camber import words
 from rythmiq_ray.backends.camber.answers import Answer, items_of, job_of, printable, total_of
-from rythmiq_ray.backends.camber.bundle import Upload
-from rythmiq_ray.backends.camber.calls import JobPage, OnCall
+from rythmiq_ray.backends.camber.calls import JobPage
 from rythmiq_ray.backends.camber.key import usable
 from rythmiq_ray.backends.camber.process import run
 from rythmiq_ray.backends.camber.spool import Spool

@@ -24,9 +24,9 @@ from requests.auth import AuthBase
 from urllib3 import exceptions as urllib3
 from urllib3.util.ssl_ import create_urllib3_context
 
+from rythmiq_ray.backends.bundle import Upload
 from rythmiq_ray.backends.camber.adapter import Adapter, Patience, current
 from rythmiq_ray.backends.camber.answers import Answer
-from rythmiq_ray.backends.camber.bundle import Upload
 from rythmiq_ray.backends.camber.key import usable
 from rythmiq_ray.errors import BackendUnavailable, ConfigurationError
 from rythmiq_ray.hosts import is_loopback

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from benchmarks.measure import Bench, Goal, Row
 from benchmarks.world import World
-from rythmiq_ray.cluster import TaskSettings, build_executor
+from rythmiq_ray.assembly import ExecutorFactory
 from rythmiq_ray.model import Collected, Job, JobState, Order, Phase, RemoteStatus, Step, Submitted
 from rythmiq_ray.queue import Ending, Progress, Queue
 from rythmiq_ray.secret import Secret
@@ -102,12 +102,7 @@ def _parts(world: World, jobs: int) -> dict[str, float]:
     """Seconds a job in queue and executor, one after the other, with nothing else to do: the queue in batches of 100,
     the executor's calls and files from one thread."""
     world.clear()
-    config = world.config()
-    executor = build_executor(
-        TaskSettings(
-            camber=config.camber, artifacts=config.artifacts, timeout_s=config.execution.timeout_ms / 1e3, threads=1
-        )
-    )
+    executor = replace(ExecutorFactory.of(world.config()), threads=1).build()
     queue = Queue(Secret(world.postgres.url), lease_s=600)
     queue.register()
     world.put(jobs)

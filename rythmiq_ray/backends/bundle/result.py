@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
-from rythmiq_ray.backends.camber.answers import time_of
+from rythmiq_ray.backends.bundle import RESULT_NAME
+from rythmiq_ray.backends.times import time_of
+from rythmiq_ray.errors import ArtifactCorrupt
 from rythmiq_ray.model import RemoteFile, RemoteResult
 
 _REASONS: Final = ("exited", "timeout", "cancelled")
@@ -14,6 +17,19 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _VERSION: Final = 1
 MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
 _MAX_OUTPUTS: Final = 100_000
+
+
+def read_result(chunks: Iterable[bytes]) -> RemoteResult:
+    """The result from its file, in pieces: its size is the command's choice. Raises ArtifactCorrupt."""
+    raw = bytearray()
+    for chunk in chunks:
+        raw += chunk
+        if len(raw) > MAX_RESULT_BYTES:
+            raise ArtifactCorrupt(f"{RESULT_NAME} has more than {MAX_RESULT_BYTES:,} bytes")
+    result = parse_result(bytes(raw))
+    if result is None:
+        raise ArtifactCorrupt(f"{RESULT_NAME} is not what the wrapper writes, or not all of it")
+    return result
 
 
 def parse_result(raw: bytes) -> RemoteResult | None:

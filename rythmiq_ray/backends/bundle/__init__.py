@@ -1,4 +1,4 @@
-"""What is uploaded for an attempt: its inputs, a file of variables where there are any, and one self-contained script.
+"""What every backend puts into an attempt's path: inputs, a file of variables where there are any, and one script.
 
 The remote command is always ``bash run.sh``, because Camber shows commands in plain and people's quoting breaks in
 them (camber-api, 3.7). ``run.sh`` is the packaged wrapper with the job written into its head; it unpacks ``job.json``
@@ -17,8 +17,8 @@ from importlib.resources import files
 from io import SEEK_END
 from typing import BinaryIO, Final
 
-from rythmiq_ray.errors import InputUnreadable, RythmiqError, SecretMissing, SpecRejected
-from rythmiq_ray.model import Job, JobSpec
+from rythmiq_ray.errors import InputUnreadable, NotFound, RythmiqError, SecretMissing, SpecRejected
+from rythmiq_ray.model import Job, JobSpec, RemoteFile
 from rythmiq_ray.secret import Secret
 
 REMOTE_COMMAND: Final = "bash run.sh"
@@ -57,6 +57,41 @@ class StopTimes:
 def is_own(name: str) -> bool:
     """Whether a name relative to the attempt's path is the bundle's or the wrapper's."""
     return name in (SCRIPT_NAME, DESCRIPTION_NAME) or name.startswith(OWN_PREFIX)
+
+
+def attempt_path(job: Job) -> str:
+    """The attempt's own path. Raises NotFound where it has none, or one so short that others' files lie in it."""
+    path = (job.remote_path or "").strip("/")
+    if "/" not in path or not stays_inside(path):
+        raise NotFound(f"job {job.job_id} has no path of its own")
+    return path
+
+
+def file_path(job: Job, name: str) -> str:
+    """Where a file of the attempt's path is; raises NotFound for a name that leads out of the path."""
+    if not stays_inside(name):
+        raise NotFound(f"no file of a job can be named {name[:200]!a}")
+    return f"{attempt_path(job)}/{name}"
+
+
+def stays_inside(name: str) -> bool:
+    parts = name.split("/")
+    encodable = name.isascii() or not any("\ud800" <= char <= "\udc7f" or "\udd00" <= char <= "\udfff" for char in name)
+    return encodable and "\0" not in name and not any(part in ("", ".", "..") for part in parts)
+
+
+def check_input_names(job: Job) -> None:
+    """Raises SpecRejected for an input whose name the bundle uses itself."""
+    for file in job.spec.inputs:
+        if is_own(file.name):
+            raise SpecRejected(f"input {file.name!r} has a name that the bundle uses itself")
+
+
+def left_by_command(job: Job, files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """Of the files in the attempt's path, those that are not the bundle's, the wrapper's or inputs; by name."""
+    inputs = {file.name for file in job.spec.inputs}
+    left = (file for file in files if not is_own(file.name) and file.name not in inputs)
+    return sorted(left, key=lambda file: file.name)
 
 
 def script(job: Job, *, timeout_s: float, cpus: int | None = None, times: StopTimes | None = None) -> bytes:

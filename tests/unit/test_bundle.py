@@ -22,8 +22,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rythmiq_ray.backends.camber.bundle import OWNED_BY_BASH, StopTimes, Upload, env_file, is_own, script
-from rythmiq_ray.backends.camber.result import parse_result
+from rythmiq_ray.backends.bundle import OWNED_BY_BASH, StopTimes, Upload, env_file, is_own, script
+from rythmiq_ray.backends.bundle.result import parse_result
 from rythmiq_ray.errors import InputUnreadable, SecretMissing, SpecRejected, StoreUnavailable
 from rythmiq_ray.job_fields import RESERVED_ENV
 from rythmiq_ray.model import Input, Job, JobSpec, JobState, Phase, RemoteResult

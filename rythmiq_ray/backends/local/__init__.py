@@ -1,0 +1,8 @@
+"""Processes of the node as an execution backend: no service and no key, for tests and for people without Camber.
+
+A command runs as the node's user and can read what that user can: it is not kept apart from anything.
+"""
+
+from rythmiq_ray.backends.local.backend import LocalExecutionBackend
+
+__all__ = ["LocalExecutionBackend"]
