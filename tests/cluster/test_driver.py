@@ -155,7 +155,9 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
     attempts = rows(connection, "SELECT job_id::text, attempt, state, cleaned_at FROM rythmiq.attempts")
     assert len(attempts) == sum(row["attempt"] for row in jobs.values())
     assert all(row["state"] in ("SUCCEEDED", "FAILED") for row in attempts)
-    assert stash_files(camber) == [], "each attempt's path is removed once its artifacts are safe"
+    left = [path for path in stash_files(camber) if ids["hostile"] not in path.parts]
+    assert left == [], "each attempt's path is removed once its artifacts are safe"
+    assert any(path.name == "bad\nname.txt" for path in stash_files(camber)), "what was not stored is kept"
     assert creates_by_path(tmp_path).most_common(1)[0][1] == 1
 
     start = [
