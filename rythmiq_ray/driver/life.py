@@ -178,7 +178,6 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         env=config.service.env,
         artifactStoreType=config.artifacts.type,
     )
-    machine.ensure_home()
     # Ray takes half a second to import and seconds to start; what is wrong in the configuration is said before.
     from rythmiq_ray.assembly import ExecutorFactory, key_of
     from rythmiq_ray.cluster import Cluster, RayMetrics

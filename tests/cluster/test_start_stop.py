@@ -365,7 +365,7 @@ def test_whoever_does_not_answer_is_named_at_the_deadline(start: Start, silent_p
     one_line(start(DATABASE_URL=hanging), 1, f"127.0.0.1:{silent_port}", "Postgres")
     endpoint = f"http://127.0.0.1:{silent_port}"
     one_line(start(SHORT, AWS_ENDPOINT_URL_S3=endpoint), 1, "store s3://artifacts")
-    one_line(start(SHORT, CAMBER_API_ENDPOINT=f"{endpoint}/api"), 1, "Camber did not")
+    one_line(start(SHORT, CAMBER_API_ENDPOINT=f"{endpoint}/api"), 1, "The execution backend", f"{endpoint}/api did not")
 
 
 @pytest.mark.timeout(180)
