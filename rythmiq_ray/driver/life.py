@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final, Never
 
-from rythmiq_ray import machine, processes
+from rythmiq_ray import processes
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
