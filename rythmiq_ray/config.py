@@ -273,6 +273,11 @@ class RetentionConfig:
     artifacts_s: Annotated[Seconds, Between(_HOUR, 100 * _YEAR)] | None
     """Stored files. Rows go no sooner than their files where this is set."""
 
+    @property
+    def on(self) -> bool:
+        """Whether a driver deletes anything by itself."""
+        return any(age is not None for age in (self.succeeded_s, self.failed_s, self.artifacts_s))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShutdownConfig:

@@ -227,7 +227,11 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         # While Ray starts, the others are asked whether they are there.
         postgres = f"Postgres{where(config.database.url)}"
         parts = [
-            step(lambda: check_database(config.database.url), DatabaseUnavailable, postgres),
+            step(
+                lambda: check_database(config.database.url, retention=config.retention.on),
+                DatabaseUnavailable,
+                postgres,
+            ),
             step(executor.backend.check, BackendUnavailable, f"The execution backend {_backend_of(config)}"),
             step(executor.store.check, StoreUnavailable, f"The artifact store {_store_of(config)}"),
             # It says by itself why it is late, and after those that it may have waited for.

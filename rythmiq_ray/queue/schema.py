@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Final
 
 import psycopg2
@@ -10,6 +12,7 @@ import psycopg2.extensions
 
 from rythmiq_ray.errors import ConfigurationError, DatabaseUnavailable
 from rythmiq_ray.queue.connection import fetch, opened, prepare
+from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
 REVISION: Final = "0002"
@@ -31,18 +34,23 @@ LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.
 _HELPERS: Final = 3
 """So many connections are opened beside the first to see whether one is given its server process."""
 _BACKEND: Final = "SELECT pg_backend_pid() AS pid"
+SETTINGS: Final = frozenset({"session"})
+"""Statements of a driver that need no right, and that cannot be explained."""
+RETENTION: Final = frozenset({"expired_artifacts", "forget_artifacts", "delete_expired"})
+"""Statements of a driver whose role needs rights of its own (deploy/sql/roles.sql)."""
 
 
-def check_database(dsn: Secret, *, connect_timeout_s: float = 10.0) -> None:
-    """What a driver asks before it begins.
+def check_database(dsn: Secret, *, retention: bool = False, connect_timeout_s: float = 10.0) -> None:
+    """What a driver asks before it begins. ``retention``: whether it will delete what has expired.
 
     Raises ConfigurationError for an address, a database or a pooler that will not do, and DatabaseUnavailable for a
-    server that does not answer or a schema that does not fit.
+    server that does not answer, a schema that does not fit or a role that lacks a right.
     """
     connection = opened(dsn, connect_timeout_s=connect_timeout_s)
     try:
         check_encoding(connection)
         check_schema(connection)
+        _check_rights(connection, queries("driver").keys() - SETTINGS - (frozenset() if retention else RETENTION))
         _check_pooler(connection, dsn, connect_timeout_s)
     finally:
         connection.close()
@@ -61,6 +69,12 @@ def connect_checked(dsn: Secret, *, statement_timeout_s: float) -> psycopg2.exte
         connection.close()
         raise
     return connection
+
+
+def _check_rights(connection: psycopg2.extensions.connection, names: Iterable[str]) -> None:
+    """Raises DatabaseUnavailable where the role may not run one of a driver's statements: they are planned, not run."""
+    for name in sorted(names):
+        fetch(connection, f"EXPLAIN {queries('driver')[name]}", defaultdict(lambda: None))
 
 
 def _check_pooler(connection: psycopg2.extensions.connection, dsn: Secret, connect_timeout_s: float) -> None:

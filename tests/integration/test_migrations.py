@@ -264,7 +264,8 @@ def test_a_program_looks_at_the_schema_before_it_does_anything(
 def test_every_login_may_ask_whether_the_schema_fits(database_url: str) -> None:
     run(database_url, "CREATE ROLE nobody_else LOGIN")
     try:
-        check_database(Secret(database_url.replace("postgres@", "nobody_else@", 1)))
+        with pytest.raises(DatabaseUnavailable, match="role may not do this: permission denied for schema rythmiq"):
+            check_database(Secret(database_url.replace("postgres@", "nobody_else@", 1)))
     finally:
         run(database_url, "DROP ROLE nobody_else")
 

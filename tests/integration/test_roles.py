@@ -18,7 +18,7 @@ from rythmiq_ray import JobSpec, cli, enqueue
 from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, JobState, NewJob, Phase
-from rythmiq_ray.queue import Ending, Progress, Queue, enqueue_many, inspect
+from rythmiq_ray.queue import Ending, Progress, Queue, check_database, enqueue_many, inspect
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
@@ -306,3 +306,15 @@ def test_no_superuser_is_needed(postgres: Postgres) -> None:
     finally:
         run(postgres.url, "DROP DATABASE owned WITH (FORCE)", "REASSIGN OWNED BY an_owner TO postgres")
         run(postgres.url, "DROP OWNED BY an_owner", "DROP ROLE an_owner")
+
+
+def test_a_driver_is_told_at_its_start_of_a_right_that_its_role_lacks(database_url: str, login: Login) -> None:
+    worker = Secret(login("worker"))
+    check_database(worker)
+    with pytest.raises(DatabaseUnavailable, match="role may not do this: permission denied for table"):
+        check_database(worker, retention=True)
+    run(database_url, "GRANT rythmiq_retention TO a_worker")
+    check_database(worker, retention=True)
+    run(database_url, "REVOKE UPDATE (keep_until) ON rythmiq.attempts FROM rythmiq_worker")
+    with pytest.raises(DatabaseUnavailable, match="role may not do this: permission denied for table attempts"):
+        check_database(worker)
