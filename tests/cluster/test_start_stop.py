@@ -81,6 +81,14 @@ class Driver:
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.01)
 
+    def connects_to(self, port: int) -> None:
+        """Returns when it has a connection there."""
+        deadline = time.monotonic() + WAIT_S
+        while not any(each.raddr and each.raddr.port == port for each in self.process.net_connections()):
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.01)
+
     def wait(self, timeout_s: float = WAIT_S) -> int:
         """The exit code; fails where anything of it is left."""
         code: int = self.process.wait(timeout_s)
@@ -264,8 +272,7 @@ def test_a_ray_address_that_is_silent_ends_within_the_deadline_and_at_once_by_a_
 ) -> None:
     address = f"127.0.0.1:{silent_port}"
     driver = start(RAY_ADDRESS=address)
-    driver.until("Configuration loaded")
-    time.sleep(2.0)
+    driver.connects_to(silent_port)
     driver.stopped_by(signal.SIGTERM, within_s=2.0)
     one_line(start(SHORT, RAY_ADDRESS=address), 1, address)
 
