@@ -21,7 +21,7 @@ def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON a
     """
     from rythmiq_ray.queue.migrations import migrate as upgrade
 
-    applied = upgrade(database_url())
+    applied = upgrade(database_url(), tell=lambda words: typer.echo(f"rythmiq: {words}", err=True))
     if as_json:
         print_json(applied)
     elif applied:

@@ -317,8 +317,15 @@ def test_a_migration_gives_way_to_a_session_that_holds_a_table_and_says_so(
         migrate(Secret(first_url))
     assert run(first_url, "SELECT version_num FROM rythmiq.migrations") == [("0001",)]
     monkeypatch.setattr(migrations, "_TRIES", 100)
-    threading.Timer(1.0, holder.rollback).start()
-    assert migrate(Secret(first_url)) == ["0002"], "it tries again"
+    told: list[str] = []
+
+    def tell(words: str) -> None:
+        told.append(words)
+        holder.rollback()
+
+    assert migrate(Secret(first_url), tell=tell) == ["0002"], "it tries again"
+    assert len(told) == 1
+    assert told[0].startswith("Waiting for another session: ")
     holder.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,12 +30,12 @@ _DROPPED: Final = ("jobs_finished",)
 """Indexes that others took the place of."""
 
 
-def migrate(dsn: Secret) -> list[str]:
+def migrate(dsn: Secret, *, tell: Callable[[str], object] = lambda _: None) -> list[str]:
     """Brings the database up to this version's schema and returns the revisions applied now, oldest first.
 
     One transaction under an advisory lock, then the indexes of large tables, one by one: it may run twice, from several
-    places at once, and be killed at any moment. Raises ConfigurationError for a database that cannot hold the schema,
-    and DatabaseUnavailable.
+    places at once, and be killed at any moment. ``tell`` is told once what it waits for. Raises ConfigurationError for
+    a database that cannot hold the schema, and DatabaseUnavailable.
     """
     connection = connect(dsn, statement_timeout_s=0, lock_timeout_s=_LOCK_TIMEOUT_S)
     try:
@@ -52,8 +53,10 @@ def migrate(dsn: Secret) -> list[str]:
                     f"The migration was rolled back: {error}. Another session uses the tables for long: look for"
                     " transactions that stay open in pg_stat_activity, then run `rythmiq migrate` again"
                 ) from None
+            if left == _TRIES - 1:
+                tell(f"Waiting for another session: {error}")
             time.sleep(_PAUSE_S)
-    _build_indexes(dsn)
+    _build_indexes(dsn, tell)
     return applied
 
 
@@ -109,7 +112,7 @@ def _upgrade(dsn: Secret) -> list[str]:
     return [revision.revision for revision in reversed(list(applied))]
 
 
-def _build_indexes(dsn: Secret) -> None:
+def _build_indexes(dsn: Secret, tell: Callable[[str], object]) -> None:
     """Builds what is missing and what a killed run left half built, without keeping anybody from the tables."""
     connection = connect(dsn, statement_timeout_s=0, lock_timeout_s=_INDEX_TIMEOUT_S)
     try:
@@ -118,7 +121,11 @@ def _build_indexes(dsn: Secret) -> None:
             return
         # Asked for again and again: a statement that waits for the lock is a transaction, which the build by the one
         # who has the lock would wait for.
+        told = False
         while not fetch(connection, f"SELECT pg_try_advisory_lock({_LOCK}) AS held", {})[0]["held"]:
+            if not told:
+                tell("Waiting for another migrate that builds the indexes")
+            told = True
             time.sleep(_PAUSE_S / 5)
         for name, valid in _missing(connection).items():
             if valid is False:
