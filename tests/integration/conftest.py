@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg2
+import psycopg2.extensions
 import pytest
 
 from rythmiq_ray.local.s3 import S3
@@ -20,3 +22,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     )
     yield server
     server.stop()
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg2.extensions.connection]:
+    """To the test's own database; each statement is a transaction."""
+    connection = psycopg2.connect(database_url)
+    connection.autocommit = True
+    yield connection
+    connection.close()

@@ -141,14 +141,6 @@ def driver(database_url: str, tmp_path: Path, camber: Emulator) -> Iterator[Driv
     driver.heartbeat.close()
 
 
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg2.extensions.connection]:
-    connection = psycopg2.connect(database_url)
-    connection.autocommit = True
-    yield connection
-    connection.close()
-
-
 def test_readiness_follows_the_drivers_life_and_its_outages(
     driver: Driver, connection: psycopg2.extensions.connection, camber: Emulator
 ) -> None:

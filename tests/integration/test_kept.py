@@ -24,14 +24,6 @@ Connection = psycopg2.extensions.connection
 
 
 @pytest.fixture
-def connection(database_url: str) -> Iterator[Connection]:
-    connection = psycopg2.connect(database_url)
-    connection.autocommit = True
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
 def driver(database_url: str) -> Iterator[Queue]:
     queue = Queue(Secret(database_url), lease_s=3650 * DAY_S)
     queue.now = datetime.now(UTC)

@@ -48,14 +48,6 @@ ODD_COLUMNS = (
 
 
 @pytest.fixture
-def connection(database_url: str) -> Iterator[Connection]:
-    connection = psycopg2.connect(database_url)
-    connection.autocommit = True
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
 def driver(database_url: str) -> Iterator[Queue]:
     queue = new_driver(database_url)
     yield queue

@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,42 +26,14 @@ from rythmiq_ray.backends.bundle import OWNED_BY_BASH, StopTimes, Upload, env_fi
 from rythmiq_ray.backends.bundle.result import parse_result
 from rythmiq_ray.errors import InputUnreadable, SecretMissing, SpecRejected, StoreUnavailable
 from rythmiq_ray.job_fields import RESERVED_ENV
-from rythmiq_ray.model import Input, Job, JobSpec, JobState, Phase, RemoteResult
+from rythmiq_ray.model import Input, Job, JobSpec, RemoteResult
 from rythmiq_ray.secret import Secret
 
-NOW = datetime(2026, 1, 7, tzinfo=UTC)
 QUICK = StopTimes(grace_s=0.3, drain_s=0.3)
 
 
 def make_job(command: str = "true", **spec: Any) -> Job:
-    return Job(
-        job_id=UUID(int=7),
-        user_id=None,
-        queue="default",
-        state=JobState.RUNNING,
-        phase=Phase.SUBMITTING,
-        priority=0,
-        spec=JobSpec(command=command, **spec),
-        attempt=2,
-        max_attempts=3,
-        next_visible_at=NOW,
-        unique_key=None,
-        driver_id=None,
-        remote_id=None,
-        remote_status=None,
-        remote_path=f"rythmiq/{UUID(int=7)}/2",
-        cancel_requested_at=None,
-        exit_code=None,
-        error_code=None,
-        error_message=None,
-        retryable=None,
-        artifact_uri=None,
-        cost_credits=None,
-        created_at=NOW,
-        updated_at=NOW,
-        started_at=NOW,
-        finished_at=None,
-    )
+    return samples.job(UUID(int=7), attempt=2, driver_id=None, spec=JobSpec(command=command, **spec))
 
 
 class Attempt:
