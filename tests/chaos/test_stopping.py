@@ -40,12 +40,12 @@ def test_a_stop_that_outlasts_the_lease_loses_no_outcome(
         stop.start()
         with run.connection.cursor() as cursor:
             cursor.execute("SELECT now() + make_interval(secs => %s)", (2.5 * LEASE_S,))
-            (end,) = cursor.fetchone()  # type: ignore[misc]
+            (end,) = cursor.fetchone()
             over = False
             while not over:
                 assert other.adopt(10) == []
                 cursor.execute("SELECT pg_sleep(0.1), clock_timestamp() > %s", (end,))
-                _, over = cursor.fetchone()  # type: ignore[misc]
+                _, over = cursor.fetchone()
         assert stop.is_alive()
         may_store.set()
         stop.join(WAIT_S)
