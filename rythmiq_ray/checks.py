@@ -106,8 +106,6 @@ def _sentence(error: ErrorDetails, known: tuple[str, ...]) -> str:
             f"is not a field of {'an input' if len(error['loc']) > 1 else 'a job'}{meant(str(error['loc'][-1]), known)}"
         )
     match kind:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"is not known here{meant(str(error['loc'][-1]), known)}"
         case "value_error":
             return str(context["error"])
         case "literal_error":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import pickle
 import socket
@@ -68,6 +69,7 @@ _SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
 _INPUT_ALLOWANCE_S: Final = 3600.0
 """Inputs of a size that is not known may take this long."""
 _LINGER_S: Final = 0.01
+_CLOCK_KEPT_S: Final = 30.0
 _PROBE_S: Final = 150.0
 """A probe's calls have deadlines of their own; one that runs for longer than these hangs."""
 
@@ -237,6 +239,8 @@ class Cluster:
         self._results: list[tuple[Order, StepResult]] = []
         self._probed: list[tuple[str, ErrorInfo | None]] = []
         self._clocks = {clock_id(): 0.0}
+        self._heard_at = {clock_id(): math.inf}
+        """When each was heard of with that offset; one's own needs no hearing."""
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
         self._slots_read_at = -_CAPACITY_INTERVAL_S
@@ -354,18 +358,19 @@ class Cluster:
     def busy(self) -> bool:
         return bool(self._running or self._results or self._alone or any(self._pending.values()))
 
-    def withdraw(self) -> list[Order]:
-        """Takes back what no task has yet, or none that has begun."""
-        orders = [order for order, _ in self._alone]
+    def withdraw(self) -> tuple[list[Order], list[Order]]:
+        """Takes back what no task has yet, and what tasks have that are not known to have begun.
+
+        One of these may have begun on a node that tells of it late, or that the call to end it does not reach.
+        """
+        pending = [order for order, _ in self._alone]
         self._alone.clear()
-        for pending in self._pending.values():
-            orders.extend(pending)
-            pending.clear()
+        for orders in self._pending.values():
+            pending.extend(orders)
+            orders.clear()
         self._read_messages()
-        for number, task in list(self._running.items()):
-            if task.deadline is None:
-                orders.extend(self._give_up(number))
-        return orders
+        unbegun = [number for number, task in self._running.items() if task.deadline is None]
+        return pending, [order for number in unbegun for order in self._give_up(number)]
 
     def completed(self) -> list[tuple[Order, StepResult]]:
         """The orders that came to an end since the last call, those of hung tasks among them."""
@@ -481,9 +486,7 @@ class Cluster:
         if isinstance(content, _Begun):
             now = self._clock()
             task.deadline = now + task.allowed_s
-            # Its clock showed this before now: so it is ahead of ours by no less.
-            offset_s = content.at - now
-            self._clocks[content.clock] = max(offset_s, self._clocks.get(content.clock, offset_s))
+            self._hear(content, now)
             return
         found, calls = content
         if self._on_call is not None:
@@ -496,6 +499,16 @@ class Cluster:
         self._results.extend((task.orders.pop(place), result) for place, result in found)
         if not task.orders:
             del self._running[number]
+
+    def _hear(self, begun: _Begun, now: float) -> None:
+        """Its clock showed this before now, so it is ahead of ours by no less.
+
+        The most that was heard of late is nearest to the truth. What is older may be of before the node was paused.
+        """
+        offset_s = begun.at - now
+        old = now - self._heard_at.get(begun.clock, -math.inf) > _CLOCK_KEPT_S
+        if old or offset_s >= self._clocks[begun.clock]:
+            self._clocks[begun.clock], self._heard_at[begun.clock] = offset_s, now
 
     def _lose(self, number: int, task: _Task, lost: TaskLost) -> None:
         """What has no result yet gets none."""

@@ -104,9 +104,7 @@ class Executor:
         except RythmiqError as error:
             return Faulted(error=ErrorInfo.of(error))
         except Exception as error:  # noqa: BLE001 - its class may not unpickle in the driver, and its text may hold a secret
-            place = place_of(error)
-            message = f"{type(error).__name__} in {order.step} at {place}"
-            return Faulted(error=ErrorInfo(code=ErrorCode.INTERNAL, message=message))
+            return Faulted(error=_internal(error, order))
 
     def probe(self, part: str) -> ErrorInfo | None:
         """Whether the backend or the store, named as in :data:`PROBES`, can be used from here; None = it can."""
@@ -139,6 +137,10 @@ class Executor:
             return Submitted(remote=self.backend.create(job))
         except CreateUncertain as error:
             return SubmitUncertain(error=ErrorInfo.of(error))
+        except RythmiqError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in run(); it may have come after the create
+            return SubmitUncertain(error=_internal(error, order))
 
     def cancel(self, order: Order) -> StepResult:
         return Cancelling(accepted=self.backend.cancel(order.job, mark=not order.stray))
@@ -342,6 +344,11 @@ def _together(calls: Sequence[Callable[[], Artifact | None]], at_once: int) -> l
         return [calls[0]()]
     with ThreadPoolExecutor(min(at_once, len(calls))) as pool:
         return list(pool.map(lambda call: call(), calls))  # Where one raises, those that have not begun are cancelled.
+
+
+def _internal(error: Exception, order: Order) -> ErrorInfo:
+    message = f"{type(error).__name__} in {order.step} at {place_of(error)}"
+    return ErrorInfo(code=ErrorCode.INTERNAL, message=message)
 
 
 def _safe(files: tuple[RemoteFile, ...]) -> tuple[tuple[RemoteFile, ...], tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """Loading the configuration: layers, environment variables, arguments; every fault at once, with its remedy.
 
-Later layers win: ``conf/default.yaml``, ``conf/camber.yaml``, the embedded default (``SERVICE_ENV=local`` alone),
-``conf/${SERVICE_ENV}.yaml``, the file named by ``RYTHMIQ_CONFIG``, environment variables, ``key=value`` arguments.
+Later layers win: ``conf/default.yaml``, ``conf/camber.yaml``, ``conf/${SERVICE_ENV}.yaml``, the embedded default where
+nothing names a service of one's own, the file named by ``RYTHMIQ_CONFIG``, environment variables, ``key=value``
+arguments.
 """
 
 from __future__ import annotations

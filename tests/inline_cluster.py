@@ -55,9 +55,9 @@ class InlineCluster:
         self._running -= len(out)
         return out
 
-    def withdraw(self) -> list[Order]:
+    def withdraw(self) -> tuple[list[Order], list[Order]]:
         orders, self._pending = self._pending, []
-        return orders
+        return orders, []
 
     def unplaced(self) -> tuple[int, float]:
         return 0, 0.0

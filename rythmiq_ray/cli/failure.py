@@ -6,7 +6,7 @@ from typing import Final
 
 import typer
 
-from rythmiq_ray.errors import RythmiqError, Verdict
+from rythmiq_ray.errors import RythmiqError, Verdict, place_of
 
 FAILED: Final = 1
 REFUSED: Final = 2
@@ -66,12 +66,5 @@ def report(error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror:
         say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
         return FAILED
-    say(f"unexpected {type(error).__name__} at {_place(error)}; RYTHMIQ_DEBUG=1 shows the traceback")
+    say(f"unexpected {type(error).__name__} at {place_of(error)}; RYTHMIQ_DEBUG=1 shows the traceback")
     return FAILED
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "unknown" if trace is None else f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"

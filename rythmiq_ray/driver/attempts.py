@@ -43,6 +43,8 @@ from rythmiq_ray.secret import Secret
 
 MAX_CRASHES: Final = 5
 """Lost tasks in a row before the attempt is ended: by then it is this job that kills them."""
+MAX_INTERNAL_FAULTS: Final = 5
+"""Faults of our own about one attempt that may have a remote job, before it is ended."""
 MAX_FAULTS: Final = 14
 """Faults of the backend or the store in a row, none of them a confirmed outage, before the attempt is ended: about two
 minutes. A backend that has no room for more (429) is waited for however long it takes."""
@@ -579,6 +581,20 @@ class Attempts:
     def give_up(self, attempt: Attempt, error: ErrorInfo) -> Ending:
         """Ends an attempt for a reason found by the driver itself."""
         return self._failed(attempt, error)
+
+    def internal_fault(self, attempt: Attempt, message: str, now: float) -> Ending | None:
+        """After a fault of ours about it: what may have been paid for is not given up while there is a way on."""
+        attempt.internal_faults += 1
+        state = attempt.state
+        if isinstance(state, Collecting):
+            return self._exhausted(attempt, message)
+        if attempt.internal_faults < MAX_INTERNAL_FAULTS:
+            if isinstance(state, Waiting | Searching) or attempt.request is not None:
+                return None
+            if isinstance(state, Submitting) and state.create_until:
+                self._search(attempt, self._settled_at(max(now, state.create_until)))
+                return None
+        return self._failed(attempt, ErrorInfo(code=ErrorCode.INTERNAL, message=message))
 
     def outage_over(self) -> None:
         """After a confirmed outage nothing that happened in it counts against a job."""

@@ -74,8 +74,10 @@ class Lease:
         """Renews it if that is due; returns after how many seconds to call again."""
         with self._lock:
             now = self._clock()
-            if self.lost or now < self._due_at:
-                return max(0.0, self._due_at - now)
+            if self.lost:
+                return self._lease_s / RENEWALS_PER_LEASE
+            if now < self._due_at:
+                return self._due_at - now
             try:
                 held = self._heartbeat.renew()
             except Exception as error:

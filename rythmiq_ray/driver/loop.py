@@ -56,8 +56,6 @@ SLACK_POLLS: Final = 3.0
 """A start is seen up to a poll late, so waits that differ by a few of them are taken for the same."""
 CLEAN_GRACE_S: Final = 15.0
 """How long a drain waits for the last paths to be removed; the janitor of another run takes the rest."""
-MAX_INTERNAL_FAULTS: Final = 5
-"""Faults of our own about one attempt whose remote job runs, before that attempt is ended."""
 STRAY_PAUSE_S: Final = 30.0
 """Before a second remote job of an attempt is asked to end again; it doubles, up to STRAY_PAUSE_MAX_S."""
 STRAY_PAUSE_MAX_S: Final = 3600.0
@@ -71,7 +69,7 @@ class Fanout(Protocol):
     def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None: ...
     def dispatch(self) -> None: ...
     def completed(self) -> list[tuple[Order, StepResult]]: ...
-    def withdraw(self) -> list[Order]: ...
+    def withdraw(self) -> tuple[list[Order], list[Order]]: ...
     def backlog(self, step: Step) -> int: ...
     def unplaced(self) -> tuple[int, float]: ...
     def probe(self, part: str) -> None: ...
@@ -187,9 +185,10 @@ class Loop:
 
     def wait(self) -> None:
         """Sleeps until something happens or the next thing is due."""
-        if self._queue.notified:
+        away = self.database_error is not None  # Nobody reads what it says before its next try.
+        if self._queue.notified and not away:
             return
-        fileno = self._queue.fileno()
+        fileno = None if away else self._queue.fileno()
         self._wakeup.wait(self._next_due() - self._clock(), [] if fileno is None else [fileno])
 
     def stop(self) -> None:
@@ -201,7 +200,7 @@ class Loop:
         self.stage = Stage.STOPPING
         now = self._clock()
         give_up_at = now + self._config.shutdown.grace_s
-        self._withdraw()
+        may_create = self._withdraw()
         self.with_database(self._release, now, force=True)
         while self._cluster.busy and self._clock() < give_up_at:
             self._wakeup.wait(min(LONGEST_WAIT_S, give_up_at - self._clock()))
@@ -212,8 +211,8 @@ class Loop:
             self._cluster.dispatch()
         self.with_database(self._write_outcomes, self._clock(), force=True)
         # A submit that goes on may create up to the end of the lease, so nobody may take over before that.
-        creating = any(a.request is not None and isinstance(a.state, Submitting) for a in self.attempts)
-        self.with_database(lambda _now: self.lease.stop(resign=not creating), self._clock(), force=True)
+        may_create |= any(a.request is not None and isinstance(a.state, Submitting) for a in self.attempts)
+        self.with_database(lambda _now: self.lease.stop(resign=not may_create), self._clock(), force=True)
 
     # ------------------------------------------------------------- postgres
 
@@ -389,11 +388,10 @@ class Loop:
             attempt = None if job is None else self.attempts.get(job.job_id, job.attempt)
             if attempt is None or attempt.phase is None:
                 return
-            attempt.internal_faults += 1
-            # A remote job that runs is not given up for a fault that may be a page's or a moment's.
-            if not isinstance(attempt.state, Waiting) or attempt.internal_faults >= MAX_INTERNAL_FAULTS:
-                message = f"{type(error).__name__} in the driver at {where}"
-                self._end(self.attempts.give_up(attempt, ErrorInfo(code=ErrorCode.INTERNAL, message=message)))
+            message = f"{type(error).__name__} in the driver at {where}"
+            ending = self.attempts.internal_fault(attempt, message, self._clock())
+            if ending is not None:
+                self._end(ending)
 
     def _take_results(self, now: float) -> None:
         for order, result in self._cluster.completed():
@@ -589,12 +587,14 @@ class Loop:
     def _secrets(self, job: Job) -> dict[str, Secret]:
         return {name: Secret(self._environ[SECRET_PREFIX + name]) for name in job.spec.secrets}
 
-    def _withdraw(self) -> None:
-        """Takes back the steps that have not begun."""
-        for order in self._cluster.withdraw():
+    def _withdraw(self) -> bool:
+        """Takes back the steps that have not begun; whether one of them may all the same, unknown to us, and create."""
+        pending, sent = self._cluster.withdraw()
+        for order in (*pending, *sent):
             attempt = self.attempts.get(order.job.job_id, order.job.attempt)
             if attempt is not None and attempt.request is order:
                 self.attempts.withdrawn(attempt)
+        return any(order.step is Step.SUBMIT for order in sent)
 
     # ------------------------------------------------------------------ ends
 

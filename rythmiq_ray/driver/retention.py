@@ -54,19 +54,17 @@ class Retention:
         self._deleting = False
         self._refused: dict[UUID, float] = {}
         """Jobs with a file that could not be deleted, and when that was."""
-        self.due_at: float | None = 0.0 if self._on else None
+        self.due_at: float | None = 0.0 if config.on else None
         """When it looks next; None = never."""
-
-    @property
-    def _on(self) -> bool:
-        config = self._config
-        return (config.succeeded_s, config.failed_s, config.artifacts_s) != (None, None, None)
 
     def look_round(self, now: float) -> None:
         """Deletes a batch of what is due, if it is time. Raises DatabaseUnavailable."""
         while not self._deleted.empty():
-            self._to_forget += self._deleted.get()
-            self._deleting, self.due_at = False, now
+            gone = self._deleted.get()
+            self._to_forget += gone
+            self._deleting = False
+            if gone:
+                self.due_at = now
         if self.due_at is None or now < self.due_at:
             return
         self.due_at = now + PAUSE_S
@@ -109,28 +107,24 @@ class Retention:
 
     def _work(self, due: list[Stored]) -> None:
         gone: list[Stored] = []
-        try:
-            for stored in due:
-                if self._delete_all(stored):
-                    gone.append(stored)
-        except StoreUnavailable as error:
-            log.warning("Files past their retention cannot be deleted", error=error.message)
-            self._refused.update((stored.job_id, self._clock()) for stored in due[len(gone) :])
+        for stored in due:
+            try:
+                self._delete_all(stored)
+            except Exception as error:  # noqa: BLE001 - whatever a row names, it concerns that job alone
+                self._refused[stored.job_id] = self._clock()
+                reason = error.message if isinstance(error, StoreUnavailable) else type(error).__name__
+                log.warning("Files past their retention cannot be deleted", jobId=stored.job_id, error=reason)
+                if isinstance(error, StoreUnavailable):
+                    break  # It may refuse all of them: the next look asks for another one.
+            else:
+                gone.append(stored)
         if gone:
             log.info("Files past their retention deleted", attempts=len(gone))
         self._deleted.put(gone)
         self._wake()
 
-    def _delete_all(self, stored: Stored) -> bool:
-        """Whether all files of an attempt are gone; a file that is not the job's own is left where it is."""
-        try:
-            for uri in stored.uris:
-                if is_own(uri, stored.job_id):
-                    self._delete(uri)
-        except StoreUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a row names, it concerns that job alone
-            self._refused[stored.job_id] = self._clock()
-            log.warning("A file past its retention cannot be deleted", jobId=stored.job_id, error=type(error).__name__)
-            return False
-        return True
+    def _delete_all(self, stored: Stored) -> None:
+        """Deletes all files of an attempt; one that is not the job's own is left where it is."""
+        for uri in stored.uris:
+            if is_own(uri, stored.job_id):
+                self._delete(uri)

@@ -396,9 +396,9 @@ class ScriptedCluster:
         ended, self.ended = self.ended, []
         return ended
 
-    def withdraw(self) -> list[Order]:
+    def withdraw(self) -> tuple[list[Order], list[Order]]:
         pending, self._pending = self._pending, []
-        return pending
+        return pending, []
 
     def backlog(self, step: Step) -> int:
         return sum(order.step is step for order in self._pending)

@@ -221,7 +221,9 @@ def test_what_has_not_begun_is_withdrawn_and_never_begins(tasks: Callable[..., T
     one.wait_for(lambda: one.cluster.unplaced() == (0, 0.0), "the first has begun")
     one.send(second, third)  # One is sent, and one is not.
     assert one.cluster.unplaced()[0] == 1
-    assert {order.job.job_id for order in one.cluster.withdraw()} == {second.job.job_id, third.job.job_id}
+    pending, sent = one.cluster.withdraw()
+    assert [order.job.job_id for order in pending] == [third.job.job_id]
+    assert [order.job.job_id for order in sent] == [second.job.job_id]
     assert one.cluster.unplaced() == (0, 0.0)
     gate.set()
     one.wait_for(lambda: not one.cluster.busy, "the first goes on to its end")
@@ -288,7 +290,7 @@ def test_a_result_that_came_before_a_withdrawal_is_still_handed_over(tasks: Call
     while one.cluster._messages.qsize() < 2:  # that it has begun, and its result
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert one.cluster.withdraw() == []
+    assert one.cluster.withdraw() == ([], [])
     assert one.cluster.busy, "a driver that stops waits for what is busy"
     assert [result for _, result in one.cluster.completed()] == [Cleaned()]
     assert not one.cluster.busy

@@ -130,6 +130,20 @@ def test_an_entry_whose_process_was_never_started_counts_as_failed(backend: Loca
     assert not (root / str(job.remote_path)).with_name("ran").exists()
 
 
+def test_what_a_command_writes_into_its_entry_keeps_no_other_from_being_seen(
+    backend: LocalExecutionBackend, root: Path
+) -> None:
+    odd, good = submit(backend, make_job("sleep 60")), submit(backend, make_job("true"))
+    lines = ["5", "null", "[1]", "[" * 100_000, '{"pid": ' + "9" * 400 + "}", '{"created_at": {}, "finished_at": 5}']
+    with (root / ".ledger" / str(odd.remote_id)).open("a") as entry:
+        entry.write("".join(f"{line}\n" for line in lines))
+    finish(backend, good)
+    seen = watched(backend, {odd.remote_id or 0, good.remote_id or 0}, ())
+    assert {remote.remote_id: remote.status for remote in seen}[odd.remote_id or 0] is RemoteStatus.RUNNING
+    assert not backend.cancel(odd), "its process is not known any more; the marker ends it"
+    finish(backend, odd)
+
+
 def test_a_wrapper_that_was_killed_is_not_ended_while_its_command_runs(
     backend: LocalExecutionBackend, root: Path
 ) -> None:

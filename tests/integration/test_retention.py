@@ -110,7 +110,9 @@ def test_files_go_before_their_rows_and_one_that_cannot_be_deleted_keeps_its_own
     assert left(connection) == {stuck}
 
 
-def test_a_store_that_deletes_nothing_is_asked_once_an_hour(connection: Any, queue: Queue) -> None:
+def test_a_store_that_deletes_nothing_is_asked_once_a_look_and_for_each_file_once_an_hour(
+    connection: Any, queue: Queue
+) -> None:
     jobs = ended(connection, queue, succeeded=3, failed=0)
     asked: list[str] = []
     woken: list[bool] = []
@@ -123,18 +125,24 @@ def test_a_store_that_deletes_nothing_is_asked_once_an_hour(connection: Any, que
     now = 1000.0
     retention = Retention(config, queue, delete=delete, wake=lambda: woken.append(True), clock=lambda: now)
     retention.look_round(now)
-    while not woken:
-        pass
+    for looks in range(1, len(jobs) + 1):
+        while len(woken) < looks:
+            pass
+        assert len(asked) == looks
+        retention.look_round(now)  # Nothing is gone, so it pauses.
+        now += PAUSE_S
+        retention.look_round(now)
+    assert len(set(asked)) == len(jobs), "another one each time"
     for _ in range(10):
         now += PAUSE_S
         retention.look_round(now)
-    assert len(asked) == 1
+    assert len(asked) == len(jobs)
     assert left(connection) == set(jobs)
     now += REFUSED_S
     retention.look_round(now)
-    while len(woken) < 2:
+    while len(woken) < len(jobs) + 1:
         pass
-    assert len(asked) == 2
+    assert len(asked) == len(jobs) + 1
 
 
 def test_files_that_are_not_the_jobs_own_stay(connection: Any, queue: Queue) -> None:

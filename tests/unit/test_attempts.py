@@ -15,6 +15,7 @@ from rythmiq_ray.driver.attempts import (
     MAX_CRASHES,
     MAX_CREATES,
     MAX_FAULTS,
+    MAX_INTERNAL_FAULTS,
     UNCLEAR_PATIENCE_S,
     Attempt,
     Attempts,
@@ -618,6 +619,36 @@ def test_a_result_that_comes_after_the_end_changes_nothing() -> None:
     hand.attempts.give_up(hand.attempt, ErrorInfo(code=ErrorCode.INTERNAL, message="a fault"))
     assert hand.attempts.settle(hand.attempt, Submitted(remote=remote(hand.attempt.job)), hand.now) is None
     assert hand.attempt.phase is None
+
+
+def test_a_fault_of_ours_gives_up_nothing_that_may_be_paid_for() -> None:
+    hand = Hand()
+    assert hand.order() is not None
+    assert hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now) is None, "its result is still to come"
+    hand.attempt.request = None
+    assert hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now) is None
+    assert hand.attempts.searched_paths() == {hand.attempt.job.remote_path}, "a create may have been sent"
+    hand.poll(sees=RemoteStatus.RUNNING, remote_id=77)
+    assert hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now) is None
+    hand.poll(sees=RemoteStatus.COMPLETED, remote_id=77)
+    assert hand.attempt.phase is Phase.COLLECTING
+    ending = hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now)
+    assert ending is not None
+    assert ending.error is not None
+    assert ending.error.code is ErrorCode.ARTIFACTS_NOT_STORED
+    assert ending.collect_again
+
+
+def test_a_fault_of_ours_ends_what_was_not_begun_and_what_has_many() -> None:
+    hand = Hand()
+    ending = hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now)
+    assert ending is not None
+    assert ending.error is not None
+    assert ending.error.code is ErrorCode.INTERNAL
+    hand = Hand()
+    submitted(hand)
+    endings = [hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now) for _ in range(MAX_INTERNAL_FAULTS)]
+    assert [ending is None for ending in endings] == [True] * (MAX_INTERNAL_FAULTS - 1) + [False]
 
 
 def test_each_phase_is_of_its_type() -> None:

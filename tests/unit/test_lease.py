@@ -82,6 +82,8 @@ def test_a_renewal_that_was_refused_means_that_others_may_have_the_jobs(lease: L
     assert lease.lost
     assert not lease.held(112.0), "though by its own count it would hold"
     assert postgres.told_lost == 1
+    postgres.now += LEASE_S
+    assert lease.run_once() > 0, "it waits to be taken anew"
     postgres.held = True
     lease.take()
     assert lease.held(postgres.now)

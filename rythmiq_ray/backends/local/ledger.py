@@ -141,18 +141,23 @@ def _is_locked(descriptor: int) -> bool:
 
 
 def _merged(content: bytes) -> dict[str, Any]:
-    """All that an entry's lines say; one that a killed process did not write whole says nothing."""
+    """All that an entry's lines say; one that a killed process did not write whole, or that a command wrote, says
+    nothing."""
     known: dict[str, Any] = {}
     for line in content.splitlines():
-        with suppress(ValueError):
-            known.update(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            item = json.loads(line)
+            if isinstance(item, dict):
+                known.update(item)
     return known
 
 
 def _group(known: Mapping[str, Any]) -> int | None:
     pid = known.get("pid")
-    here = isinstance(pid, int) and pid > 1 and known.get("machine") == _machine()
-    return pid if here and _started(int(pid or 0)) == known.get("started") else None
+    if not isinstance(pid, int) or pid <= 1 or known.get("machine") != _machine():
+        return None
+    started = _started(pid)
+    return pid if started is not None and started == known.get("started") else None
 
 
 def _started(pid: int) -> int | None:
