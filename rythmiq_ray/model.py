@@ -6,22 +6,18 @@ because a frozen one with slots is unpickled field by field in Python, and they 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import cache, wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from functools import wraps
+from typing import Any, Final, TypeVar
 from uuid import UUID
 from warnings import warn
 
 from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.errors import RULES, ErrorCode, RythmiqError, Verdict
 from rythmiq_ray.secret import Secret
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -113,8 +109,6 @@ def _reads_former_names(cls: type[T]) -> type[T]:
 class JobSpec:
     """What to run and on what; stored as ``rythmiq.jobs.spec``. Checked by :func:`rythmiq_ray.spec.check`."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True, "hide_input_in_errors": True}
-
     command: str
     engine: str = "base"
     node_size: str = "xsmall"
@@ -156,44 +150,6 @@ class JobSpec:
         if self.retry_exit_codes is not None:
             out["retry_exit_codes"] = list(self.retry_exit_codes)
         return out
-
-    @classmethod
-    def from_dict(cls, data: object) -> JobSpec:
-        """Reads what :meth:`as_dict` wrote, whoever wrote it: each value has its type, what it may be is for the check.
-
-        Raises ValueError, whose message names each field that is wrong.
-        """
-        from pydantic import ValidationError
-
-        from rythmiq_ray.checks import place, sentence
-
-        if not isinstance(data, Mapping):
-            raise ValueError("spec: must be an object")
-        values = dict(data)
-        if "timeout_s" in values:
-            if "timeout" in values:
-                raise ValueError("timeout_s: is the former name of timeout, which is there too")
-            values["timeout"] = values.pop("timeout_s")
-        if values.get("timeout") is not None:
-            try:
-                values["timeout"] = seconds_of(values["timeout"])
-            except ValueError as error:
-                raise ValueError(f"timeout: {error}") from None
-        try:
-            return _stored_spec().validate_json(json.dumps(values))
-        except ValidationError as error:
-            known = tuple(field.name for field in fields(cls))
-            faults = [f"{place(fault)}: {sentence(fault, known)}" for fault in error.errors(include_url=False)]
-        except (TypeError, ValueError, RecursionError):
-            faults = ["spec: has a key, a number or a depth that JSON cannot have"]
-        raise ValueError("; ".join(faults))
-
-
-@cache
-def _stored_spec() -> TypeAdapter[JobSpec]:
-    from pydantic import TypeAdapter  # most commands read no spec, and pydantic takes a while to import
-
-    return TypeAdapter(JobSpec)
 
 
 @_reads_former_names

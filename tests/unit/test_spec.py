@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-import re
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from jsonschema import Draft202012Validator
 from rythmiq_ray.config import CamberCatalog, NodeSize
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Input, JobSpec, NewJob
-from rythmiq_ray.spec import Line, check, default_name, json_schema, parse, parse_lines
+from rythmiq_ray.spec import Line, check, default_name, json_schema, parse, parse_lines, read_spec
 
 _SIZE = NodeSize(cpus=1, memory_gb=4, gpus=0, credits_per_hour=0.04)
 CATALOG = CamberCatalog(
@@ -473,7 +472,8 @@ def test_former_names_are_read_and_warned_of() -> None:
 def test_rows_keep_the_name_that_older_drivers_read() -> None:
     stored = JobSpec(command="true", timeout="2h").as_dict()
     assert stored == {"command": "true", "engine": "base", "node_size": "xsmall", "timeout_s": 7200}
-    assert JobSpec.from_dict(stored) == JobSpec.from_dict({"command": "true", "timeout": "2h"})
+    assert read_spec(stored) == (JobSpec(command="true", timeout=7200), [])
+    assert read_spec({"command": "true", "timeout": "2h"}) == read_spec(stored)
 
 
 # What a row of any origin holds
@@ -482,7 +482,7 @@ def test_rows_keep_the_name_that_older_drivers_read() -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        ({"command": "true", "node_sise": "xsmall"}, "'node_sise': is not a field of a job; did you mean node_size?"),
+        ({"command": "true", "node_sise": "xsmall"}, "'node_sise': is not a field of a spec; did you mean node_size?"),
         (
             {"command": "true", "inputs": [{"uri": "s3://b/k", "nane": "x"}]},
             "inputs[0].'nane': is not a field of",
@@ -491,42 +491,35 @@ def test_rows_keep_the_name_that_older_drivers_read() -> None:
         ([], "spec: must be an object"),
         (None, "spec: must be an object"),
         ({"command": 1}, "command: must be a string, not a number"),
-        ({"command": "true", "num_nodes": True}, "num_nodes: must be a whole number, not true or false"),
-        ({"command": "true", "num_nodes": 1.0}, "num_nodes: must be a whole number, not a decimal number"),
+        ({"command": "true", "num_nodes": True}, "num_nodes: must be a whole number from 1 to 100"),
+        ({"command": "true", "num_nodes": 1.0}, "num_nodes: must be a whole number from 1 to 100"),
         ({"command": "true", "gpu": 1}, "gpu: must be true or false, not a number"),
-        ({"command": "true", "timeout_s": [1]}, "timeout: must be a number of seconds"),
-        ({"command": "true", "timeout_s": 1, "timeout": 1}, "timeout_s: is the former name of timeout"),
+        ({"command": "true", "timeout_s": [1]}, "timeout_s: must be a number of seconds"),
+        ({"command": "true", "timeout_s": 1, "timeout": 1}, "'timeout_s': is the former name of timeout"),
         ({"command": "true", "env": {"A": 1}}, "env.A: must be a string, not a number"),
-        ({"command": "true", "outputs": "*.csv"}, "outputs: must be a list, not a string"),
-        ({"command": "true", "num_nodes": 10**5000}, "spec: has a key, a number or a depth that JSON cannot have"),
-        ({"command": {1, 2}}, "spec: has a key, a number or a depth"),
+        ({"command": "true", "outputs": "*.csv"}, "outputs: must be a list of strings, not a string"),
+        ({"command": "true", "num_nodes": 10**5000}, "num_nodes: must be a whole number from 1 to 100"),
+        ({"command": {1, 2}}, "command: must be a string, not set"),
     ],
 )
 def test_a_row_that_is_no_spec_is_refused_with_its_field(data: object, fault: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(fault)):
-        JobSpec.from_dict(data)
+    assert fault in "; ".join(read_spec(data)[1])
 
 
 def test_a_row_that_nests_without_end_is_refused() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(ValueError, match="spec: "):
-        JobSpec.from_dict({"command": deep})
+    assert read_spec({"command": deep})[1] == ["command: must be a string, not a list"]
 
 
 @given(st.dictionaries(st.sampled_from([*_KEYS, "timeout_s"]) | _TEXT, _JSON, max_size=6) | _JSON)
 def test_any_json_in_a_row_is_a_spec_of_the_right_types_or_a_fault(data: Any) -> None:
-    fault = None
-    try:
-        spec = JobSpec.from_dict(data)
-    except ValueError as error:
-        fault = str(error)
-    if fault is None:
-        assert JobSpec.from_dict(spec.as_dict()) == spec
+    spec, faults = read_spec(data)
+    assert all(": " in fault for fault in faults)
+    if not faults:
+        assert read_spec(spec.as_dict()) == (spec, [])
         check(NewJob(spec=spec), CATALOG)
-    else:
-        assert ": " in fault
 
 
 # The schema
