@@ -313,6 +313,7 @@ class Cluster:
     def shutdown(self) -> None:
         """Leaves Ray, or gives up to join it; tasks that still run are ended. Of a Ray of its own nothing is left."""
         self._given_up.set()
+        _quieten_rays_threads()
         if self._joined:
             leave = threading.Thread(target=_leave, name="rythmiq-ray-leave", daemon=True)
             leave.start()
@@ -633,6 +634,17 @@ def _host_and_port(address: str) -> tuple[str, int]:
     raise ConfigurationError(
         f"RAY_ADDRESS: must be host:port of a Ray head{also}, auto or local: unset it for a Ray of the driver's own"
     )
+
+
+def _quieten_rays_threads() -> None:
+    """Those named ``ray_…`` end by an exception where its head goes while they start, and nobody is to mend that."""
+    otherwise = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if args.thread is None or not args.thread.name.startswith("ray_"):
+            otherwise(args)
+
+    threading.excepthook = hook
 
 
 def _leave() -> None:
