@@ -5,12 +5,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rythmiq_ray.model import Input, JobSpec, NewJob
-    from rythmiq_ray.queue import enqueue, enqueue_many
+    from rythmiq_ray.client import Client, FunctionHandle, GroupHandle, JobFailed, JobHandle, Result, Table
+    from rythmiq_ray.model import Input, JobSpec, NewGroup, NewJob
+    from rythmiq_ray.queue import enqueue, enqueue_group, enqueue_many
+    from rythmiq_ray.sweeps import grid, zipped
 
     __version__: str
 
-__all__ = ["Input", "JobSpec", "NewJob", "__version__", "enqueue", "enqueue_many"]
+__all__ = [
+    "Client",
+    "FunctionHandle",
+    "GroupHandle",
+    "Input",
+    "JobFailed",
+    "JobHandle",
+    "JobSpec",
+    "NewGroup",
+    "NewJob",
+    "Result",
+    "Table",
+    "__version__",
+    "enqueue",
+    "enqueue_group",
+    "enqueue_many",
+    "grid",
+    "zipped",
+]
+_PLACES = {
+    **dict.fromkeys(("Client", "FunctionHandle", "GroupHandle", "JobFailed", "JobHandle", "Result", "Table"), "client"),
+    **dict.fromkeys(("Input", "JobSpec", "NewGroup", "NewJob"), "model"),
+    **dict.fromkeys(("enqueue", "enqueue_group", "enqueue_many"), "queue"),
+    **dict.fromkeys(("grid", "zipped"), "sweeps"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -22,12 +48,8 @@ def __getattr__(name: str) -> Any:
             return version("rythmiq-ray")
         except PackageNotFoundError:  # run from a source tree that was not installed
             return "0+source"
-    if name in ("Input", "JobSpec", "NewJob"):
-        from rythmiq_ray import model
+    if name in _PLACES:
+        from importlib import import_module
 
-        return getattr(model, name)
-    if name in ("enqueue", "enqueue_many"):
-        from rythmiq_ray import queue
-
-        return getattr(queue, name)
+        return getattr(import_module(f"rythmiq_ray.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends import ExecutionBackend, OnCall
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.key import ApiKey
+from rythmiq_ray.backends.camber.probe import Learnt, probe
 from rythmiq_ray.backends.local import LocalExecutionBackend
 from rythmiq_ray.config import ArtifactsConfig, CamberConfig, Config, ExecutionConfig, InputsConfig
 from rythmiq_ray.executor import Executor
@@ -33,9 +34,14 @@ def open_backend(
     ``threads``: how many call at once; ``on_call`` is told of every call. Raises ConfigurationError.
     """
     if execution.backend == "local":
-        assert execution.local_path is not None  # noqa: S101 - layers.load requires it
+        assert execution.local_path is not None  # noqa: S101 - config_loader.load requires it
         return LocalExecutionBackend(Path(execution.local_path))
     return CamberExecutionBackend(camber, key=key, threads=threads, on_call=on_call)
+
+
+def probe_camber(camber: CamberConfig) -> Learnt:
+    """What the live service has where the contract is inferred; see :mod:`rythmiq_ray.backends.camber.probe`."""
+    return probe(camber, ApiKey(camber, on_change=lambda _key: None))
 
 
 @dataclass(frozen=True, kw_only=True)

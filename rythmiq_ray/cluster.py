@@ -1,11 +1,11 @@
 """Ray, and the only place that imports it: start, the remote task, lost tasks, drain, shutdown.
 
 The facts it builds on are measured for Ray 2.60: a task is run once (``max_retries=0``) because Postgres decides
-about retries; task names are few, since each new one costs memory for good; many orders share one task with
+about retries; task names are few, since each new one costs memory for good; many requests share one task with
 threads in it, since a task that waits costs a process; results are data, since an exception may not unpickle.
 
 A task is a stream: first that it has begun, then its results as they come. So its time counts from its own start,
-one slow order hides no other, and what came before a worker died counts. A message costs the driver some 0.4 ms, so
+one slow request hides no other, and what came before a worker died counts. A message costs the driver some 0.4 ms, so
 those that are ready within :data:`_LINGER_S` of each other share one.
 """
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue, SimpleQueue
 from secrets import token_hex
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -49,7 +49,7 @@ from rythmiq_ray.clock import clock_id, now_s
 from rythmiq_ray.config import RayConfig
 from rythmiq_ray.errors import ConfigurationError, RayUnavailable, RythmiqError
 from rythmiq_ray.executor import PROBES, Executor
-from rythmiq_ray.model import ErrorInfo, Faulted, Order, Step, StepResult, TaskLost
+from rythmiq_ray.model import ErrorInfo, Faulted, Step, StepRequest, StepResult, TaskLost
 from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
 
 _CAPACITY_INTERVAL_S: Final = 5.0
@@ -82,7 +82,7 @@ class ExecutorFactory(Protocol):
 
     @property
     def threads(self) -> int:
-        """How many orders are under way at once in a process."""
+        """How many requests are under way at once in a process."""
         ...
 
     @property
@@ -132,7 +132,7 @@ def _process_executor(pickled: bytes) -> tuple[Executor, ThreadPoolExecutor]:
                 _executor = None
             factory: ExecutorFactory = pickle.loads(pickled)  # noqa: S301 - the driver's, by way of Ray
             on_call = _note_call if factory.report_calls else None
-            threads = ThreadPoolExecutor(factory.threads, thread_name_prefix="order")
+            threads = ThreadPoolExecutor(factory.threads, thread_name_prefix="request")
             _executor = (pickled, factory.build(on_call=on_call), threads)
         return _executor[1], _executor[2]
 
@@ -146,35 +146,35 @@ def _take_calls() -> list[ApiCall]:
 
 
 @ray.remote(max_retries=0, num_cpus=0.99, num_returns="streaming")
-def _run(factory: bytes, orders: bytes, clocks: dict[str, float]) -> Iterator[bytes]:
-    """Orders and results go as bytes, because Ray's own pickler calls back into Python for every object.
+def _run(factory: bytes, requests: bytes, clocks: dict[str, float]) -> Iterator[bytes]:
+    """Requests and results go as bytes, because Ray's own pickler calls back into Python for every object.
 
     ``clocks``: by the name of each clock that the driver has heard of, how far it is ahead of the driver's at least.
     """
     yield _begun()
-    todo: list[Order] = pickle.loads(orders)  # noqa: S301 - the driver's, by way of Ray
+    todo: list[StepRequest] = pickle.loads(requests)  # noqa: S301 - the driver's, by way of Ray
     for results in _results(factory, todo, clocks.get(clock_id())):
         yield pickle.dumps((results, _take_calls()), _PICKLE_PROTOCOL)
 
 
 def _results(
-    factory: bytes, orders: Sequence[Order], clock_offset_s: float | None
+    factory: bytes, requests: Sequence[StepRequest], clock_offset_s: float | None
 ) -> Iterator[list[tuple[int, StepResult]]]:
-    """Each order's place and its result, those that are ready at about the same time together."""
+    """Each request's place and its result, those that are ready at about the same time together."""
     try:
         executor, threads = _process_executor(factory)
     except RythmiqError as error:
         fault = Faulted(error=ErrorInfo.of(error))
-        yield [(place, fault) for place in range(len(orders))]
+        yield [(place, fault) for place in range(len(requests))]
         return
     ended: SimpleQueue[tuple[int, StepResult]] = SimpleQueue()
 
-    def run(place: int, order: Order) -> None:
-        ended.put((place, executor.run(order, clock_offset_s=clock_offset_s)))
+    def run(place: int, request: StepRequest) -> None:
+        ended.put((place, executor.run(request, clock_offset_s=clock_offset_s)))
 
-    for place, order in enumerate(orders):
-        threads.submit(run, place, order)
-    left = len(orders)
+    for place, request in enumerate(requests):
+        threads.submit(run, place, request)
+    left = len(requests)
     while left:
         results = [ended.get()]
         if left > 1:
@@ -199,7 +199,7 @@ def _probe(factory: bytes, part: str) -> Iterator[bytes]:
 @dataclass(slots=True)
 class _Task:
     stream: Any
-    orders: dict[int, Order]
+    requests: dict[int, StepRequest]
     """Those without a result yet, by their place; none in a probe."""
     part: str | None
     """What a probe looks at."""
@@ -210,7 +210,7 @@ class _Task:
 
 
 class Cluster:
-    """Runs orders as Ray tasks and hands back a result for each, whatever happens to task or node."""
+    """Runs requests as Ray tasks and hands back a result for each, whatever happens to task or node."""
 
     def __init__(
         self,
@@ -231,12 +231,12 @@ class Cluster:
         self._wake = wake
         self._on_call = on_call
         self._clock = clock
-        self._pending: dict[Step, deque[Order]] = {step: deque() for step in Step}
-        self._alone: deque[tuple[Order, int]] = deque()
+        self._pending: dict[Step, deque[StepRequest]] = {step: deque() for step in Step}
+        self._alone: deque[tuple[StepRequest, int]] = deque()
         self._running: dict[int, _Task] = {}
         self._probing: dict[int, _Task] = {}
         self._messages: SimpleQueue[tuple[int, bytes | TaskLost | None]] = SimpleQueue()
-        self._results: list[tuple[Order, StepResult]] = []
+        self._results: list[tuple[StepRequest, StepResult]] = []
         self._probed: list[tuple[str, ErrorInfo | None]] = []
         self._clocks = {clock_id(): 0.0}
         self._heard_at = {clock_id(): math.inf}
@@ -268,9 +268,9 @@ class Cluster:
             machine.check()
             _prepare_own()
         elif address != "auto":
-            _check_address(address, timeout_s=min(_PROBE_TIMEOUT_S, timeout_s / 2))
+            check_address(address, timeout_s=min(_PROBE_TIMEOUT_S, timeout_s / 2))
         self._children = processes.children()
-        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        ended: Queue[BaseException | None] = Queue()
         # Ray ties what it starts to the life of the thread that starts it, so this one stays. The main thread is left
         # free for signals: Ray's calls here wait in C++ for minutes.
         thread = threading.Thread(target=self._init, args=(own, ended), name="rythmiq-ray", daemon=True)
@@ -290,7 +290,7 @@ class Cluster:
             reason = " ".join(str(error).split())[:300]
             raise RayUnavailable(f"Ray cannot be started or joined ({where}): {type(error).__name__}: {reason}")
 
-    def _init(self, own: bool, ended: SimpleQueue[BaseException | None]) -> None:
+    def _init(self, own: bool, ended: Queue[BaseException | None]) -> None:
         try:
             if own:
                 _wait_for_port_without_lock(self._given_up)
@@ -321,19 +321,19 @@ class Cluster:
         if self._children is not None:
             processes.kill(processes.children() - self._children)
 
-    def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None:
-        """Accepts an order; it is sent with others of its step, or by itself if it asks for that."""
-        if order.alone:
-            self._alone.append((order, stream_bytes))
+    def enqueue(self, request: StepRequest, *, stream_bytes: int = 0) -> None:
+        """Accepts a request; it is sent with others of its step, or by itself if it asks for that."""
+        if request.alone:
+            self._alone.append((request, stream_bytes))
         else:
-            self._pending[order.step].append(order)
+            self._pending[request.step].append(request)
 
     def dispatch(self) -> None:
         """Sends what fits: as many tasks as there are slots, each with its share of what is pending."""
         free = self._capacity() - len(self._running)
         while free > 0 and self._alone:
-            order, stream_bytes = self._alone.popleft()
-            self._send([order], extra_s=stream_bytes / _SLOWEST_BYTES_PER_S)
+            request, stream_bytes = self._alone.popleft()
+            self._send([request], extra_s=stream_bytes / _SLOWEST_BYTES_PER_S)
             free -= 1
         # Ends before beginnings: what is collected makes room for what is submitted.
         for step in (Step.COLLECT, Step.CANCEL, Step.SUBMIT, Step.CLEAN):
@@ -347,34 +347,34 @@ class Cluster:
                 free -= 1
 
     def backlog(self, step: Step) -> int:
-        """Orders of a step that no task has yet."""
+        """Requests of a step that no task has yet."""
         return len(self._pending[step])
 
     @property
     def room(self) -> int:
-        """How many orders the cluster's tasks take at once."""
+        """How many requests the cluster's tasks take at once."""
         return self._capacity() * self._config.jobs_per_task
 
     @property
     def busy(self) -> bool:
         return bool(self._running or self._results or self._alone or any(self._pending.values()))
 
-    def withdraw(self) -> tuple[list[Order], list[Order]]:
+    def withdraw(self) -> tuple[list[StepRequest], list[StepRequest]]:
         """Takes back what no task has yet, and what tasks have that are not known to have begun.
 
         One of these may have begun on a node that tells of it late, or that the call to end it does not reach.
         """
-        pending = [order for order, _ in self._alone]
+        pending = [request for request, _ in self._alone]
         self._alone.clear()
-        for orders in self._pending.values():
-            pending.extend(orders)
-            orders.clear()
+        for requests in self._pending.values():
+            pending.extend(requests)
+            requests.clear()
         self._read_messages()
         unbegun = [number for number, task in self._running.items() if task.deadline is None]
-        return pending, [order for number in unbegun for order in self._give_up(number)]
+        return pending, [request for number in unbegun for request in self._give_up(number)]
 
-    def completed(self) -> list[tuple[Order, StepResult]]:
-        """The orders that came to an end since the last call, those of hung tasks among them."""
+    def completed(self) -> list[tuple[StepRequest, StepResult]]:
+        """The requests that came to an end since the last call, those of hung tasks among them."""
         self._read_messages()
         now = self._clock()
         for number, task in [*self._running.items(), *self._probing.items()]:
@@ -428,17 +428,17 @@ class Cluster:
         asked_at = self._asked_at
         return self._answered if asked_at is None else self._clock() - asked_at < _SLOW_ANSWER_S
 
-    def _send(self, orders: Sequence[Order], *, extra_s: float = 0.0) -> None:
-        if any(order.step is Step.SUBMIT and order.job.spec.inputs for order in orders):
+    def _send(self, requests: Sequence[StepRequest], *, extra_s: float = 0.0) -> None:
+        if any(request.step is Step.SUBMIT and request.job.spec.inputs for request in requests):
             extra_s += _INPUT_ALLOWANCE_S
-        factory, pickled = self._pickled_factory(), pickle.dumps(orders, _PICKLE_PROTOCOL)
+        factory, pickled = self._pickled_factory(), pickle.dumps(requests, _PICKLE_PROTOCOL)
         try:
-            stream = self._remote[orders[0].step].remote(factory, pickled, self._clocks)
+            stream = self._remote[requests[0].step].remote(factory, pickled, self._clocks)
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds: no room in its store, a head that is gone
             lost = TaskLost(reason=type(error).__name__, dead=True)
-            self._results.extend((order, lost) for order in orders)
+            self._results.extend((request, lost) for request in requests)
             return
-        self._follow(stream, dict(enumerate(orders)), None, self._config.task_timeout_s + extra_s)
+        self._follow(stream, dict(enumerate(requests)), None, self._config.task_timeout_s + extra_s)
 
     def _pickled_factory(self) -> bytes:
         """As it is now; the same bytes while it is the same."""
@@ -447,11 +447,11 @@ class Cluster:
             self._sent = factory, pickle.dumps(factory, _PICKLE_PROTOCOL)
         return self._sent[1]
 
-    def _follow(self, stream: Any, orders: dict[int, Order], part: str | None, allowed_s: float) -> None:
+    def _follow(self, stream: Any, requests: dict[int, StepRequest], part: str | None, allowed_s: float) -> None:
         """Takes note of a task that was sent, and has what it tells handed over."""
         number = self._next_task
         self._next_task += 1
-        task = _Task(stream=stream, orders=orders, part=part, allowed_s=allowed_s, sent_at=self._clock())
+        task = _Task(stream=stream, requests=requests, part=part, allowed_s=allowed_s, sent_at=self._clock())
         (self._running if part is None else self._probing)[number] = task
         asyncio.run_coroutine_threadsafe(self._listen(number, stream), self._listening)
 
@@ -497,8 +497,8 @@ class Cluster:
             del self._probing[number]
             self._probed.append((task.part, found))
             return
-        self._results.extend((task.orders.pop(place), result) for place, result in found)
-        if not task.orders:
+        self._results.extend((task.requests.pop(place), result) for place, result in found)
+        if not task.requests:
             del self._running[number]
 
     def _hear(self, begun: _Begun, now: float) -> None:
@@ -513,17 +513,17 @@ class Cluster:
 
     def _lose(self, number: int, task: _Task, lost: TaskLost) -> None:
         """What has no result yet gets none."""
-        self._results.extend((order, lost) for order in self._give_up(number))
+        self._results.extend((request, lost) for request in self._give_up(number))
         if task.part is not None:
             message = f"the probe's Ray task was lost: {lost.reason}"
             self._probed.append((task.part, ErrorInfo(code=PROBES[task.part], message=message)))
 
-    def _give_up(self, number: int) -> list[Order]:
+    def _give_up(self, number: int) -> list[StepRequest]:
         """Ends a task whatever it does, so that nothing comes of it any more; returns what it had not done."""
         task = self._running.pop(number, None) or self._probing.pop(number)
         with suppress(Exception):
             ray.cancel(task.stream, force=True)
-        return list(task.orders.values())
+        return list(task.requests.values())
 
     def _capacity(self) -> int:
         now = self._clock()
@@ -582,8 +582,16 @@ def _token_at_home() -> bool:
         return False
 
 
-def _check_address(address: str, *, timeout_s: float) -> None:
-    """Asks Ray's head for its version: what does not answer to this keeps ``ray.init`` waiting for minutes."""
+def version() -> str:
+    """The version of Ray that is installed here; a cluster's must be the same."""
+    return str(ray.__version__)
+
+
+def check_address(address: str, *, timeout_s: float) -> None:
+    """Asks Ray's head for its version: what does not answer to this keeps ``ray.init`` waiting for minutes.
+
+    Raises RayUnavailable, and ConfigurationError for what is no address.
+    """
     # A driver's alone: nodes run this module too.
     import grpc  # type: ignore[import-untyped]
     from ray._private.grpc_utils import init_grpc_channel

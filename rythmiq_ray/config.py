@@ -1,8 +1,9 @@
 """The typed configuration: every key, its unit, its range, its default's reason.
 
-Defaults live in ``conf/*.yaml`` alone; a class here says what a key is and may be. :mod:`rythmiq_ray.layers` loads and
-checks it. All are frozen and may be pickled into a Ray task; secrets are :class:`~rythmiq_ray.secret.Secret` and print
-as ``***``. Every time may be written as a number or with its unit, such as ``30s`` or ``7d``.
+Defaults live in ``conf/*.yaml`` alone; a class here says what a key is and may be, and
+:mod:`rythmiq_ray.config_loader` loads and checks it. All are frozen and may be pickled into a Ray task; secrets are
+:class:`~rythmiq_ray.secret.Secret` and print as ``***``. Every time may be written as a number or with its unit, such
+as ``30s`` or ``7d``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainValidator
 
 from rythmiq_ray.checks import Between, Text
 from rythmiq_ray.duration import seconds_of
+from rythmiq_ray.model import JobSpec
 from rythmiq_ray.secret import Secret
 
 _MINUTE: Final = 60.0
@@ -194,6 +196,16 @@ class NodeSize:
     credits_per_hour: Annotated[Number, Between(0, 1_000_000)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CamberFields:
+    """The service's names for what the contract names, by place: ours to theirs. What is not here is equal."""
+
+    create: Mapping[Text, Text]
+    job: Mapping[Text, Text]
+    list: Mapping[Text, Text]
+    stash: Mapping[Text, Text]
+
+
 @with_config(_CHECKED)
 @dataclass(frozen=True, kw_only=True)
 class CamberCatalog:
@@ -202,6 +214,15 @@ class CamberCatalog:
     engines: Names
     cpu_sizes: Mapping[Text, NodeSize]
     gpu_sizes: Mapping[Text, NodeSize]
+
+    def size(self, spec: JobSpec) -> NodeSize | None:
+        """Of a node of such a job; None where it is not known."""
+        return (self.gpu_sizes if spec.gpu else self.cpu_sizes).get(spec.node_size.upper())
+
+    def credits_per_hour(self, spec: JobSpec) -> float | None:
+        """What such a job costs while it runs, all its nodes together."""
+        size = self.size(spec)
+        return None if size is None else size.credits_per_hour * spec.num_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +240,9 @@ class CamberConfig:
     """Transfers that the program makes at once in one process, and as many other calls."""
     region: Text | None
     max_in_flight: Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
-    """Remote jobs of one driver that may exist at once; more stay queued in Postgres. ``auto`` finds the account's; of
-    ``execution.backend`` ``local`` it is the CPUs of the driver's machine."""
+    """Jobs that may run at once, of all drivers together, where `rythmiq limit set account` says nothing else; more
+    stay queued in Postgres. ``auto`` finds what the account bears; of ``execution.backend`` ``local`` it is the CPUs of
+    the driver's machine."""
     connect_timeout_s: Annotated[Seconds, Between(0.1, 10 * _MINUTE)]
     """To resolve the name and be connected, whichever of its addresses answers."""
     read_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]
@@ -239,6 +261,9 @@ class CamberConfig:
     """Tries of one idempotent call."""
     routes: Mapping[Text, CamberRoute]
     """me, create, get, list, logs, cancel, stash_list, stash_read, stash_write, stash_remove."""
+    envelope: Text
+    """The key that an answer is wrapped in, where it is."""
+    fields: CamberFields
     catalog: CamberCatalog
 
 
@@ -252,6 +277,9 @@ class DriverConfig:
     """Jobs claimed, and outcomes written, in one statement."""
     queues: Names
     """Queues served; empty = all."""
+    priority_age_s: Annotated[Seconds, Between(1, _YEAR)] | None
+    """A job that has waited for so long counts as one step of priority higher, a step being the next priority that
+    others wait with; after twice as long as two steps. None = never."""
     start_timeout_s: Annotated[Seconds, Between(5, _HOUR)]
     """How long Ray, Postgres, Camber and the store have to answer at the start, all at once; then the driver ends."""
 
@@ -260,6 +288,15 @@ class DriverConfig:
 class RetryConfig:
     base_delay_s: Annotated[Seconds, Between(0, _DAY)]
     max_delay_s: Annotated[Seconds, Between(0, _MONTH)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretsConfig:
+    """Who may name which secret in a job."""
+
+    grants: Mapping[Text, Names]
+    """By a secret's name, or ``*`` for all: database logins, or roles that they are members of. Empty = only the owner
+    of the tables and members of rythmiq_operator, who may name all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +366,7 @@ class Config:
     camber: CamberConfig
     driver: DriverConfig
     retry: RetryConfig
+    secrets: SecretsConfig
     retention: RetentionConfig
     shutdown: ShutdownConfig
     outage: OutageConfig

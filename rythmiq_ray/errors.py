@@ -19,11 +19,13 @@ class ErrorCode(StrEnum):
     JOB_TIMEOUT = "job_timeout"
     QUEUE_TIMEOUT = "queue_timeout"
     CANCELLED = "cancelled"
+    DEPENDENCY_FAILED = "dependency_failed"
     REMOTE_CANCELLED = "remote_cancelled"
     REMOTE_KILLED = "remote_killed"
     REMOTE_LOST = "remote_lost"
     SPEC_REJECTED = "spec_rejected"
     CREATE_FAILED = "create_failed"
+    SECRET_REFUSED = "secret_refused"  # noqa: S105 - as the next
     SECRET_MISSING = "secret_missing"  # noqa: S105 - the name of an error, not a secret
     INPUT_MISSING = "input_missing"
     INPUT_UNREADABLE = "input_unreadable"
@@ -88,6 +90,11 @@ RULES: Final = MappingProxyType(
             meaning="somebody cancelled the job",
             remedy="rythmiq retry runs it again",
         ),
+        ErrorCode.DEPENDENCY_FAILED: Rule(
+            verdict=Verdict.GIVE_UP,
+            meaning="a job or group that it needs FAILED or was CANCELLED, so it never started",
+            remedy="rythmiq retry --downstream of what failed brings it back",
+        ),
         ErrorCode.REMOTE_CANCELLED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
             meaning="Camber cancelled the job by itself, as it does with GPU jobs that waited too long",
@@ -112,6 +119,11 @@ RULES: Final = MappingProxyType(
             verdict=Verdict.RETRY_ATTEMPT,
             meaning="Camber failed to create the remote job several times, and its list shows none",
             remedy="the message is Camber's own; report it to them if it comes back",
+        ),
+        ErrorCode.SECRET_REFUSED: Rule(
+            verdict=Verdict.GIVE_UP,
+            meaning="the login that put the job in has no grant of a secret that it names",
+            remedy="grant it by secrets.grants, then rythmiq retry",
         ),
         ErrorCode.SECRET_MISSING: Rule(
             verdict=Verdict.GIVE_UP,
@@ -250,6 +262,10 @@ class InvalidJob(RythmiqError):
 
 class NotFound(RythmiqError):
     code = ErrorCode.NOT_FOUND
+
+
+class SecretRefused(RythmiqError):
+    code = ErrorCode.SECRET_REFUSED
 
 
 class SecretMissing(RythmiqError):

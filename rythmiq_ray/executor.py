@@ -5,28 +5,33 @@ Each step is idempotent, and every error comes back as data.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import BoundedSemaphore
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
+from rythmiq_ray.artifact_names import LOG_NAME, check_names, fault_of_name, plain
 from rythmiq_ray.artifacts import ArtifactStore, manifest
 from rythmiq_ray.backends import ExecutionBackend
+from rythmiq_ray.backends.bundle import INPUTS_NAME
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.errors import (
     ArtifactCorrupt,
     BackendUnavailable,
     CreateUncertain,
     ErrorCode,
+    InputMissing,
     NotFound,
     RythmiqError,
     SpecRejected,
     place_of,
 )
+from rythmiq_ray.inputs import MAX_FILES
 from rythmiq_ray.model import (
     Artifact,
     Cancelling,
@@ -34,20 +39,20 @@ from rythmiq_ray.model import (
     Collected,
     ErrorInfo,
     Faulted,
+    Input,
     Job,
     JobState,
     NotYet,
-    Order,
     RemoteFile,
     RemoteJob,
     RemoteResult,
     RemoteStatus,
     Step,
+    StepRequest,
     StepResult,
     Submitted,
     SubmitUncertain,
 )
-from rythmiq_ray.names import LOG_NAME, check_names, plain
 
 SMALL_BYTES: Final = 256 * 1024
 """A file of no more is fetched in one call, whole."""
@@ -74,7 +79,7 @@ MAX_WARNING_CHARACTERS: Final = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Executor:
-    """Runs orders with a backend and an artifact store, in many threads; one serves all of a process."""
+    """Runs requests with a backend and an artifact store, in many threads; one serves all of a process."""
 
     backend: ExecutionBackend
     store: ArtifactStore
@@ -86,25 +91,25 @@ class Executor:
     settled_s: float = 10.0
     """For so long at least a path must not have changed before a job without a result file has succeeded."""
 
-    def run(self, order: Order, *, clock_offset_s: float | None = 0.0) -> StepResult:
-        """Carries out one order. Never raises: an error of ours keeps its code, any other is ``internal``.
+    def run(self, request: StepRequest, *, clock_offset_s: float | None = 0.0) -> StepResult:
+        """Carries out one request. Never raises: an error of ours keeps its code, any other is ``internal``.
 
         ``clock_offset_s``: how far this machine's clock is ahead of the driver's, at least; 0 on the driver's own
         machine, None where the driver has not heard of this one yet.
         """
-        steps: dict[Step, Callable[[Order], StepResult]] = {
+        steps: dict[Step, Callable[[StepRequest], StepResult]] = {
             Step.SUBMIT: partial(self.submit, clock_offset_s=clock_offset_s),
             Step.COLLECT: self.collect,
             Step.CANCEL: self.cancel,
             Step.CLEAN: self.clean,
         }
-        step = steps[order.step]
+        step = steps[request.step]
         try:
-            return step(order)
+            return step(request)
         except RythmiqError as error:
             return Faulted(error=ErrorInfo.of(error))
         except Exception as error:  # noqa: BLE001 - its class may not unpickle in the driver, and its text may hold a secret
-            return Faulted(error=_internal(error, order))
+            return Faulted(error=_internal(error, request))
 
     def probe(self, part: str) -> ErrorInfo | None:
         """Whether the backend or the store, named as in :data:`PROBES`, can be used from here; None = it can."""
@@ -119,19 +124,19 @@ class Executor:
             return ErrorInfo(code=PROBES[part], message=f"{type(error).__name__} in a probe at {place_of(error)}")
         return None
 
-    def submit(self, order: Order, *, clock_offset_s: float | None) -> StepResult:
-        job = order.job
-        if not order.uploaded:
+    def submit(self, request: StepRequest, *, clock_offset_s: float | None) -> StepResult:
+        job = self._with_files(request.job)
+        if not request.uploaded:
             self.backend.upload(
                 job,
-                secrets=order.secrets,
+                secrets=request.secrets,
                 timeout_s=job.spec.timeout_s or self.timeout_s,
                 open_input=self.store.open_input,
             )
-        if order.create_by is not None:
+        if request.create_by is not None:
             if clock_offset_s is None:
                 return NotYet(reason="the node is new to the driver, which cannot tell its time yet", uploaded=True)
-            if now_s() > order.create_by + clock_offset_s:
+            if now_s() > request.create_by + clock_offset_s:
                 return NotYet(reason="the lease it was sent under is over", delay_s=LATE_DELAY_S, uploaded=True)
         try:
             return Submitted(remote=self.backend.create(job))
@@ -140,22 +145,58 @@ class Executor:
         except RythmiqError:
             raise
         except Exception as error:  # noqa: BLE001 - as in run(); it may have come after the create
-            return SubmitUncertain(error=_internal(error, order))
+            return SubmitUncertain(error=_internal(error, request))
 
-    def cancel(self, order: Order) -> StepResult:
-        return Cancelling(accepted=self.backend.cancel(order.job, mark=not order.stray))
+    def _with_files(self, job: Job) -> Job:
+        """With each file of the inputs that are several; raises InputMissing."""
+        if not any(item.name.endswith("/") for item in job.spec.inputs):
+            return job
+        inputs: dict[str, Input] = {}
+        for item in job.spec.inputs:
+            if not item.name.endswith("/"):
+                inputs[item.name] = item
+                continue
+            folder = "" if item.name == "./" else item.name
+            for uri, name in self.store.list_inputs(item.uri):
+                inputs[f"{folder}{name}"] = Input(uri=uri, name=f"{folder}{name}")
+        if len(inputs) > MAX_FILES:
+            raise InputMissing(f"inputs: {len(inputs):,} files; the most of one job is {MAX_FILES:,}")
+        for name in inputs:
+            if (fault := fault_of_name(name)) is not None:
+                raise InputMissing(f"input {plain(name, 200)} {fault}")
+        return replace(job, spec=replace(job.spec, inputs=tuple(inputs.values())))
 
-    def clean(self, order: Order) -> StepResult:
-        self.backend.remove(order.job)
+    def _recorded(self, job: Job) -> tuple[dict[str, Any], ...]:
+        """What the inputs of an attempt were; empty where nobody knows any more."""
+        if not job.spec.inputs:
+            return ()
+        try:
+            found = json.loads(self.backend.read_file(job, INPUTS_NAME))
+        except (NotFound, ValueError, RecursionError):
+            return ()
+        if not isinstance(found, list):
+            return ()
+        return tuple(item for item in found if isinstance(item, dict) and isinstance(item.get("name"), str))
+
+    def cancel(self, request: StepRequest) -> StepResult:
+        return Cancelling(accepted=self.backend.cancel(request.job, mark=not request.stray))
+
+    def clean(self, request: StepRequest) -> StepResult:
+        self.backend.remove(request.job)
         return Cleaned()
 
-    def collect(self, order: Order) -> StepResult:
-        job, remote = order.job, order.remote
-        assert remote is not None  # noqa: S101 - a COLLECT order always has it
+    def collect(self, request: StepRequest) -> StepResult:
+        job, remote = request.job, request.remote
+        assert remote is not None  # noqa: S101 - a COLLECT request always has it
+        inputs = self._recorded(job)
+        if inputs:
+            named = tuple(Input(uri=str(item.get("uri")), name=item["name"]) for item in inputs)
+            job = replace(job, spec=replace(job.spec, inputs=named))
+            request = replace(request, job=job)
         # Only a list has a time of creation; a row does not tell whether the job had started.
         never_started = remote.created_at is not None and remote.started_at is None
         if remote.status is RemoteStatus.CANCELLED and never_started:
-            return self._collected(order, remote, None, (), (), ())
+            return self._collected(request, remote, None, (), (), ())
         warnings: list[str] = []
         try:
             result = self.backend.read_result(job)
@@ -163,22 +204,22 @@ class Executor:
             result = None
             warnings.append(error.message)
         if result is None:
-            found = self._found_without_result(order, remote)
+            found = self._found_without_result(request, remote)
             if isinstance(found, NotYet):
                 return found
             files, unsafe = _safe(found)
             log = None
-            if order.stop_code is None and remote.status is not RemoteStatus.CANCELLED:
+            if request.stop_code is None and remote.status is not RemoteStatus.CANCELLED:
                 kept = "{:,} files of {:,} bytes".format(*_measure(found))
                 warnings.append(
                     f"result_missing: the job left no result file, so all that its path held was kept: {kept}"
                 )
         else:
             files, unsafe = _safe(result.outputs)
-            if not order.final and (order.seen is not None or len(files) > FEW_FILES):
-                seen, late = self._look(order, files)
+            if not request.final and (request.seen is not None or len(files) > FEW_FILES):
+                seen, late = self._look(request, files)
                 if late:
-                    return _not_yet(order, f"{late} of {len(files)} outputs are not whole yet", seen)
+                    return _not_yet(request, f"{late} of {len(files)} outputs are not whole yet", seen)
             warnings.extend(f"output {glob!r} matched no file" for glob in result.unmatched)
             warnings.extend(result.warnings)
             log = result.log
@@ -186,48 +227,50 @@ class Executor:
                 log = None
                 warnings.append("log: the command cut the wrapper's log, so Camber's is kept where there is one")
         total_bytes = sum(file.size_bytes for file in files) + (log.size_bytes if log else 0)
-        if total_bytes > ALONE_BYTES and not order.alone:
-            return NotYet(reason="large", alone=True, alone_bytes=total_bytes, seen=order.seen)
+        if total_bytes > ALONE_BYTES and not request.alone:
+            return NotYet(reason="large", alone=True, alone_bytes=total_bytes, seen=request.seen)
         warnings.extend(unsafe)
-        if order.again:
+        if request.again:
             self.store.discard_partial(job.job_id, job.attempt)
         faults: list[str] = []
-        artifacts = self._copy_all(order, log, files, faults, warnings)
-        if faults and not order.final:
-            return _not_yet(order, faults[0], self._look(order)[0], total_bytes)
+        artifacts = self._copy_all(request, log, files, faults, warnings)
+        if faults and not request.final:
+            return _not_yet(request, faults[0], self._look(request)[0], total_bytes)
         warnings.extend(faults)
-        return self._collected(order, remote, result, artifacts, unsafe, tuple(warnings), tuple(faults))
+        return self._collected(request, remote, result, artifacts, unsafe, tuple(warnings), tuple(faults), inputs)
 
-    def _found_without_result(self, order: Order, remote: RemoteJob) -> tuple[RemoteFile, ...] | NotYet:
+    def _found_without_result(self, request: StepRequest, remote: RemoteJob) -> tuple[RemoteFile, ...] | NotYet:
         """What lies in the path of a job that left no result, once it can be taken for whole."""
-        if not order.final:
-            early = order.growing_s + order.quiet_s < LOOK_AFTER_S
-            return _not_yet(order, "the result file is not there yet", order.seen if early else self._look(order)[0])
-        listing = tuple(self.backend.list_files(order.job))
+        if not request.final:
+            early = request.growing_s + request.quiet_s < LOOK_AFTER_S
+            return _not_yet(
+                request, "the result file is not there yet", request.seen if early else self._look(request)[0]
+            )
+        listing = tuple(self.backend.list_files(request.job))
         seen = _measure(listing)
-        if seen != order.seen:
-            return _not_yet(order, "the path still changes", seen)
-        if remote.status is RemoteStatus.COMPLETED and order.quiet_s < max(self.settled_s, order.growing_s / 10):
-            return _not_yet(order, "the path has not been the same for long enough", seen)
+        if seen != request.seen:
+            return _not_yet(request, "the path still changes", seen)
+        if remote.status is RemoteStatus.COMPLETED and request.quiet_s < max(self.settled_s, request.growing_s / 10):
+            return _not_yet(request, "the path has not been the same for long enough", seen)
         return listing
 
-    def _look(self, order: Order, files: tuple[RemoteFile, ...] = ()) -> tuple[tuple[int, int], int]:
+    def _look(self, request: StepRequest, files: tuple[RemoteFile, ...] = ()) -> tuple[tuple[int, int], int]:
         """What the path holds, and how many of these files it does not hold whole. One call.
 
         Where a service cannot list, nothing is known to be late: each file is then asked for.
         """
         try:
-            listing = self.backend.list_files(order.job)
+            listing = self.backend.list_files(request.job)
         except (BackendUnavailable, NotFound, SpecRejected):
-            return order.seen or (0, 0), 0
+            return request.seen or (0, 0), 0
         sizes = {file.name: file.size_bytes for file in listing}
-        inputs = {file.name for file in order.job.spec.inputs}  # Not listed: they were there before.
+        inputs = {file.name for file in request.job.spec.inputs}  # Not listed: they were there before.
         late = sum(sizes.get(file.name) != file.size_bytes for file in files if file.name not in inputs)
         return _measure(listing), late
 
     def _copy_all(
         self,
-        order: Order,
+        request: StepRequest,
         log: RemoteFile | None,
         files: tuple[RemoteFile, ...],
         faults: list[str],
@@ -239,7 +282,7 @@ class Executor:
         """
 
         def copied(copy: Callable[[], Artifact | None]) -> Artifact | None:
-            if faults and not order.final:
+            if faults and not request.final:
                 return None
             try:
                 return copy()
@@ -249,16 +292,16 @@ class Executor:
 
         def copied_log(log: RemoteFile) -> Artifact | None:
             try:
-                return self._copy(order.job, log, LOG_NAME)
+                return self._copy(request.job, log, LOG_NAME)
             except (ArtifactCorrupt, NotFound):
-                if not order.final:
+                if not request.final:
                     raise
             warnings.append("log: the wrapper's log did not come back whole, so Camber's is kept where there is one")
-            return self._service_log(order, warnings)
+            return self._service_log(request, warnings)
 
         calls: list[Callable[[], Artifact | None]] = [
-            partial(self._service_log, order, warnings) if log is None else partial(copied_log, log),
-            *(partial(self._copy, order.job, file, file.name) for file in files),
+            partial(self._service_log, request, warnings) if log is None else partial(copied_log, log),
+            *(partial(self._copy, request.job, file, file.name) for file in files),
         ]
         done = _together([partial(copied, call) for call in calls], self.concurrency)
         return tuple(artifact for artifact in done if artifact is not None)
@@ -275,9 +318,9 @@ class Executor:
             job.job_id, job.attempt, name, chunks, expected_bytes=file.size_bytes, expected_sha256=file.sha256
         )
 
-    def _service_log(self, order: Order, warnings: list[str]) -> Artifact | None:
+    def _service_log(self, request: StepRequest, warnings: list[str]) -> Artifact | None:
         """The log as the service kept it, for a job whose wrapper left none; files do not wait for it for ever."""
-        job = order.job
+        job = request.job
         try:
             log: AbstractContextManager[Iterator[bytes]] = self.backend.open_log(job)
             with log as chunks:
@@ -285,24 +328,25 @@ class Executor:
         except NotFound:
             return None
         except BackendUnavailable as error:
-            if not order.final:
+            if not request.final:
                 raise
             warnings.append(f"log: it could not be had: {error.message}")
             return None
 
     def _collected(
         self,
-        order: Order,
+        request: StepRequest,
         remote: RemoteJob,
         result: RemoteResult | None,
         artifacts: tuple[Artifact, ...],
         unsafe: tuple[str, ...],
         warnings: tuple[str, ...],
         faults: tuple[str, ...] = (),
+        inputs: tuple[dict[str, Any], ...] = (),
     ) -> Collected:
-        job = order.job
+        job = request.job
         warnings = _bounded(warnings)
-        state, exit_code, error = _verdict(order, remote, result)
+        state, exit_code, error = _verdict(request, remote, result)
         if faults and state is JobState.SUCCEEDED:
             state = JobState.FAILED
             error = ErrorInfo(code=ErrorCode.ARTIFACT_CORRUPT, message=_listed(faults))
@@ -324,6 +368,7 @@ class Executor:
                     finished_at=result.finished_at if result else remote.finished_at,
                     artifacts=artifacts,
                     warnings=warnings,
+                    inputs=inputs,
                 ),
             )
         return Collected(
@@ -346,8 +391,8 @@ def _together(calls: Sequence[Callable[[], Artifact | None]], at_once: int) -> l
         return list(pool.map(lambda call: call(), calls))  # Where one raises, those that have not begun are cancelled.
 
 
-def _internal(error: Exception, order: Order) -> ErrorInfo:
-    message = f"{type(error).__name__} in {order.step} at {place_of(error)}"
+def _internal(error: Exception, request: StepRequest) -> ErrorInfo:
+    message = f"{type(error).__name__} in {request.step} at {place_of(error)}"
     return ErrorInfo(code=ErrorCode.INTERNAL, message=message)
 
 
@@ -363,10 +408,10 @@ def _safe(files: tuple[RemoteFile, ...]) -> tuple[tuple[RemoteFile, ...], tuple[
     )
 
 
-def _not_yet(order: Order, reason: str, seen: tuple[int, int] | None, alone_bytes: int = 0) -> NotYet:
+def _not_yet(request: StepRequest, reason: str, seen: tuple[int, int] | None, alone_bytes: int = 0) -> NotYet:
     """A late sync is waited for, with fewer looks the longer it takes."""
-    delay_s = min(SYNC_DELAY_MAX_S, max(SYNC_DELAY_S, (order.growing_s + order.quiet_s) / 10))
-    return NotYet(reason=reason, delay_s=delay_s, alone=order.alone, alone_bytes=alone_bytes, seen=seen)
+    delay_s = min(SYNC_DELAY_MAX_S, max(SYNC_DELAY_S, (request.growing_s + request.quiet_s) / 10))
+    return NotYet(reason=reason, delay_s=delay_s, alone=request.alone, alone_bytes=alone_bytes, seen=seen)
 
 
 def _measure(listing: Collection[RemoteFile]) -> tuple[int, int]:
@@ -387,7 +432,7 @@ def _listed(faults: tuple[str, ...]) -> str:
 
 
 def _verdict(
-    order: Order, remote: RemoteJob, result: RemoteResult | None
+    request: StepRequest, remote: RemoteJob, result: RemoteResult | None
 ) -> tuple[JobState, int | None, ErrorInfo | None]:
     """How the attempt ended: the wrapper's word where there is one, else the service's."""
 
@@ -404,12 +449,12 @@ def _verdict(
         return failed(ErrorCode.JOB_TIMEOUT, "the command ran longer than its time-out and was stopped")
     if result is None and remote.status is RemoteStatus.COMPLETED:
         return JobState.SUCCEEDED, 0, None
-    if order.stop_code is ErrorCode.CANCELLED:
+    if request.stop_code is ErrorCode.CANCELLED:
         return failed(ErrorCode.CANCELLED, "cancelled on request")
-    if order.stop_code is ErrorCode.REMOTE_LOST:
-        return failed(order.stop_code, "Camber no longer knows the remote job, and its path holds no result")
-    if order.stop_code is not None:
-        return failed(order.stop_code, f"stopped by the driver: {order.stop_code}")
+    if request.stop_code is ErrorCode.REMOTE_LOST:
+        return failed(request.stop_code, "Camber no longer knows the remote job, and its path holds no result")
+    if request.stop_code is not None:
+        return failed(request.stop_code, f"stopped by the driver: {request.stop_code}")
     if result is not None or remote.status is RemoteStatus.CANCELLED:
         return failed(ErrorCode.REMOTE_CANCELLED, "Camber cancelled the job by itself")
     return failed(

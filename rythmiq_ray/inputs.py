@@ -7,6 +7,7 @@ the local store, and no request goes to the addresses where clouds keep their cr
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -21,6 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from rythmiq_ray.errors import InputMissing, InputUnreadable, StoreUnavailable
+from rythmiq_ray.job_fields import is_stored
 
 _TIMEOUT_S: Final = (5.0, 60.0)
 _MAX_REDIRECTS: Final = 5
@@ -33,6 +35,11 @@ _MISSING_CODES: Final = frozenset(
     }
 )
 """What S3 says of one object. Any other refusal is about the keys or the service, and so about every input."""
+MAX_FILES: Final = 10_000
+"""Of one job, all its inputs together."""
+WILDCARD: Final = re.compile(r"[*?\[]")
+_GLOB_PARTS: Final = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
+_GLOBS: Final = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 _METADATA: Final = tuple(
     ipaddress.ip_network(network) for network in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
 )
@@ -52,7 +59,50 @@ def open_input(uri: str, *, s3_client: Callable[[], Any], local_root: Path | Non
         return _open_http(uri)
     if scheme == "file":
         return _open_file(uri, local_root)
+    if is_stored(uri):
+        raise InputMissing(f"input {uri}: no stored file of it matches")
     raise InputMissing(f"input {uri}: only s3, https, http and file can be read")
+
+
+def list_inputs(uri: str, *, s3_client: Callable[[], Any]) -> list[tuple[str, str]]:
+    """The objects below an ``s3://`` folder, or that match a pattern, as (URI, name below the part without wildcards).
+
+    ``*`` and ``?`` stay in a folder, ``**`` crosses folders. Raises as :func:`open_input`, and InputMissing where
+    there are none or more than :data:`MAX_FILES`.
+    """
+    if not uri.startswith("s3://"):
+        raise InputMissing(f"input {uri}: no stored file of it matches")
+    bucket, _, key = uri[len("s3://") :].partition("/")
+    wild = WILDCARD.search(key) if "*" in key else None
+    prefix = key[: wild.start()] if wild else key
+    pattern = re.compile(regex_of(key)) if wild else None
+    found: list[str] = []
+    with _s3_errors(uri):
+        for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", ()):
+                name = entry["Key"]
+                if not name.endswith("/") and (pattern is None or pattern.fullmatch(name)):
+                    found.append(name)
+            if len(found) > MAX_FILES:
+                raise InputMissing(f"input {uri}: more than {MAX_FILES:,} files; the most of one job is that")
+    if not found:
+        raise InputMissing(f"input {uri}: there is nothing there")
+    start = prefix.rfind("/") + 1
+    return [(f"s3://{bucket}/{name}", name[start:]) for name in found]
+
+
+def regex_of(glob: str) -> str:
+    """A glob of names as a regular expression, for Python and for Postgres alike."""
+    out = []
+    for part in _GLOB_PARTS.split(glob):
+        if part in _GLOBS:
+            out.append(_GLOBS[part])
+        elif part.startswith("[") and len(part) > 2:
+            inner = part[1:-1].replace("\\", "\\\\")
+            out.append(f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]")
+        else:
+            out.append(re.sub(r"[^A-Za-z0-9_/ -]", lambda found: f"\\{found[0]}", part))
+    return "".join(out)
 
 
 def path_below(root: Path, uri: str) -> Path | None:
@@ -89,10 +139,18 @@ class _Reader:
 @contextmanager
 def _open_s3(uri: str, s3_client: Callable[[], Any]) -> Iterator[BinaryIO]:
     bucket, _, key = uri[len("s3://") :].partition("/")
-    if "@" in bucket:
+    with _s3_errors(uri):
+        answer = s3_client().get_object(Bucket=bucket, Key=key)
+    with closing(answer["Body"]) as body:
+        yield cast(BinaryIO, _Reader(uri, lambda size: body.read(None if size < 0 else size), answer["ContentLength"]))
+
+
+@contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    if "@" in uri[len("s3://") :].partition("/")[0]:
         raise InputMissing("an s3:// input holds credentials: take them out, the Ray node's own are used")
     try:
-        answer = s3_client().get_object(Bucket=bucket, Key=key)
+        yield
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", "error"))
         if code in _MISSING_CODES:
@@ -103,8 +161,6 @@ def _open_s3(uri: str, s3_client: Callable[[], Any]) -> Iterator[BinaryIO]:
     except (BotoCoreError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise StoreUnavailable(f"input {uri}: {reason}: check AWS_* and AWS_ENDPOINT_URL_S3") from None
-    with closing(answer["Body"]) as body:
-        yield cast(BinaryIO, _Reader(uri, lambda size: body.read(None if size < 0 else size), answer["ContentLength"]))
 
 
 @contextmanager

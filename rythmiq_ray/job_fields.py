@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Final, NotRequired
 from urllib.parse import unquote, urlsplit
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -27,10 +28,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
+from rythmiq_ray.artifact_names import LOG_NAME, MANIFEST_NAME, fault_of_name
 from rythmiq_ray.checks import Between, Several, Text, kind_of, quote
 from rythmiq_ray.duration import PATTERN, seconds_of
 from rythmiq_ray.model import Input
-from rythmiq_ray.names import LOG_NAME, MANIFEST_NAME, fault_of_name
 
 MAX_COMMAND_BYTES: Final = 256 * 1024
 MAX_ENV_BYTES: Final = 256 * 1024
@@ -65,6 +66,10 @@ _SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,254}")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _SCHEMES: Final = ("s3", "file", "http", "https")
+_STORED: Final = re.compile(r"(job|group):(?!//)")
+"""What another job, or the members of a group, stored."""
+_ENDING: Final = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")
+"""Of a file's name."""
 _CACHED: Final = 4096
 _SURROGATE: Final = "holds a lone surrogate, which is not a character"
 
@@ -72,12 +77,57 @@ _SURROGATE: Final = "holds a lone surrogate, which is not a character"
 def default_name(uri: str) -> str:
     """The file name that an input has where none is given: the last segment of its URI's path; '' if it has none.
 
-    The query of an http URI does not count, and its ``%20`` becomes a space; S3 keys and local paths are literal.
+    The query of an http URI does not count, and its ``%20`` becomes a space; S3 keys and local paths are literal. What
+    may be several files has a folder, which ends in ``/``: that of the URI, or ``./``, the working directory itself.
     """
     scheme, _, rest = uri.partition("://")
     if scheme in ("http", "https"):
-        rest = unquote(re.split(r"[?#]", rest, maxsplit=1)[0])
-    return rest.rpartition("/")[2]
+        return unquote(re.split(r"[?#]", rest, maxsplit=1)[0]).rpartition("/")[2]
+    if is_several(uri):
+        return f"{uri.rstrip('/').rpartition('/')[2]}/" if uri.endswith("/") and not _STORED.match(uri) else "./"
+    name = uri.rpartition("/")[2]
+    return "./" if name in (".", "..") else name
+
+
+def is_local(uri: str) -> bool:
+    """Whether an input is a path of the machine that enqueues: it has no scheme."""
+    return not _SCHEME.match(uri) and not _STORED.match(uri)
+
+
+def is_stored(uri: str) -> bool:
+    """Whether an input is what another job stored: ``job:ID/GLOB`` or ``group:ID/GLOB``."""
+    return _STORED.match(uri) is not None
+
+
+def is_several(uri: str) -> bool:
+    """Whether an input may be several files: an S3 folder or pattern, a pattern of a job's files, all of a group's."""
+    scheme, mark, rest = uri.partition("://")
+    if mark:
+        # `?` and `[` are in keys that are meant as they are; beside a `*` they are wildcards too.
+        return scheme == "s3" and (rest.endswith("/") or "*" in rest)
+    if _STORED.match(uri):
+        return uri.startswith("group:") or bool(_WILD.search(uri))
+    return uri.endswith("/")
+
+
+def input_of(text: str) -> dict[str, str]:
+    """``URI[=NAME]`` as the fields of an input.
+
+    URIs hold ``=`` too: in queries, and in keys such as ``dt=1/x.csv`` or ``epoch=3-step=1000.ckpt``.
+    """
+    uri, mark, name = text.rpartition("=./")
+    if mark:
+        return {"uri": uri, "name": name or "./"}
+    folder = text.endswith("/")
+    uri, mark, name = text.removesuffix("/").rpartition("=")
+    query = text.startswith(("http://", "https://")) and "?" in uri
+    last = uri.rpartition("/")[2]
+    part_of_key = not _ENDING.search(last) and ("=" in last or name[:1].isdigit())
+    if uri.endswith("/") or "*" in last:
+        part_of_key = False
+    if not mark or "/" in name or query or part_of_key:
+        return {"uri": text, "name": default_name(text)}
+    return {"uri": uri, "name": f"{name}/" if folder else name}
 
 
 class _Files:
@@ -111,10 +161,14 @@ def _fault_of_uri(uri: str) -> str | None:
         return f"has {size:,} bytes; the most is {MAX_URI_BYTES:,}"
     if _CONTROL.search(uri):
         return "holds a control character"
+    if _STORED.match(uri):
+        reference, _, glob = uri.partition(":")[2].partition("/")
+        return None if reference and glob else "must be job:ID/GLOB or group:ID/GLOB"
     scheme = _SCHEME.match(uri)
-    if scheme is None or scheme[1] not in _SCHEMES:
-        hint = "s3://bucket/key, file:///path, http://… or https://…"
-        return f"must start with a scheme: {hint}" if scheme is None else f"its scheme is none of {hint}"
+    if scheme is None:
+        return None if uri.strip() else "is empty"
+    if scheme[1] not in _SCHEMES:
+        return "its scheme is none of s3://bucket/key, file:///path, http://… or https://…"
     rest = uri[scheme.end() :]
     if scheme[1] == "s3":
         return _fault_of_s3(rest)
@@ -131,7 +185,7 @@ def _fault_of_s3(rest: str) -> str | None:
         return "names no bucket"
     if not _BUCKET.fullmatch(bucket):
         return "names a bucket with characters that no bucket has"
-    if not key or key.endswith("/"):
+    if not key.strip("/"):
         return "names no object of the bucket"
     return None
 
@@ -161,8 +215,11 @@ def _fault_of_http(uri: str) -> str | None:
 def _fault_of_input_name(name: str) -> str | None:
     if not name:
         return "is missing, and the URI ends in no file name"
-    fault = fault_of_name(name)
-    return _fault_of_reserved(name, BUNDLE_NAMES) if fault is None else f"{quote(name)} {fault}"
+    if name == "./":
+        return None
+    path = name.removesuffix("/")
+    fault = fault_of_name(path)
+    return _fault_of_reserved(path, BUNDLE_NAMES) if fault is None else f"{quote(name)} {fault}"
 
 
 def _fault_of_output(glob: str) -> str | None:
@@ -215,7 +272,7 @@ def any_case(*words: str) -> str:
 
 _MAX_NAME: Final = 900
 _MAX_SEGMENT: Final = 255
-"""Both in bytes, see :mod:`rythmiq_ray.names`; a schema can count characters only."""
+"""Both in bytes, see :mod:`rythmiq_ray.artifact_names`; a schema can count characters only."""
 _CONTROLS: Final = r"[\x00-\x1f\x7f-\x9f]"
 _BAD_NAME: Final = rf"{_CONTROLS}|^/|\\|(^|/)\.{{0,2}}(/|$)|(^|/)\s|\s(/|$)|[^/]{{{_MAX_SEGMENT + 1}}}"
 _OWN_NAMES: Final = rf"^({any_case(*sorted(BUNDLE_NAMES))})(/|$)|^{any_case(BUNDLE_PREFIX)}"
@@ -333,9 +390,11 @@ class InputFields(TypedDict):
         WithJsonSchema(
             {
                 "type": "string",
-                "description": "s3://bucket/key, file:///path, http://… or https://…",
-                "pattern": r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,254}/|file://(localhost)?/|https?://[^\s/?#@])",
-                "not": {"pattern": rf"{_CONTROLS}|^(s3|file)://.*/$"},
+                "description": "s3://bucket/key, file:///path, http://…, https://…, job:ID/GLOB, group:ID/GLOB, or a"
+                " path of the machine that enqueues.",
+                "pattern": r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,254}/|file://(localhost)?/|https?://[^\s/?#@]"
+                r"|(job|group):(?!//)[^/]+/.|(?![A-Za-z][A-Za-z0-9+.-]*://|(job|group):).*\S)",
+                "not": {"pattern": rf"{_CONTROLS}|^file://.*/$|^s3://[^/]*/+$"},
                 "maxLength": MAX_URI_BYTES,
             }
         ),
@@ -359,20 +418,31 @@ class InputFields(TypedDict):
 def _named(item: object) -> object:
     """The fields of an input, with the name that it has where none is given."""
     if isinstance(item, Input):
-        return {"uri": item.uri, "name": item.name}
+        return _placed(item.uri, item.name)
     if not isinstance(item, Mapping):
         raise ValueError(f"must be an object with uri and name, not {kind_of(item)}")
-    if item.get("name") is not None:
-        return dict(item)
-    uri = item.get("uri")
-    return {**item, "name": default_name(uri) if isinstance(uri, str) else "x"}  # no URI is fault enough
+    uri, name = item.get("uri"), item.get("name")
+    if name is None:
+        return {**item, "name": default_name(uri) if isinstance(uri, str) else "x"}  # no URI is fault enough
+    return {**item, **_placed(uri, name)} if isinstance(uri, str) and isinstance(name, str) else dict(item)
+
+
+def _placed(uri: object, name: object) -> dict[str, object]:
+    """A single file that goes into a folder has its own name there, several go into a folder."""
+    if isinstance(uri, str) and isinstance(name, str) and name:
+        if is_several(uri):
+            name = name if name.endswith("/") else f"{name}/"
+        elif name.endswith("/") and not is_local(uri):
+            name = f"{name.removeprefix('./')}{default_name(uri)}"
+    return {"uri": uri, "name": name}
 
 
 def _inputs_apart(inputs: tuple[InputFields, ...]) -> tuple[InputFields, ...]:
     if len(inputs) < 2:
         return inputs
     files = _Files()
-    _refuse([(f"[{at}].name", fault) for at, item in enumerate(inputs) if (fault := files.add(item["name"]))])
+    names = ((at, item["name"]) for at, item in enumerate(inputs) if not item["name"].endswith("/"))
+    _refuse([(f"[{at}].name", fault) for at, name in names if (fault := files.add(name))])
     return inputs
 
 
@@ -497,3 +567,14 @@ Secrets = Annotated[
     Field(json_schema_extra={"uniqueItems": True}),
 ]
 ExitCodes = Annotated[tuple[Annotated[Integer, Between(1, 255)], ...], Entries, _list_of("exit codes")]
+Name = Annotated[Text, OneLine(1, 200)]
+Labels = Annotated[
+    dict[Annotated[Text, OneLine(1, 63)], Annotated[Text, OneLine(0, 200)]],
+    Field(max_length=64),
+    BeforeValidator(_mapped),
+]
+Reference = Annotated[
+    Text, OneLine(1, 200), BeforeValidator(lambda value: str(value) if isinstance(value, UUID) else value)
+]
+"""An id or a name."""
+References = Annotated[tuple[Reference, ...], Entries, _list_of("ids or names")]

@@ -30,6 +30,8 @@ FORMER_NAMES: Final = {"timeout_s": "timeout", "delay_s": "delay"}
 class JobState(StrEnum):
     """Where a job is in its life; the value of ``rythmiq.jobs.state``."""
 
+    BLOCKED = "BLOCKED"
+    """It waits for other jobs, or for a place among the members of its group that may run at once."""
     QUEUED = "QUEUED"
     RETRYING = "RETRYING"
     RUNNING = "RUNNING"
@@ -115,6 +117,8 @@ class JobSpec:
     num_nodes: int = 1
     gpu: bool = False
     inputs: tuple[Input, ...] = ()
+    """Files that are put into the working directory first; a text among them is read as ``rythmiq enqueue --input``
+    reads it, ``URI[=NAME]``."""
     outputs: tuple[str, ...] = ()
     """Globs relative to the working directory; ``**`` crosses folders."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +128,13 @@ class JobSpec:
     """How long the command may run: seconds, or text such as ``2h``; None = ``execution.timeout_ms``."""
     retry_exit_codes: tuple[int, ...] | None = None
     """Exit codes worth another attempt; None = any but 0."""
+
+    def __post_init__(self) -> None:
+        if self.inputs and isinstance(self.inputs, list | tuple) and any(isinstance(item, str) for item in self.inputs):
+            from rythmiq_ray.job_fields import input_of
+
+            inputs = (Input(**input_of(item)) if isinstance(item, str) else item for item in self.inputs)
+            object.__setattr__(self, "inputs", tuple(inputs))
 
     @property
     def timeout_s(self) -> float | None:
@@ -167,11 +178,72 @@ class NewJob:
     """Unique among unfinished jobs; enqueueing it again gives the first one's id."""
     delay: float | str = 0.0
     """How long after its enqueue it may start at the earliest: seconds, or text such as ``2h``."""
+    name: str | None = None
+    """For people; jobs of one group are found by it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] | None = None
+    """The variables in which it differs from the other members of its group; the command has them beside ``env``."""
+    group: str | UUID | None = None
+    """Its group: the id of one that is there, or the name of one that is unfinished; a new name makes a new group."""
+    after: tuple[str | UUID, ...] = ()
+    """It starts once these have SUCCEEDED: ids of jobs and groups, or names of jobs and groups that are enqueued with
+    it, or of jobs in its group."""
+    after_ended: tuple[str | UUID, ...] = ()
+    """It starts once these have ended, however they did."""
 
     @property
     def delay_s(self) -> float:
         """``delay`` in seconds; raises ValueError where it is no duration."""
         return seconds_of(self.delay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewGroup:
+    """What is submitted as one thing: a sweep, a batch, the steps of a pipeline."""
+
+    name: str | None = None
+    user_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    max_parallel: int | None = None
+    """So many of its members may be queued or running at once; None = all."""
+    stop_after_failures: int | None = None
+    """Once so many have FAILED the rest is cancelled, running ones too; None = never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A row of ``rythmiq.groups``."""
+
+    group_id: UUID
+    name: str | None
+    user_id: str | None
+    labels: Mapping[str, str]
+    max_parallel: int | None
+    stop_after_failures: int | None
+    members: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    stopped_at: datetime | None
+    """When ``stop_after_failures`` was reached."""
+    created_at: datetime
+    finished_at: datetime | None
+    """When its last member ended; None again once one is retried or added."""
+    enqueued_by: str | None = None
+
+    @property
+    def unfinished(self) -> int:
+        """Members that have not ended."""
+        return self.members - self.succeeded - self.failed - self.cancelled
+
+    @property
+    def state(self) -> JobState:
+        """As of a job: RUNNING while a member is unfinished, then FAILED or CANCELLED if one is, else SUCCEEDED."""
+        if self.finished_at is None or self.unfinished > 0:
+            return JobState.RUNNING
+        if self.failed:
+            return JobState.FAILED
+        return JobState.CANCELLED if self.cancelled else JobState.SUCCEEDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +289,19 @@ class Job:
     """When this attempt's remote job was first known; then when it was first seen to run, and to have ended."""
     running_at: datetime | None = None
     ended_at: datetime | None = None
-    waits_for: str | None = None
+    wait_reason: str | None = None
     """Why a running attempt does not get on, in words."""
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    group_id: UUID | None = None
+    group_index: int | None = None
+    """Its place among the members of its group, from 0."""
+    params: Mapping[str, str] | None = None
+    """The variables in which it differs from the other members of its group."""
+    waits_for: int = 0
+    """How many of its dependencies are not satisfied yet."""
+    enqueued_by: str | None = None
+    """The database login that put it in."""
 
 
 def path_of(job_id: UUID, attempt: int) -> str:
@@ -309,7 +392,7 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class StepRequest:
     """One step for one attempt."""
 
     step: Step
@@ -327,7 +410,7 @@ class Order:
     final: bool = False
     """COLLECT: waiting for a late sync is over; keep what is there."""
     alone: bool = False
-    """This order has a Ray task of its own."""
+    """This request has a Ray task of its own."""
     stray: bool = False
     """CANCEL: the remote job is a second one on the path of an attempt, which itself goes on."""
     again: bool = False

@@ -24,7 +24,7 @@ from rythmiq_ray.model import FORMER_NAMES, Input, JobSpec, NewJob
 if TYPE_CHECKING:
     from rythmiq_ray.config import CamberCatalog
 
-__all__ = ["Line", "check", "default_name", "json_schema", "parse", "parse_lines", "read_spec"]
+__all__ = ["Line", "check", "check_all", "default_name", "json_schema", "parse", "parse_lines", "read_spec"]
 
 MAX_TIMEOUT_S: Final = 30 * 86_400
 MAX_DELAY_S: Final = 365 * 86_400
@@ -73,6 +73,25 @@ class Line(TypedDict, total=False):
     """While a job with this key is unfinished, no other with it is added."""
     delay: Annotated[float, Duration(MAX_DELAY_S, zero=True), _names("delay_s")]
     """Not before this time has passed: seconds, or text with a unit of s, m, h, d or w."""
+    name: of.Name | None
+    """For people; jobs of one group are found by it."""
+    params: of.Env | None
+    """The variables in which it differs from the other members of its group; the command has them beside env."""
+    labels: of.Labels
+    """Names and values to filter and sum by."""
+    group: of.Reference | None
+    """Its group: the id of one that is there, or the name of one that is unfinished; a new name makes a new group."""
+    after: of.References
+    """It starts once these have SUCCEEDED: ids of jobs and groups, or names of jobs and groups of this file."""
+    after_ended: of.References
+    """It starts once these have ended, however they did."""
+
+
+class Own(TypedDict):
+    """What members of a sweep do not share."""
+
+    name: of.Name | None
+    params: of.Env | None
 
 
 _LINE: Final = TypeAdapter(Line)
@@ -81,26 +100,30 @@ _INPUT_FIELDS: Final = ("uri", "name")
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(JobSpec))
 _SPEC_NAMES: Final = tuple(sorted(_SPEC_FIELDS))
 _SPEC_DEFAULTS, _QUEUE_DEFAULTS = (
-    # Without the command, and the spec itself, which have none, and env, whose default is a new one each time.
+    # Without the command and the spec, which have none, and env and labels, whose default is a new one each time.
     {field.name: field.default for field in fields(model) if field.default is not MISSING}
     for model in (JobSpec, NewJob)
 )
 _DEFAULTS: Final = {**_SPEC_DEFAULTS, **_QUEUE_DEFAULTS}
+_OWN: Final = TypeAdapter(Own)
+_shared_values: Final = attrgetter(*(name for name in _QUEUE_DEFAULTS if name not in ("name", "params")))
 _spec_values: Final = attrgetter(*_SPEC_DEFAULTS)
 _queue_values: Final = attrgetter(*_QUEUE_DEFAULTS)
 _SHOWN: Final = 20
 """Of unknown fields in a stored spec; each is compared with all that are known."""
 
 
-def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
+def check(job: NewJob, catalog: CamberCatalog, *, local: bool = False) -> list[str]:
     """All faults of a job, each starting with its field; none if it may be enqueued.
 
     Trusts no type hint: what a caller without a type checker passes is named too. ``catalog`` is what Camber
-    offers (``conf/camber.yaml``).
+    offers (``conf/camber.yaml``). ``local``: paths of this machine are inputs too, as they are before their upload.
     """
     line: dict[str, Any] = {"command": job.spec.command}
     if (env := job.spec.env) or type(env) is not dict:
         line["env"] = env
+    if (labels := job.labels) or type(labels) is not dict:
+        line["labels"] = labels
     # Most fields of most jobs are the very default, which needs no check. To be equal is not enough: True == 1.
     values = _spec_values(job.spec) + _queue_values(job)
     if not all(map(is_, values, _DEFAULTS.values())):
@@ -109,8 +132,31 @@ def check(job: NewJob, catalog: CamberCatalog) -> list[str]:
     try:
         _LINE.validator.validate_python(line)
     except ValidationError as error:
-        return [*_sentences(error), *_faults_beyond(line, catalog)]
-    return _faults_beyond(line, catalog)
+        return [*_sentences(error), *_faults_beyond(line, catalog, local=local)]
+    return _faults_beyond(line, catalog, local=local)
+
+
+def check_all(jobs: Iterable[NewJob], catalog: CamberCatalog, *, local: bool = False) -> Iterator[list[str]]:
+    """As :func:`check`, for each. Of members that differ in name and parameters alone, no more than these is looked at
+    again."""
+    checked: NewJob | None = None
+    for job in jobs:
+        if checked is not None and _differ_in_own_alone(job, checked) and not job.spec.secrets:
+            try:
+                _OWN.validator.validate_python({"name": job.name, "params": job.params})
+                yield []
+                continue
+            except ValidationError:
+                pass
+        faults = check(job, catalog, local=local)
+        checked = None if faults else job
+        yield faults
+
+
+def _differ_in_own_alone(job: NewJob, other: NewJob) -> bool:
+    if job.spec is not other.spec or (job.labels is not other.labels and job.labels != {}):
+        return False
+    return all(map(is_, _shared_values(job), _shared_values(other)))
 
 
 def parse(data: Mapping[str, Any]) -> NewJob:
@@ -118,7 +164,7 @@ def parse(data: Mapping[str, Any]) -> NewJob:
 
     Raises InvalidJob with all faults but those against the catalog, which :func:`check` knows.
     """
-    job, faults = _read(data, None)
+    job, faults = _read(data, None, local=True)
     if job is None or faults:
         raise InvalidJob(faults)
     return job
@@ -160,7 +206,7 @@ def parse_lines(lines: Iterable[str | bytes], catalog: CamberCatalog) -> list[Ne
             continue
         if data is None:
             continue
-        job, found = _read(data, catalog)
+        job, found = _read(data, catalog, local=True)
         faults.extend(f"line {number}: {fault}" for fault in found)
         if job is not None:
             jobs.append(job)
@@ -169,16 +215,18 @@ def parse_lines(lines: Iterable[str | bytes], catalog: CamberCatalog) -> list[Ne
     return jobs
 
 
-def _read(data: Mapping[str, Any], catalog: CamberCatalog | None) -> tuple[NewJob | None, list[str]]:
+def _read(
+    data: Mapping[str, Any], catalog: CamberCatalog | None, *, local: bool = False
+) -> tuple[NewJob | None, list[str]]:
     """The job, and what is wrong with it beside the values of its fields, which leaves no job at all."""
     try:
         line: dict[str, Any] = _LINE.validator.validate_python(dict(data))
     except ValidationError as error:
-        return None, [*_sentences(error), *_faults_beyond(data, catalog)]
+        return None, [*_sentences(error), *_faults_beyond(data, catalog, local=local)]
     spec = {name: line.pop(name) for name in _SPEC_FIELDS.intersection(line)}
     if "inputs" in spec:
         spec["inputs"] = tuple(Input(**item) for item in spec["inputs"])
-    return NewJob(spec=JobSpec(**spec), **line), _faults_beyond(spec, catalog)
+    return NewJob(spec=JobSpec(**spec), **line), _faults_beyond(spec, catalog, local=local)
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
@@ -194,13 +242,16 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             yield f"{field}: {sentence(fault, _INPUT_FIELDS if len(fault['loc']) > 1 else _FIELDS)}"
 
 
-def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None) -> list[str]:
+def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None, *, local: bool) -> list[str]:
     """The faults that are between fields, or against what Camber offers. Values may be of any type here."""
     faults: list[str] = []
+    if not local and (inputs := line.get("inputs")) and isinstance(inputs, tuple | list):
+        faults.extend(_local_faults(inputs))
     if (secrets := line.get("secrets")) and isinstance(secrets, tuple | list):
-        env = line.get("env")
-        names = (name for name in secrets if isinstance(name, str) and isinstance(env, Mapping) and name in env)
-        faults.extend(f"secrets: {quote(name)} is in env too" for name in dict.fromkeys(names))
+        for field in ("env", "params"):
+            env = line.get(field)
+            names = (name for name in secrets if isinstance(name, str) and isinstance(env, Mapping) and name in env)
+            faults.extend(f"secrets: {quote(name)} is in {field} too" for name in dict.fromkeys(names))
     if catalog is None:
         return faults
     engine, size = line.get("engine", JobSpec.engine), line.get("node_size", JobSpec.node_size)
@@ -215,6 +266,14 @@ def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None) -> li
         else:
             faults.append(f"node_size: there is no {quote(size)}{meant(name, tuple(sizes))}")
     return faults
+
+
+def _local_faults(inputs: Iterable[object]) -> Iterator[str]:
+    for at, item in enumerate(inputs):
+        uri = item.get("uri") if isinstance(item, Mapping) else getattr(item, "uri", None)
+        if isinstance(uri, str) and of.is_local(uri):
+            said = "must start with a scheme: s3://bucket/key, file:///path, http://… or https://…"
+            yield f"inputs[{at}].uri: {said}; paths of this machine are uploaded by `rythmiq enqueue` and by Client"
 
 
 # Decoding: pydantic's own would take the last of two equal keys, and NaN.

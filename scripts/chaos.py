@@ -41,7 +41,7 @@ import psycopg2.extras
 from rich.console import Console
 from rich.table import Table
 
-from rythmiq_ray import JobSpec, NewJob, enqueue_many
+from rythmiq_ray import Input, JobSpec, NewGroup, NewJob, enqueue_group, enqueue_many, grid
 from rythmiq_ray.local.camber import Emulator, Faults, Outage, program
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.local.process import free_ports
@@ -49,6 +49,7 @@ from rythmiq_ray.local.s3 import REGION, S3
 from rythmiq_ray.queue import inspect
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.sweeps import expand
 
 LEASE_S: Final = 4.0
 DRIVERS: Final = 3
@@ -248,10 +249,30 @@ class Arena:
             ends.append((end[0], 1 + number % 9 if end[0] == "FAILED" else end[1]))
         connection = psycopg2.connect(self.postgres.url)
         ids = enqueue_many(connection, jobs)
+        self.expected = dict(zip(ids, ends, strict=True))
+        self.may_cancel = list(ids)
+        self._enqueue_group(connection, max(4, count // 10))
         connection.commit()
         connection.close()
-        self.expected = dict(zip(ids, ends, strict=True))
-        console.print(f"{count} jobs are queued over {count * 0.3:.0f} s")
+        console.print(f"{len(self.expected)} jobs are queued over {count * 0.3:.0f} s")
+
+    def _enqueue_group(self, connection: psycopg2.extensions.connection, members: int) -> None:
+        """A sweep with places, a job that has all its parts as inputs, and a chain whose first job fails."""
+        job = NewJob(spec=JobSpec(command="echo $N > part.txt", outputs=("part.txt",)), max_attempts=100)
+        group_id, ids = enqueue_group(
+            connection, NewGroup(name="parts", max_parallel=2), expand(job, grid(N=range(members)))
+        )
+        all_parts = Input(uri=f"group:{group_id}/part.txt", name="parts/")
+        merge = JobSpec(command=f"test $(cat parts/*/part.txt | wc -l) = {members}", inputs=(all_parts,))
+        chain = [
+            NewJob(spec=merge, max_attempts=100),
+            NewJob(spec=JobSpec(command="exit 3", retry_exit_codes=()), name="fails", group="chain", max_attempts=100),
+            NewJob(spec=JobSpec(command="true"), name="never", group="chain", after=("fails",), max_attempts=100),
+            NewJob(spec=JobSpec(command="true"), after_ended=("chain",), max_attempts=100),
+        ]
+        ends = [("SUCCEEDED", 0), ("FAILED", 3), ("CANCELLED", None), ("SUCCEEDED", 0)]
+        self.expected |= dict.fromkeys(ids, ("SUCCEEDED", 0))
+        self.expected |= dict(zip(enqueue_many(connection, chain), ends, strict=True))
 
     def torment(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -335,7 +356,7 @@ class Arena:
         self.done["Camber outages"] += 1
 
     def cancel_one(self) -> None:
-        open_ids = [job_id for job_id in self.expected if job_id not in self.cancelled]
+        open_ids = [job_id for job_id in self.may_cancel if job_id not in self.cancelled]
         job_id = self.random.choice(open_ids)
         with suppress(psycopg2.Error):
             connection = psycopg2.connect(self.postgres.url)
@@ -412,7 +433,8 @@ class Arena:
             self.wake(number)
         deadline = time.monotonic() + SETTLE_LIMIT_S
         sql = (
-            "SELECT (SELECT count(*) FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')) AS open,"
+            "SELECT (SELECT count(*) FROM rythmiq.jobs"
+            "        WHERE state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING')) AS open,"
             " (SELECT count(*) FROM rythmiq.attempts WHERE finished_at IS NOT NULL AND cleaned_at IS NULL) AS unclean"
         )
         while True:
@@ -460,6 +482,15 @@ class Arena:
             row = jobs[job_id]
             if (row["state"], row["error_code"]) != ("FAILED", "invalid_job"):
                 yield f"the odd row {job_id} ended {row['state']}, {row['error_code']}: {row['error_message']}"
+        for row in self.rows(
+            "SELECT g.name, g.members, g.succeeded, g.failed, g.cancelled, count(j.*) AS there,"
+            " count(*) FILTER (WHERE j.state = 'SUCCEEDED') AS s, count(*) FILTER (WHERE j.state = 'FAILED') AS f,"
+            " count(*) FILTER (WHERE j.state = 'CANCELLED') AS c, g.finished_at IS NULL AS open"
+            " FROM rythmiq.groups AS g JOIN rythmiq.jobs AS j USING (group_id) GROUP BY g.group_id"
+        ):
+            counted = (row["there"], row["s"], row["f"], row["c"], False)
+            if (row["members"], row["succeeded"], row["failed"], row["cancelled"], row["open"]) != counted:
+                yield f"the group {row['name']} has other counters than members: {dict(row)}"
         self.done["attempts"] = self.rows("SELECT count(*) FROM rythmiq.attempts")[0]["count"]
         self.done["jobs"] = len(self.expected)
         for row in self.rows(

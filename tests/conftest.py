@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -21,7 +21,30 @@ if TYPE_CHECKING:
     from rythmiq_ray.local.s3 import S3
 
 TEMPLATE = "rythmiq_template"
+MAY_SKIP_IN_CI = (
+    "only root",  # CI may run as anybody,
+    "may not mount",  # in a container without the right to mount,
+    "not allowed to mount",
+    "no git history",  # from a shallow clone,
+    "this machine allows too few",  # and with limits of its own.
+)
 _OTHER_POSTGRES = os.environ.get("RYTHMIQ_TEST_POSTGRES")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failure, but for those that cannot run everywhere."""
+    report = yield
+    if (
+        report.skipped
+        and os.environ.get("CI") == "true"
+        and not any(why in str(report.longrepr) for why in MAY_SKIP_IN_CI)
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, and not on the short list in tests/conftest.py: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

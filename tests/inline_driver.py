@@ -13,12 +13,12 @@ from samples import API_KEY
 from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.layers import load
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import Heartbeat, Queue, inspect
 
@@ -28,8 +28,13 @@ WAIT_S = 60.0
 class Run:
     """One driver, registered and polling."""
 
-    def __init__(self, url: str, store: Path, endpoint: str, *more: str, threads: int = 8) -> None:
-        """``endpoint``: Camber's; ``more``: overrides of the configuration beside those that make it quick."""
+    def __init__(
+        self, url: str, store: Path, endpoint: str, *more: str, threads: int = 8, layer: Path | None = None
+    ) -> None:
+        """``endpoint``: Camber's; ``more``: overrides of the configuration beside those that make it quick.
+
+        ``layer``: a file for RYTHMIQ_CONFIG.
+        """
         environ = {
             "DATABASE_URL": url,
             "ARTIFACT_STORE_TYPE": "local",
@@ -38,6 +43,8 @@ class Run:
             "CAMBER_API_KEY": API_KEY,
             "CAMBER_API_ENDPOINT": endpoint,
         }
+        if layer is not None:
+            environ["RYTHMIQ_CONFIG"] = str(layer)
         overrides = ["driver.poll_interval_s=0.1", "driver.lease_s=5", "camber.settle_s=0.3", "camber.call_attempts=1"]
         overrides += ["outage.probe_interval_s=0.2", "outage.probe_max_interval_s=0.4", "camber.create_timeout_s=1"]
         config = load([*overrides, *more], environ=environ).config

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from rythmiq_ray.config import Config
-from rythmiq_ray.layers import VARIABLES, load
+from rythmiq_ray.config_loader import VARIABLES, load
 from rythmiq_ray.model import Job, JobSpec, JobState, Phase, RemoteJob, RemoteStatus
 
 NOW = datetime(2026, 1, 7, 10, 30, tzinfo=UTC)

@@ -9,7 +9,7 @@ import png
 
 
 def main() -> int:
-    tiles = {tuple(map(int, path.stem.split("-")[1:])): png.read(path) for path in Path().glob("tile-*-*.png")}
+    tiles = {tuple(map(int, path.stem.split("-")[1:])): png.read(path) for path in Path("tiles").glob("*/tile-*-*.png")}
     rows = 1 + max(row for row, _ in tiles)
     columns = 1 + max(column for _, column in tiles)
     missing = [(row, column) for row in range(rows) for column in range(columns) if (row, column) not in tiles]

@@ -1,8 +1,8 @@
-"""The demo: renders one fractal image as 24 jobs and puts it together in a 25th.
+"""The demo: renders one fractal image as a sweep of 24 jobs, and puts it together in a 25th that waits for them.
 
-Everything is real and on this machine: Postgres, S3, a Camber emulator that runs processes, Ray, the driver. Each
-tile's script is an input that is streamed from S3, each tile a PNG among the outputs; one tile fails its first time
-on purpose and is retried. It leaves nothing running, and the picture in demo-output/.
+Everything is real and on this machine: Postgres, S3, a Camber emulator that runs processes, Ray, the driver. The
+scripts are local files that are uploaded once, each tile is a PNG that the last job has among its inputs; one tile
+fails its first time on purpose and is retried. It leaves nothing running, and the picture in demo-output/.
 """
 
 from __future__ import annotations
@@ -16,23 +16,17 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from uuid import UUID
 
-import psycopg2
-import psycopg2.extensions
-import smart_open
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
-import rythmiq_ray
-from rythmiq_ray.artifacts import download, open_store
+from rythmiq_ray import Client, GroupHandle, Input, JobHandle, JobSpec
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.errors import RythmiqError
-from rythmiq_ray.layers import load
 from rythmiq_ray.local.stack import local_environment
-from rythmiq_ray.model import Artifact, Input, Job, JobSpec, JobState, NewJob
-from rythmiq_ray.queue import inspect
+from rythmiq_ray.model import Artifact, Job, JobState
 from rythmiq_ray.queue.migrations import migrate
 
 HERE = Path(__file__).parent
@@ -40,7 +34,8 @@ COLUMNS, ROWS = 6, 4
 FAILS_FIRST = (2, 1)
 LIMIT_S = 170.0
 POLL_S = 0.25
-GLYPHS = {"QUEUED": "·", "RETRYING": "r", "submitting": "s", "waiting": "w", "collecting": "c", "SUCCEEDED": "█"}
+GLYPHS = {"QUEUED": "·", "BLOCKED": "·", "RETRYING": "r", "submitting": "s", "waiting": "w", "collecting": "c"}
+GLYPHS["SUCCEEDED"] = "█"
 console = Console()
 
 
@@ -74,74 +69,66 @@ def main() -> int:
 
 
 def run(output: Path) -> None:
-    config = load().config
-    bucket = config.artifacts.bucket
-    migrate(config.database.url)
-    scripts = f"s3://{bucket}/demo"
-    for name in ("png.py", "tile.py", "assemble.py"):
-        with smart_open.open(f"{scripts}/{name}", "wb") as file:
-            file.write((HERE / name).read_bytes())
-    connection = psycopg2.connect(config.database.url.reveal())
-    connection.autocommit = True
-    tiles = [tile_job(scripts, column, row) for row in range(ROWS) for column in range(COLUMNS)]
-    ids = rythmiq_ray.enqueue_many(connection, tiles)
-    console.print(f"{len(ids)} tiles are queued; the driver starts (Ray takes some seconds).")
-    log = output / "driver.log"
-    with log.open("w") as sink:
-        command = [sys.executable, "-m", "rythmiq_ray.driver"]
-        driver = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
-        try:
-            watch(connection, ids, driver, log)
-            last = rythmiq_ray.enqueue(connection, assembly(connection, scripts, ids), queue="demo")
-            ids.append(last)
-            watch(connection, ids, driver, log)
-        finally:
-            driver.terminate()
-            code = driver.wait(60)
-    if code != 0:
-        raise DemoFailed(f"the driver ended with exit code {code}; see {log}")
-    store = open_store(config.artifacts)
-    (picture,) = (found for _, found in inspect.artifacts(connection, last) if found.name == "fractal.png")
-    path = download(store, picture, output, lambda _bytes: None)
-    summarize(connection, ids, output, path)
+    migrate(load().config.database.url)
+    with Client() as client:
+        tiles, last = submit(client)
+        console.print(f"{len(tiles)} tiles are queued; the driver starts (Ray takes some seconds).")
+        log = output / "driver.log"
+        with log.open("w") as sink:
+            command = [sys.executable, "-m", "rythmiq_ray.driver"]
+            driver = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+            try:
+                watch([*tiles, last], driver, log)
+            finally:
+                driver.terminate()
+                code = driver.wait(60)
+        if code != 0:
+            raise DemoFailed(f"the driver ended with exit code {code}; see {log}")
+        last.download(output)
+        summarize([*tiles, last], output)
 
 
-def tile_job(scripts: str, column: int, row: int) -> NewJob:
-    fails = " --fail-first" if (column, row) == FAILS_FIRST else ""
-    spec = JobSpec(
-        command=f"python3 tile.py {column} {row}{fails}",
-        node_size="xmicro",
-        inputs=(
-            Input(uri=f"{scripts}/tile.py", name="tile.py"),
-            Input(uri=f"{scripts}/png.py", name="png.py"),
+def submit(client: Client) -> tuple[GroupHandle, JobHandle]:
+    """The sweep of tiles, and the job that puts together what they leave."""
+    places = [(column, row) for row in range(ROWS) for column in range(COLUMNS)]
+    tiles = client.sweep(
+        JobSpec(
+            command="python3 tile.py $COLUMN $ROW $FLAGS",
+            node_size="xmicro",
+            inputs=(here("tile.py"), here("png.py")),
+            outputs=("tile-*.png",),
+            timeout=60,
         ),
-        outputs=("tile-*.png",),
-        timeout=60,
+        [{"COLUMN": x, "ROW": y, "FLAGS": "--fail-first" * ((x, y) == FAILS_FIRST)} for x, y in places],
+        name="tiles",
+        queue="demo",
     )
-    return NewJob(spec=spec, queue="demo")
-
-
-def assembly(connection: psycopg2.extensions.connection, scripts: str, ids: list[UUID]) -> JobSpec:
-    """The job whose inputs are the tiles' artifacts."""
-    inputs = [Input(uri=f"{scripts}/{name}", name=name) for name in ("assemble.py", "png.py")]
-    for job_id in ids:
-        attempt = inspect.job(connection, job_id).attempt
-        found = [artifact for _, artifact in inspect.artifacts(connection, job_id, attempt)]
-        inputs.extend(Input(uri=file.uri, name=file.name) for file in found if file.name.startswith("tile-"))
-    return JobSpec(
-        command="python3 assemble.py", node_size="xmicro", inputs=tuple(inputs), outputs=("fractal.png",), timeout=60
+    last = client.submit(
+        JobSpec(
+            command="python3 assemble.py",
+            node_size="xmicro",
+            inputs=(here("assemble.py"), here("png.py"), Input(uri=f"group:{tiles.id}/tile-*.png", name="tiles/")),
+            outputs=("fractal.png",),
+            timeout=60,
+        ),
+        name="picture",
+        queue="demo",
+        after=[tiles],
     )
+    return tiles, last
 
 
-def watch(
-    connection: psycopg2.extensions.connection, ids: list[UUID], driver: subprocess.Popen[bytes], log: Path
-) -> None:
+def here(name: str) -> Input:
+    return Input(uri=str(HERE / name), name=name)
+
+
+def watch(handles: list[JobHandle], driver: subprocess.Popen[bytes], log: Path) -> None:
     """Shows progress until all jobs ended; on a terminal as a picture of the tiles, else as a line a change."""
     deadline = time.monotonic() + LIMIT_S
     shown = ""
     with Live(console=console, refresh_per_second=8, transient=True) as live:
         while True:
-            jobs = [inspect.job(connection, job_id) for job_id in ids]
+            jobs = [handle.info() for handle in handles]
             counts = Counter(str(job.phase or job.state).lower() for job in jobs)
             line = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
             if console.is_terminal:
@@ -171,31 +158,22 @@ def picture_of(jobs: list[Job]) -> str:
     return "\n".join(rows)
 
 
-def summarize(connection: psycopg2.extensions.connection, ids: list[UUID], output: Path, picture: Path) -> None:
-    table = Table(
-        Column("job", no_wrap=True, min_width=36), "command", "state", "attempts", "seconds", "bytes", box=None
-    )
+def summarize(handles: list[JobHandle], output: Path) -> None:
+    table = Table(Column("job", no_wrap=True), "state", "tries", "seconds", "bytes", box=None)
     rows: list[tuple[Job, list[Artifact]]] = []
-    for job_id in ids:
-        job = inspect.job(connection, job_id)
-        rows.append((job, [artifact for _, artifact in inspect.artifacts(connection, job_id, job.attempt)]))
+    for handle in handles:
+        rows.append((handle.info(), list(handle.result().artifacts)))
     for job, artifacts in rows:
         seconds = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else 0.0
         size = sum(artifact.bytes for artifact in artifacts)
-        table.add_row(
-            str(job.job_id),
-            job.spec.command.removeprefix("python3 ").partition(" --")[0],
-            job.state,
-            str(job.attempt),
-            f"{seconds:.1f}",
-            f"{size:,}",
-        )
+        name = job.name or "tile {COLUMN}-{ROW}".format(**(job.params or {}))
+        table.add_row(name, job.state, str(job.attempt), f"{seconds:.1f}", f"{size:,}")
     console.print(table)
     retried = sum(job.attempt > 1 for job, _ in rows)
     console.print(f"{len(rows)} jobs, {retried} of them retried, {sum(len(files) for _, files in rows)} artifacts.")
     last = rows[-1][0]
     console.print(f"The artifacts lie below {(last.artifact_uri or '').partition(str(last.job_id))[0]}")
-    console.print(f"The picture: {picture}")
+    console.print(f"The picture: {output / 'fractal.png'}")
     summary = [
         {
             "job_id": str(job.job_id),

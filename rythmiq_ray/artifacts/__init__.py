@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote
 from uuid import UUID
 
+from rythmiq_ray.artifact_names import refuse_unsafe
 from rythmiq_ray.artifacts.local import LocalArtifactStore, replacing
 from rythmiq_ray.artifacts.manifest import manifest, read_manifest
 from rythmiq_ray.artifacts.s3 import S3ArtifactStore
@@ -20,7 +21,6 @@ from rythmiq_ray.artifacts.streaming import CHUNK_BYTES, Meter, content_type, so
 from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import ArtifactCorrupt
 from rythmiq_ray.model import Artifact
-from rythmiq_ray.names import refuse_unsafe
 
 __all__ = ["ArtifactStore", "content_type", "download", "is_own", "manifest", "open_store", "read_manifest"]
 
@@ -62,6 +62,21 @@ class ArtifactStore(Protocol):
         """Opens a job's input, of this store or elsewhere; see :mod:`rythmiq_ray.inputs`."""
         ...
 
+    def list_inputs(self, uri: str) -> list[tuple[str, str]]:
+        """The files that an ``s3://`` folder or pattern stands for, each as its URI and its name below that.
+
+        Raises InputMissing where there are none, or more than a job can have.
+        """
+        ...
+
+    def find_input(self, sha256: str, size: int) -> str | None:
+        """The URI of a local input that was uploaded before; None where it was not."""
+        ...
+
+    def write_input(self, sha256: str, size: int, chunks: Iterable[bytes]) -> str:
+        """Uploads a local input to ``<prefix>/inputs/<sha256>``; raises ArtifactCorrupt where it has another hash."""
+        ...
+
     def delete(self, uri: str) -> None:
         """Deletes a file of this store; fine if it is gone."""
         ...
@@ -83,9 +98,9 @@ def is_own(uri: str, job_id: UUID) -> bool:
 def open_store(config: ArtifactsConfig, inputs: InputsConfig | None = None) -> ArtifactStore:
     """The store that the configuration names. Nothing is asked of it yet; that is :meth:`ArtifactStore.check`."""
     if config.type == "s3":
-        assert config.bucket is not None  # noqa: S101 - layers.load requires it
+        assert config.bucket is not None  # noqa: S101 - config_loader.load requires it
         return S3ArtifactStore(config, config.bucket, inputs=inputs)
-    assert config.path is not None  # noqa: S101 - layers.load requires it
+    assert config.path is not None  # noqa: S101 - config_loader.load requires it
     return LocalArtifactStore(config, Path(config.path), inputs)
 
 

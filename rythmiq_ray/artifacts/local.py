@@ -14,14 +14,14 @@ from typing import Any, BinaryIO, Final
 from urllib.parse import quote_from_bytes
 from uuid import UUID, uuid4
 
+from rythmiq_ray.artifact_names import MANIFEST_NAME, input_key, key_of, refuse_unsafe
 from rythmiq_ray.artifacts.manifest import manifest_bytes
 from rythmiq_ray.artifacts.s3 import input_client
 from rythmiq_ray.artifacts.streaming import PROBE, Meter, content_type, source_errors_as_they_were
 from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import NotFound, StoreUnavailable
-from rythmiq_ray.inputs import open_input, path_below
+from rythmiq_ray.inputs import list_inputs, open_input, path_below
 from rythmiq_ray.model import Artifact
-from rythmiq_ray.names import MANIFEST_NAME, key_of, refuse_unsafe
 
 _PARTIAL: Final = re.compile(r"\.[0-9a-f]{32}\.part")
 """A file that is being written, or was when its writer was killed."""
@@ -59,8 +59,13 @@ class LocalArtifactStore:
         expected_sha256: str | None = None,
     ) -> Artifact:
         refuse_unsafe(name)
+        target = self._target(key_of(self._prefix, job_id, attempt, name))
+        return self._write(target, name, chunks, expected_bytes, expected_sha256)
+
+    def _write(
+        self, target: str, name: str, chunks: Iterable[bytes], expected_bytes: int | None, expected_sha256: str | None
+    ) -> Artifact:
         meter = Meter(name, expected_bytes, expected_sha256)
-        target = self._target(job_id, attempt, name)
         with source_errors_as_they_were(), self._translated(), replacing(target) as file:
             for chunk in meter.passing(chunks):
                 file.write(chunk)
@@ -73,7 +78,7 @@ class LocalArtifactStore:
         )
 
     def write_manifest(self, job_id: UUID, attempt: int, manifest: Mapping[str, Any]) -> str:
-        target = self._target(job_id, attempt, MANIFEST_NAME)
+        target = self._target(key_of(self._prefix, job_id, attempt, MANIFEST_NAME))
         with self._translated(), replacing(target) as file:
             file.write(manifest_bytes(manifest))
         return _uri(target)
@@ -91,6 +96,17 @@ class LocalArtifactStore:
 
     def open_input(self, uri: str) -> AbstractContextManager[BinaryIO]:
         return open_input(uri, s3_client=lambda: input_client(uri, self._inputs), local_root=self._root)
+
+    def list_inputs(self, uri: str) -> list[tuple[str, str]]:
+        return list_inputs(uri, s3_client=lambda: input_client(uri, self._inputs))
+
+    def find_input(self, sha256: str, size: int) -> str | None:
+        path = self._root / input_key(self._prefix, sha256)
+        with self._translated():
+            return path.as_uri() if path.is_file() and path.stat().st_size == size else None
+
+    def write_input(self, sha256: str, size: int, chunks: Iterable[bytes]) -> str:
+        return self._write(self._target(input_key(self._prefix, sha256)), sha256, chunks, size, sha256).uri
 
     def delete(self, uri: str) -> None:
         path = self._path(uri)
@@ -112,10 +128,10 @@ class LocalArtifactStore:
             )
         return iter([path.as_uri() for path in found])
 
-    def _target(self, job_id: UUID, attempt: int, name: str) -> str:
+    def _target(self, key: str) -> str:
         """Where a file goes, its folder made; a link that somebody put in the way is not followed."""
         path = str(self._root)
-        steps = key_of(self._prefix, job_id, attempt, name).split("/")
+        steps = key.split("/")
         with self._translated():
             for step in steps[:-1]:
                 path = f"{path}/{step}"

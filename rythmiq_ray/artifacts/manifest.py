@@ -30,8 +30,12 @@ def manifest(
     finished_at: datetime | None,
     artifacts: Iterable[Artifact],
     warnings: Sequence[str] = (),
+    inputs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC with a Z, ``warnings`` only if any."""
+    """The content of ``manifest.json``, version 1; times are RFC 3339 in UTC with a Z.
+
+    ``inputs``, each with name, uri, bytes and sha256, and ``warnings`` are there only if any.
+    """
     return {
         "version": 1,
         "job_id": str(job_id),
@@ -51,7 +55,7 @@ def manifest(
             }
             for artifact in artifacts
         ],
-    } | ({"warnings": list(warnings)} if warnings else {})
+    } | {name: list(items) for name, items in (("inputs", inputs), ("warnings", warnings)) if items}
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:

@@ -29,15 +29,15 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
+from rythmiq_ray.artifact_names import MANIFEST_NAME, input_key, key_of, refuse_unsafe
 from rythmiq_ray.artifacts.manifest import manifest_bytes
 from rythmiq_ray.artifacts.parts import BackgroundParts, PartBuffer
 from rythmiq_ray.artifacts.streaming import PROBE, Meter, budget, content_type, source_errors_as_they_were
 from rythmiq_ray.config import ArtifactsConfig, InputsConfig
 from rythmiq_ray.errors import NotFound, StoreRefused, StoreUnavailable
 from rythmiq_ray.hosts import is_loopback
-from rythmiq_ray.inputs import open_input
+from rythmiq_ray.inputs import list_inputs, open_input
 from rythmiq_ray.model import Artifact
-from rythmiq_ray.names import MANIFEST_NAME, key_of, refuse_unsafe
 
 _CONNECT_TIMEOUT_S: Final = 5
 _READ_TIMEOUT_S: Final = 60
@@ -172,6 +172,11 @@ class S3ArtifactStore:
     ) -> Artifact:
         refuse_unsafe(name)
         key = key_of(self._prefix, job_id, attempt, name)
+        return self._write(key, name, chunks, expected_bytes, expected_sha256)
+
+    def _write(
+        self, key: str, name: str, chunks: Iterable[bytes], expected_bytes: int | None, expected_sha256: str | None
+    ) -> Artifact:
         kind = content_type(name)
         meter = Meter(name, expected_bytes, expected_sha256)
         passing = meter.passing(chunks)
@@ -211,6 +216,26 @@ class S3ArtifactStore:
     def open_input(self, uri: str) -> AbstractContextManager[BinaryIO]:
         client = self._input_client or (lambda: input_client(uri, self._inputs or InputsConfig()))
         return open_input(uri, s3_client=client, local_root=None)
+
+    def list_inputs(self, uri: str) -> list[tuple[str, str]]:
+        client = self._input_client or (lambda: input_client(uri, self._inputs or InputsConfig()))
+        return list_inputs(uri, s3_client=client)
+
+    def find_input(self, sha256: str, size: int) -> str | None:
+        key = input_key(self._prefix, sha256)
+        with self._translated():
+            try:
+                found = self._client().head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                # Who may not list the bucket is told 403 of an object that is not there; a right that is missing shows
+                # when it is written.
+                if _code(error) in {*_GONE_CODES, "403"}:
+                    return None
+                raise
+        return self._uri(key) if found["ContentLength"] == size else None
+
+    def write_input(self, sha256: str, size: int, chunks: Iterable[bytes]) -> str:
+        return self._write(input_key(self._prefix, sha256), sha256, chunks, size, sha256).uri
 
     def delete(self, uri: str) -> None:
         bucket, key = _place(uri)

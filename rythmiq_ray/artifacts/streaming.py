@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Final
 
+from rythmiq_ray.artifact_names import LOG_NAME
 from rythmiq_ray.errors import ArtifactCorrupt
-from rythmiq_ray.names import LOG_NAME
 
 CHUNK_BYTES: Final = 1024 * 1024
 PROBE: Final = b"rythmiq-ray writes this, reads it back, and deletes it.\n"

@@ -5,15 +5,24 @@ from __future__ import annotations
 import typer
 
 from rythmiq_ray import __version__
-from rythmiq_ray.cli import local
+from rythmiq_ray.cli import control, local, operations, schedule
 from rythmiq_ray.cli.artifacts import artifacts
 from rythmiq_ray.cli.collect import collect
+from rythmiq_ray.cli.completion import completion
+from rythmiq_ray.cli.control import cost, pause, resume
+from rythmiq_ray.cli.doctor import doctor
 from rythmiq_ray.cli.enqueue import enqueue
+from rythmiq_ray.cli.groups import gather, groups, wait
 from rythmiq_ray.cli.jobs import cancel, jobs, retry, show
 from rythmiq_ray.cli.logs import logs
 from rythmiq_ray.cli.migrate import migrate
+from rythmiq_ray.cli.operations import queues, why
 from rythmiq_ray.cli.prune import prune
+from rythmiq_ray.cli.report import report
 from rythmiq_ray.cli.schema import schema
+from rythmiq_ray.cli.sizes import sizes
+from rythmiq_ray.cli.sweep import sweep
+from rythmiq_ray.cli.web import web
 
 app = typer.Typer(
     name="rythmiq",
@@ -38,7 +47,8 @@ def rythmiq(
 
     Every command reads DATABASE_URL, or the layers of the configuration; without either it uses what
     `rythmiq local up` started. Exit codes: 0 done, 1 a fault, 2 bad input or configuration,
-    3 done but the job that was followed FAILED or was CANCELLED, 4 no such job, 5 not yet.
+    3 done but a job that was asked about FAILED or was CANCELLED, 4 no such job, group or file, 5 not yet,
+    124 the --timeout of a wait is over.
 
     \b
     Examples:
@@ -49,15 +59,36 @@ def rythmiq(
     """
 
 
-app.command()(migrate)
-app.command()(enqueue)
-app.command()(jobs)
-app.command()(show)
-app.command()(logs)
-app.command()(artifacts)
-app.command()(cancel)
-app.command()(retry)
-app.command()(collect)
-app.command()(prune)
-app.command()(schema)
+for _command in (
+    migrate,
+    enqueue,
+    sweep,
+    jobs,
+    groups,
+    show,
+    why,
+    wait,
+    logs,
+    artifacts,
+    gather,
+    cancel,
+    retry,
+    collect,
+    prune,
+    pause,
+    resume,
+    cost,
+    queues,
+    web,
+    report,
+    sizes,
+    schema,
+    doctor,
+    completion,
+):
+    app.command()(_command)
+app.add_typer(control.limit, name="limit")
+app.add_typer(control.budget, name="budget")
+app.add_typer(schedule.app, name="schedule")
+app.add_typer(operations.drivers, name="drivers")
 app.add_typer(local.app, name="local")

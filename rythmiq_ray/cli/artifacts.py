@@ -2,97 +2,165 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
+from rythmiq_ray.access import database, reading, store_of
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
-from rythmiq_ray.cli.jobs import JobId, Json, artifact_rows
-from rythmiq_ray.cli.session import database, reading, store_of
+from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
+from rythmiq_ray.cli.jobs import Json, artifact_rows, called
 from rythmiq_ray.errors import NotFound, RythmiqError
-from rythmiq_ray.model import Artifact
+from rythmiq_ray.model import Artifact, Job
 
 _AT_ONCE: Final = 8
+_UNFIT: Final = re.compile(r"[^\w.=,+@-]+")
+"""Characters of a name that no folder should have."""
+_LONGEST: Final = 100
 
 
+@filtered
 def artifacts(
-    job_id: JobId,
+    context: typer.Context,
+    wanted: Wanted,
+    references: References = None,
     attempt: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="This attempt; else the last one that left any.")
+        int | None, typer.Option(min=1, metavar="N", help="This attempt of one job; else the last that left any.")
     ] = None,
     download: Annotated[
         Path | None, typer.Option(metavar="DIR", file_okay=False, help="Bring the files here; made if it is missing.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List or download what a job left.
+    """List or download what jobs left: one job, the members of a group, or by filters.
 
-    A downloaded file is whole and its SHA-256 right, or it is not there. Exits 1 if
-    one could not be brought; the others are there.
+    A downloaded file is whole and its SHA-256 right, or it is not there. Of several jobs each has a folder, called by
+    its place in the group, its name and its parameters. What is there already and right is not brought again, so an
+    interrupted download goes on. Exits 1 if a file could not be brought; the others are there.
 
     \b
     Examples:
       rythmiq artifacts 019a5c3e
       rythmiq artifacts 019a5c3e --download results
+      rythmiq artifacts lr --download results
+      rythmiq artifacts --label nightly=2026-01-07 --json
     """
-    from rythmiq_ray.queue import inspect
+    from rythmiq_ray.queue import inspect, listing
 
+    needs_some(context, references, wanted)
     with database() as connection:
-        job = inspect.job(connection, job_id)
-        found = inspect.artifacts(connection, job.job_id, attempt)
-        if attempt is not None and attempt > job.attempt:
-            raise NotFound(f"Job {job.job_id} has no attempt {attempt}; the last one is {job.attempt}")
-    last = max((number for number, _ in found), default=0)
-    found = [(number, file) for number, file in found if number == last]
-    faults: dict[str, str] = {}
-    if download is not None:
-        faults = _download([file for _, file in found], download)
+        found = found_of(connection, references)
+        alone = len(found) == 1 and found[0].is_job and not wanted.given
+        if attempt is not None and not alone:
+            raise typer.BadParameter("--attempt goes with one job", ctx=context)
+        if alone:
+            jobs = [inspect.job(connection, found[0].id)]
+        else:
+            ids = list(chosen(connection, references, wanted))
+            jobs = sorted(
+                listing.jobs(connection, listing.Filter(ids=ids), limit=None),
+                key=lambda job: (str(job.group_id or ""), job.group_index or 0, job.job_id),
+            )
+        if attempt is not None:
+            if attempt > jobs[0].attempt:
+                raise NotFound(f"Job {jobs[0].job_id} has no attempt {attempt}; the last one is {jobs[0].attempt}")
+            stored = {jobs[0].job_id: inspect.artifacts(connection, jobs[0].job_id, attempt)}
+        else:
+            stored = listing.stored(connection, [job.job_id for job in jobs])
+    files = [
+        _File(job, number, file, Path() if alone else Path(folder_of(job)))
+        for job in jobs
+        for number, file in stored.get(job.job_id, ())
+    ]
+    faults = {} if download is None else _download(files, download)
     if as_json:
-        output.print_json(
-            [{"attempt": number} | output.record(file) | _path(download, file, faults) for number, file in found]
+        output.print_items(
+            {"job_id": str(each.job.job_id), "attempt": each.attempt}
+            | output.record(each.file)
+            | _path(download, each, faults)
+            for each in files
         )
     elif download is not None:
-        brought = [file for _, file in found if file.name not in faults]
+        brought = [each.file for each in files if each not in faults]
         total = output.size(sum(file.bytes for file in brought))
         typer.echo(f"{len(brought)} file{'' if len(brought) == 1 else 's'}, {total}, verified, in {download}")
-    elif found:
-        output.rows(*artifact_rows(found))
+    elif files:
+        output.rows(*(artifact_rows([(each.attempt, each.file) for each in files]) if alone else _rows(files)))
+    elif alone:
+        say(f"job {jobs[0].job_id} has no artifacts: it is {jobs[0].state}")
     else:
-        say(f"job {job.job_id} has no artifacts: it is {job.state}")
+        say(f"{len(jobs):,} job{'' if len(jobs) == 1 else 's'}, and no artifacts")
     for fault in faults.values():
         say(output.printable(fault))
     if faults:
         raise Unfinished
 
 
-def _path(folder: Path | None, file: Artifact, faults: dict[str, str]) -> dict[str, object]:
+@dataclass(frozen=True, eq=False)
+class _File:
+    job: Job
+    attempt: int
+    file: Artifact
+    folder: Path
+    """Below the one that is downloaded to."""
+
+
+def folder_of(job: Job) -> str:
+    """The folder of a job among others: ``0003_fit_LR=0.1``, or its id where it is in no group."""
+    words = [str(job.job_id) if job.group_index is None else f"{job.group_index:04}", called(job)]
+    text = _UNFIT.sub("_", "_".join(filter(None, words)))
+    return text.strip("._")[:_LONGEST] or str(job.job_id)
+
+
+def _rows(files: Sequence[_File]) -> tuple[dict[str, str], list[list[object]]]:
+    columns = {"JOB": "<", "SIZE": ">", "SHA-256": "<", "NAME": "~"}
+    short = output.shortened({each.job.job_id for each in files})
+    return columns, [
+        [
+            output.clipped(called(each.job), 24) if called(each.job) else short[each.job.job_id],
+            output.size(each.file.bytes),
+            each.file.sha256[:12],
+            each.file.name,
+        ]
+        for each in files
+    ]
+
+
+def _path(folder: Path | None, each: _File, faults: dict[_File, str]) -> dict[str, object]:
     if folder is None:
         return {}
-    return {"path": None if file.name in faults else str(folder / file.name)}
+    return {"path": None if each in faults else str(folder / each.folder / each.file.name)}
 
 
-def _download(files: Sequence[Artifact], folder: Path) -> dict[str, str]:
-    """Brings the files, several at once, and returns what went wrong, by name."""
+def _download(files: Sequence[_File], folder: Path) -> dict[_File, str]:
+    """Brings the files, several at once, and returns what went wrong."""
     from rythmiq_ray.artifacts import download
 
     folder.mkdir(parents=True, exist_ok=True)
-    faults: dict[str, str] = {}
-    progress, advance = _progress(sum(file.bytes for file in files))
+    faults: dict[_File, str] = {}
+    progress, advance = _progress(sum(each.file.bytes for each in files))
 
-    def bring(file: Artifact) -> None:
+    def bring(each: _File) -> None:
+        file = each.file
         try:
+            if _is_there(folder / each.folder / file.name, file):
+                advance(file.bytes)
+                return
             with reading():
-                download(store_of(file.uri), file, folder, advance)
+                download(store_of(file.uri), file, folder / each.folder, advance)
         except RythmiqError as error:
-            faults[file.name] = error.message
+            faults[each] = error.message
         except OSError as error:
-            faults[file.name] = f"{file.name!r}: {error.strerror or type(error).__name__}"
+            faults[each] = f"{file.name!r}: {error.strerror or type(error).__name__}"
 
     with progress, ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
@@ -102,6 +170,14 @@ def _download(files: Sequence[Artifact], folder: Path) -> dict[str, str]:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return faults
+
+
+def _is_there(path: Path, file: Artifact) -> bool:
+    """Whether it was brought before, whole and right."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
+        return False
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest() == file.sha256
 
 
 def _progress(total_bytes: int) -> tuple[AbstractContextManager[Any], Callable[[int], None]]:

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 
+from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
-from rythmiq_ray.cli.failure import NO_SUCH, Ended, Unfinished, say
+from rythmiq_ray.cli.failure import Unfinished, say
+from rythmiq_ray.cli.filters import References, Wanted, Yes, chosen, confirm, filtered, found_of, needs_some
 from rythmiq_ray.cli.jobs import Json
-from rythmiq_ray.cli.session import database
-from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Job, JobState, Phase
 
 _TAKEN: Final = "its driver will bring in what it left; no new remote job is created"
 _UNDER_WAY: Final = "is being collected already"
 
 
+@filtered
 def collect(
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, or their first digits (4 or more).")],
-    as_json: Json = False,
+    context: typer.Context, wanted: Wanted, references: References = None, yes: Yes = False, as_json: Json = False
 ) -> None:
-    """Collect what a job left, once the store works again.
+    """Collect what jobs left, once the store works again.
 
     A job whose command ended but whose files the store refused is FAILED with artifacts_not_stored.
     Camber keeps the files until the time that `rythmiq show` tells. This brings them in and creates
-    no new remote job. Exits 1 if one of the jobs has nothing to be collected, 4 if there is no such job.
+    no new remote job. Of groups and filters, jobs that have nothing to be collected are passed over.
+    Exits 1 if one of the jobs that were named has nothing to be collected, 4 if there is no such job.
 
     \b
     Examples:
       rythmiq collect 019a5c3e
-      rythmiq jobs --state failed --json | jq -r '.[] | select(.collect_until) | .job_id' | xargs rythmiq collect
+      rythmiq collect --error artifacts_not_stored --since 1d --yes
     """
-    from rythmiq_ray.queue import inspect
+    from rythmiq_ray.queue import inspect, listing
 
+    needs_some(context, references, wanted)
     with database() as connection:
-        try:
-            named = {job.job_id: job for job in (inspect.job(connection, job_id) for job_id in job_ids)}
-        except NotFound as error:
-            raise Ended(NO_SUCH, error.message) from None
+        found = found_of(connection, references)
+        only = [item.id for item in found if item.is_job] if not wanted.given else []
+        ids = list(chosen(connection, references, wanted))
+        named = {job.job_id: job for job in listing.jobs(connection, listing.Filter(ids=ids), limit=None)}
+        if set(ids) != set(only):
+            named = {job_id: job for job_id, job in named.items() if job_id in only or job.collect_until is not None}
+        connection.rollback()
+        if wanted.given:
+            confirm(len(named), "Collect", yes=yes)
         left_alone = inspect.collect(connection, list(named))
     refused = {job_id: reason for job_id, reason in left_alone.items() if not _under_way(named[job_id])}
     said = {job_id: refused.get(job_id) or (_UNDER_WAY if job_id in left_alone else _TAKEN) for job_id in named}
     if as_json:
-        output.print_json(
-            [{"job_id": str(job_id), "collecting": job_id not in refused, "message": said[job_id]} for job_id in named]
+        output.print_items(
+            {"job_id": str(job_id), "collecting": job_id not in refused, "message": said[job_id]} for job_id in named
         )
     else:
         for job_id in named:
@@ -52,8 +59,10 @@ def collect(
                 typer.echo(f"{job_id}  {said[job_id]}")
     for job_id, reason in refused.items():
         say(f"{job_id} was left alone: {output.printable(reason)}")
-    if refused:
+    if any(job_id in only for job_id in refused):
         raise Unfinished
+    if not named:
+        say("nothing of these is kept to be collected")
 
 
 def _under_way(job: Job) -> bool:

@@ -2,75 +2,153 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
 from rythmiq_ray.cli.failure import say
-from rythmiq_ray.cli.output import print_json
+from rythmiq_ray.cli.output import print_items, progress_bar
 from rythmiq_ray.errors import InvalidJob
+from rythmiq_ray.filtering import labels_of
+from rythmiq_ray.job_fields import input_of
 from rythmiq_ray.model import JobSpec, NewJob
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_KEYWORD: Final = inspect.Parameter.KEYWORD_ONLY
 
 _SPEC: Final = JobSpec(command="")
 _JOB: Final = NewJob(spec=_SPEC)
-_ENDING: Final = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")
-"""Of a file's name."""
-_BULK_TIMEOUT_S: Final = 600.0
+BULK_TIMEOUT_S: Final = 600.0
 """One statement may bring millions of jobs."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the options say of a job's command, as fields of a line."""
+
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What they say of how it is queued."""
+
+    data: Mapping[str, Any]
+
+
+def _several(flag: str, metavar: str, words: str) -> Any:
+    return typer.Option(flag, metavar=metavar, help=words)
+
+
+_WORK: Final[dict[str, tuple[Any, Any, Any]]] = {
+    "command": (str | None, None, typer.Option(help="What bash is to run in the job's working directory.")),
+    "engine": (str, _SPEC.engine, typer.Option(help="One of Camber's engines.")),
+    "node_size": (str, _SPEC.node_size, typer.Option(help="One of Camber's node sizes; `rythmiq sizes` lists them.")),
+    "num_nodes": (int, _SPEC.num_nodes, typer.Option(help="How many nodes.")),
+    "gpu": (bool, False, typer.Option("--gpu", help="Nodes with GPUs.")),
+    "inputs": (
+        list[str] | None,
+        None,
+        _several("--input", "PATH|URI[=NAME]", "A file or folder to put there first; see below."),
+    ),
+    "outputs": (list[str] | None, None, _several("--output", "GLOB", "Files to keep, relative; ** crosses folders.")),
+    "env": (list[str] | None, None, _several("--env", "K=V", "A variable for the command.")),
+    "secrets": (
+        list[str] | None,
+        None,
+        _several("--secret", "NAME", "A variable whose value is the driver's RYTHMIQ_SECRET_<NAME>."),
+    ),
+    "timeout": (
+        str | None,
+        None,
+        typer.Option(metavar="TIME", help="How long the command may run: seconds, or 90s, 2h, 1d."),
+    ),
+    "retry_exit_codes": (
+        list[int] | None,
+        None,
+        _several("--retry-exit-code", "N", "Only these exit codes are worth another attempt."),
+    ),
+}
+_QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
+    "max_attempts": (int, _JOB.max_attempts, typer.Option(metavar="N", help="Attempts in all.")),
+    "priority": (int, _JOB.priority, typer.Option(metavar="N", help="Higher goes first.")),
+    "queue": (str, _JOB.queue, typer.Option(help="The queue's name.")),
+    "user_id": (str | None, None, typer.Option("--user-id", "--user", help="Whose job it is.")),
+    "unique_key": (
+        str | None,
+        None,
+        typer.Option(help="While a job with this key is unfinished, its id is printed instead."),
+    ),
+    "delay": (str, "0", typer.Option(metavar="TIME", help="Not before this has passed: seconds, or 90s, 2h, 1d.")),
+    "name": (str | None, None, typer.Option(help="A name for people, and for other jobs of its group.")),
+    "labels": (list[str] | None, None, _several("--label", "K=V", "A label to filter and sum by.")),
+    "after": (list[str] | None, None, _several("--after", "ID|GROUP", "Start once this has SUCCEEDED.")),
+    "after_ended": (
+        list[str] | None,
+        None,
+        _several("--after-ended", "ID|GROUP", "Start once this has ended, however it did."),
+    ),
+}
+
+
+def job_options(command: _F) -> _F:
+    """Gives a command the options of a job, which it gets as ``work`` and ``queued``."""
+    hints = get_type_hints(command, include_extras=True)
+    parts = {"work": (_WORK, Work), "queued": (_QUEUED, Queued)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        options = parts[parameter.name][0] if parameter.name in parts else None
+        if options is None:
+            parameters.append(parameter.replace(annotation=hints[parameter.name], kind=_KEYWORD))
+            continue
+        parameters += [
+            inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[kind, option])
+            for name, (kind, default, option) in options.items()
+        ]
+
+    @wraps(command)
+    def run(**arguments: Any) -> Any:
+        made = {
+            name: kind({option: arguments.pop(option) for option in options}) for name, (options, kind) in parts.items()
+        }
+        return command(**arguments, **made)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del run.__wrapped__  # Typer would look at the command's own signature.
+    return run  # type: ignore[return-value]
+
+
+@job_options
 def enqueue(
     context: typer.Context,
-    command: Annotated[str | None, typer.Option(help="What bash is to run in the job's working directory.")] = None,
-    engine: Annotated[str, typer.Option(help="One of Camber's engines.")] = _SPEC.engine,
-    node_size: Annotated[str, typer.Option(help="One of Camber's node sizes.")] = _SPEC.node_size,
-    num_nodes: Annotated[int, typer.Option(help="How many nodes.")] = _SPEC.num_nodes,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Nodes with GPUs.")] = False,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="URI[=NAME]", help="A file to put there first: s3, file, http or https."),
+    work: Work,
+    queued: Queued,
+    group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Its group: an id, or a name, which is made where it is new.")
     ] = None,
-    outputs: Annotated[
-        list[str] | None,
-        typer.Option("--output", metavar="GLOB", help="Files to keep, relative; ** crosses folders."),
-    ] = None,
-    env: Annotated[list[str] | None, typer.Option("--env", metavar="K=V", help="A variable for the command.")] = None,
-    secrets: Annotated[
-        list[str] | None,
-        typer.Option("--secret", metavar="NAME", help="A variable whose value is the driver's RYTHMIQ_SECRET_<NAME>."),
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long the command may run: seconds, or 90s, 2h, 1d.")
-    ] = None,
-    retry_exit_codes: Annotated[
-        list[int] | None,
-        typer.Option("--retry-exit-code", metavar="N", help="Only these exit codes are worth another attempt."),
-    ] = None,
-    max_attempts: Annotated[int, typer.Option(metavar="N", help="Attempts in all.")] = _JOB.max_attempts,
-    priority: Annotated[int, typer.Option(metavar="N", help="Higher goes first.")] = _JOB.priority,
-    queue: Annotated[str, typer.Option(help="The queue's name.")] = _JOB.queue,
-    user_id: Annotated[str | None, typer.Option(help="Whose job it is.")] = None,
-    unique_key: Annotated[
-        str | None, typer.Option(help="While a job with this key is unfinished, its id is printed instead.")
-    ] = None,
-    delay: Annotated[
-        str, typer.Option(metavar="TIME", help="Not before this has passed: seconds, or 90s, 2h, 1d.")
-    ] = "0",
     file: Annotated[
         str | None, typer.Option("--file", metavar="JSONL|-", help="Many jobs, a JSON object a line; - is stdin.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object with the ids.")] = False,
 ) -> None:
     """Add a job, or all jobs of a file.
 
     Prints the id of each. A file is added in one transaction, and one bad line refuses it whole; its keys are the
     names of the options and those that `rythmiq schema` prints.
 
-    The name of an --input is what follows the last `=` of its last part, where that `=` follows a file's ending
+    An --input is a local file or folder, which is uploaded once; a URI (s3, https, http, file), an s3 folder
+    (`s3://b/data/`) or pattern (`s3://b/*.csv`); or what another job stored: `job:ID/GLOB`, `group:ID/GLOB`, which
+    this one then waits for. Behind `=` is the name that it has there, or a folder (`=data/`).
+
+    The name is what follows the last `=` of the last part, where that `=` follows a file's ending
     (`x.csv=y`) or is the only one and no digit follows it; so `s3://b/epoch=3-step=10.ckpt` is a URI alone. `=./NAME`
     is always a name, and may hold folders; a line of --file has "uri" and "name" apart. Without a name it is the last
     part of the URI's path.
@@ -79,61 +157,25 @@ def enqueue(
     Examples:
       rythmiq enqueue --command 'echo hello'
       rythmiq enqueue --command 'python3 fit.py' --node-size medium \\
-          --input s3://lab/fit.py --input s3://lab/dt=1/x.csv=x.csv --output 'results/**'
+          --input ./fit.py --input s3://lab/dt=1/x.csv=x.csv --output 'results/**'
       rythmiq enqueue --command ./train --secret HF_TOKEN --timeout 2h --max-attempts 5
+      rythmiq enqueue --command 'python3 merge.py' --input ./merge.py --input group:lr/score.json=scores/
       rythmiq enqueue --file jobs.jsonl
       echo '{"command": "true", "queue": "night"}' | rythmiq enqueue --file -
     """
     if file is None:
-        data = {
-            "command": command,
-            "engine": engine,
-            "node_size": node_size,
-            "num_nodes": num_nodes,
-            "gpu": gpu,
-            "inputs": [input_of(text) for text in inputs or ()],
-            "outputs": outputs or [],
-            "env": env_of(env or []),
-            "secrets": secrets or [],
-            "timeout": timeout,
-            "retry_exit_codes": retry_exit_codes or None,
-            "max_attempts": max_attempts,
-            "priority": priority,
-            "queue": queue,
-            "user_id": user_id,
-            "unique_key": unique_key,
-            "delay": delay,
-        }
-        if command is None:
+        if work.data["command"] is None:
             raise typer.BadParameter("give --command or --file", ctx=context)
-        jobs = [_one(data)]
+        jobs = [replace(job_from(work, queued), group=group)]
+        checked_all(jobs)
     else:
         _refuse_others(context)
         jobs = _many(file)
-    ids = _insert(jobs)
+    ids = _insert(prepared(jobs))
     if as_json:
-        print_json([{"job_id": str(job_id)} for job_id in ids])
+        print_items({"job_id": str(job_id)} for job_id in ids)
     else:
         sys.stdout.write("".join(f"{job_id}\n" for job_id in ids))
-
-
-def input_of(text: str) -> dict[str, str]:
-    """``URI[=NAME]`` as the fields of an input.
-
-    URIs hold ``=`` too: in queries, and in keys such as ``dt=1/x.csv`` or ``epoch=3-step=1000.ckpt``.
-    """
-    from rythmiq_ray.spec import default_name
-
-    uri, mark, name = text.rpartition("=./")
-    if mark:
-        return {"uri": uri, "name": name}
-    uri, mark, name = text.rpartition("=")
-    query = text.startswith(("http://", "https://")) and "?" in uri
-    last = uri.rpartition("/")[2]
-    part_of_key = not _ENDING.search(last) and ("=" in last or name[:1].isdigit())
-    if not mark or "/" in name or query or part_of_key:
-        return {"uri": text, "name": default_name(text)}
-    return {"uri": uri, "name": name}
 
 
 def env_of(assignments: list[str]) -> dict[str, str]:
@@ -152,19 +194,61 @@ def env_of(assignments: list[str]) -> dict[str, str]:
     return env
 
 
-def _one(data: dict[str, Any]) -> NewJob:
-    from rythmiq_ray.layers import load_catalog
-    from rythmiq_ray.spec import check, parse
+def job_from(work: Work, queued: Queued) -> NewJob:
+    """The job that the options describe; raises InvalidJob for what no job can have."""
+    from rythmiq_ray.spec import parse
 
-    job = parse(data)
-    faults = check(job, load_catalog())
+    if work.data["command"] is None:
+        raise InvalidJob(["command: give --command"])
+    data = {
+        **work.data,
+        "inputs": [input_of(text) for text in work.data["inputs"] or ()],
+        "outputs": work.data["outputs"] or [],
+        "env": env_of(work.data["env"] or []),
+        "secrets": work.data["secrets"] or [],
+        "retry_exit_codes": work.data["retry_exit_codes"] or None,
+        **queued.data,
+        "labels": labels_of(queued.data["labels"] or ()),
+        "after": queued.data["after"] or [],
+        "after_ended": queued.data["after_ended"] or [],
+    }
+    return parse(data)
+
+
+def checked_all(jobs: Sequence[NewJob]) -> None:
+    """Raises InvalidJob with all faults. Local inputs are none: they are to be uploaded."""
+    from rythmiq_ray.config_loader import load_catalog
+    from rythmiq_ray.spec import check_all
+
+    found = list(check_all(jobs, load_catalog(), local=True))
+    faults = [fault if len(jobs) == 1 else f"job {at}: {fault}" for at, each in enumerate(found, 1) for fault in each]
     if faults:
         raise InvalidJob(faults)
-    return job
+
+
+def prepared(jobs: list[NewJob]) -> list[NewJob]:
+    """Jobs that were checked, with their local inputs uploaded."""
+    from rythmiq_ray.uploads import Uploads
+
+    uploads = Uploads.of(jobs)
+    if not uploads.files:
+        return jobs
+    from rythmiq_ray.access import own_store
+
+    with progress_bar("upload", len(uploads.files)) as advance:
+        return uploads.send(own_store(), progress=advance)
+
+
+def warn_unserved(connection: Any, jobs: Sequence[NewJob]) -> None:
+    """Says which queues no living driver serves, where there are drivers at all: a name may be misspelt."""
+    from rythmiq_ray.queue import listing
+
+    for queue in listing.unserved(connection, sorted({job.queue for job in jobs})):
+        say(f"no living driver serves the queue {queue!r}; the job waits until one does")
 
 
 def _many(file: str) -> list[NewJob]:
-    from rythmiq_ray.layers import load_catalog
+    from rythmiq_ray.config_loader import load_catalog
     from rythmiq_ray.spec import parse_lines
 
     catalog = load_catalog()
@@ -192,10 +276,12 @@ def _refuse_others(context: typer.Context) -> None:
 
 
 def _insert(jobs: list[NewJob]) -> list[Any]:
-    from rythmiq_ray.cli.session import database
+    from rythmiq_ray.access import database
     from rythmiq_ray.queue import insert
 
     if not jobs:
         return []
-    with database(statement_timeout_s=_BULK_TIMEOUT_S) as connection:
-        return insert(connection, jobs)
+    with database(statement_timeout_s=BULK_TIMEOUT_S) as connection:
+        ids = insert(connection, jobs)
+        warn_unserved(connection, jobs)
+        return ids

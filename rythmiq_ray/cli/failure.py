@@ -6,7 +6,7 @@ from typing import Final
 
 import typer
 
-from rythmiq_ray.errors import RythmiqError, Verdict, place_of
+from rythmiq_ray.errors import NotFound, RythmiqError, Verdict, place_of
 
 FAILED: Final = 1
 REFUSED: Final = 2
@@ -14,7 +14,10 @@ REFUSED: Final = 2
 ENDED_BADLY: Final = 3
 """What was asked for is done, and the job that was asked about FAILED or was CANCELLED."""
 NO_SUCH: Final = 4
+"""There is no such job, group or file."""
 NOT_YET: Final = 5
+TIME_OVER: Final = 124
+"""``--timeout`` of a wait is over; as of the program timeout."""
 
 UsageError: Final = typer.BadParameter.__mro__[1]
 """Click's, whose import path differs between versions of Typer."""
@@ -58,6 +61,8 @@ def report(error: Exception) -> int:
         return REFUSED
     if isinstance(error, RythmiqError):
         say(error.message)
+        if isinstance(error, NotFound):
+            return NO_SUCH
         return REFUSED if error.verdict is Verdict.REFUSE else FAILED
     if (state := getattr(error, "pgcode", None)) is not None:
         # Not its words: those of a fault in a row may quote the row.

@@ -5,112 +5,159 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
 
 import typer
 
+from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
-from rythmiq_ray.cli.session import database
+from rythmiq_ray.cli.filters import References, Wanted, Yes, chosen, confirm, filtered, found_of, needs_some
+from rythmiq_ray.cli.group_view import show_group
+from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact, Job, JobState, Phase
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-    from rythmiq_ray.queue.inspect import Attempt, Count
+    from rythmiq_ray.queue.inspect import Attempt
+    from rythmiq_ray.queue.listing import Count, Filter, Need
 
-_MAX_LIMIT: Final = 100_000
 _WATCH_S: Final = 1.0
-_WHAT: Final = 60
-"""Characters of a command or an error in the listing."""
+_WHAT: Final = 200
+"""Characters of a command or an error in the listing; the terminal takes fewer."""
 _WIDE: Final = 110
 """Columns of a terminal from which on queue and user are shown too."""
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its first digits (4 or more).")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, its first digits (4 or more), or its name.")]
 JobIds = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, or their first digits (4 or more).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: ISO times, whole ids.")]
+Limit = Annotated[int, typer.Option(min=0, metavar="N", help="How many at most; 0 = all.")]
+Before = Annotated[str | None, typer.Option(metavar="ID", help="Only those older than this one.")]
 
 
+@filtered
 def jobs(
     context: typer.Context,
-    states: Annotated[
-        list[JobState] | None,
-        typer.Option("--state", case_sensitive=False, help="Only jobs in this state; may be given again."),
-    ] = None,
-    queues: Annotated[list[str] | None, typer.Option("--queue", help="Only this queue; may be given again.")] = None,
-    user_id: Annotated[str | None, typer.Option(help="Only this user's jobs.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=_MAX_LIMIT, metavar="N", help="How many at most.")] = 20,
-    before: Annotated[str | None, typer.Option(metavar="ID", help="Only jobs older than this one.")] = None,
+    wanted: Wanted,
+    limit: Limit = 20,
+    before: Before = None,
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show changes; Ctrl-C ends it.")] = False,
 ) -> None:
     """List jobs, newest first, and count them.
 
     A number under `!` is how many warnings a job has, such as outputs that were not found; `rythmiq show` tells them.
+    --json prints an object with items, total and next, which --before takes.
 
     \b
     Examples:
       rythmiq jobs
-      rythmiq jobs --state failed --state cancelled --limit 100
+      rythmiq jobs --state failed --state cancelled --limit 0
+      rythmiq jobs --group lr --label team=ml --since 2d
       rythmiq jobs --queue night --watch
-      rythmiq jobs --json | jq -r '.[] | select(.cost_credits > 1) | .job_id'
+      rythmiq jobs --json --limit 0 | jq -r '.items[] | select(.cost_credits > 1) | .job_id'
     """
-    from rythmiq_ray.queue import inspect
+    from rythmiq_ray.queue import control, listing
 
     if watch and (as_json or not sys.stdout.isatty()):
         raise typer.BadParameter("--watch needs a terminal, and goes without --json", ctx=context)
-
-    def look(connection: Connection) -> tuple[list[Job], list[Count]]:
-        found = inspect.jobs(
-            connection,
-            states=states or (),
-            queues=queues or (),
-            user_id=user_id,
-            limit=limit,
-            before=None if before is None else inspect.job(connection, before).job_id,
-        )
-        return found, [] if as_json else _counts_of(inspect.counts(connection), queues)
-
     with database() as connection:
         if watch:
             connection.autocommit = True
-            _watch(lambda: look(connection))
-        found, counts = look(connection)
-    if as_json:
-        output.print_json([output.record(job) for job in found])
-        return
+        asked = wanted.resolved(connection)
+        oldest = None if before is None else job_of(connection, before)
+
+        def look() -> Iterator[Job]:
+            return listing.jobs(connection, asked, limit=limit or None, before=oldest)
+
+        if watch:
+            _watch(lambda: (list(look()), listing.counts(connection, asked)))
+        if as_json:
+            _print_json(connection, asked, look(), limit)
+            return
+        found = list(look())
+        counts = listing.counts(connection, asked)
+        closed = control.closed(connection, found)
     if found:
-        columns, data = _listing(found, wide=not sys.stdout.isatty() or _terminal_columns() >= _WIDE)
-        output.rows(columns, data)
+        columns = output.width()
+        output.rows(*_listing(found, wide=columns is None or columns >= _WIDE))
     typer.echo(_summary(counts))
+    for said in closed:
+        typer.echo(output.printable(f"Note: {said}"))
 
 
-def show(job_id: JobId, as_json: Json = False) -> None:
-    """Show a job, its attempts and artifacts.
+def _print_json(connection: Connection, asked: Filter, found: Iterator[Job], limit: int) -> None:
+    from rythmiq_ray.queue import listing
+
+    last: list[UUID] = []
+    count = 0
+
+    def items() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for job in found:
+            count += 1
+            last[:] = [job.job_id]
+            yield output.record(job)
+
+    def after() -> UUID | None:
+        if not limit or count < limit:
+            return None
+        return last[0] if any(True for _ in listing.jobs(connection, asked, limit=1, before=last[0])) else None
+
+    output.print_items(items(), lambda: listing.total(connection, asked), after)
+
+
+def job_of(connection: Connection, reference: str) -> UUID:
+    """The id of the job that is meant; raises NotFound, also for a group."""
+    from rythmiq_ray.queue import listing
+
+    found = listing.find(connection, reference)
+    if not found.is_job:
+        raise NotFound(f"{reference!r} is a group, not a job")
+    return found.id
+
+
+def show(reference: Annotated[str, typer.Argument(metavar="ID|GROUP")], as_json: Json = False) -> None:
+    """Show a job with its attempts and artifacts, or a group.
+
+    Of a group: how many of its members have ended and how, the time that is left by the pace so far,
+    credits so far and estimated in all, and its errors, those that are alike together.
 
     \b
     Examples:
       rythmiq show 019a5c3e
+      rythmiq show lr
       rythmiq show 019a5c3e --json | jq .attempts
     """
-    from rythmiq_ray.queue import inspect
+    from rythmiq_ray.queue import control, inspect, listing
 
     with database() as connection:
-        job = inspect.job(connection, job_id)
+        found = listing.find(connection, reference)
+        if not found.is_job:
+            show_group(connection, found.id, as_json=as_json)
+            return
+        job = inspect.job(connection, found.id)
         attempts = inspect.attempts(connection, job.job_id)
         artifacts = inspect.artifacts(connection, job.job_id)
+        needs = listing.needs(connection, job.job_id)
+        closed = control.closed(connection, [job])
     if as_json:
         output.print_json(
             output.record(job)
             | {
                 "attempts": [output.record(attempt) for attempt in attempts],
                 "artifacts": [{"attempt": attempt} | output.record(artifact) for attempt, artifact in artifacts],
+                "after": [output.record(need) for need in needs],
             }
         )
         return
-    output.pairs(_facts(job))
+    output.pairs(_facts(job) | {"after": ", ".join(_need(need) for need in needs)})
+    for said in closed:
+        typer.echo(f"held: {output.printable(said)}")
     for warning in job.warnings:
         typer.echo(f"warning: {output.printable(warning)}")
     if attempts:
@@ -126,78 +173,110 @@ def show(job_id: JobId, as_json: Json = False) -> None:
         output.rows(*artifact_rows(artifacts))
 
 
-def cancel(
-    context: typer.Context,
-    job_ids: JobIds = None,
-    queue: Annotated[str | None, typer.Option(help="All unfinished jobs of this queue.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Cancel jobs, by id or a whole queue.
+def _need(need: Need) -> str:
+    what = f"{'job' if need.is_job else 'group'} {need.name or need.id}"
+    state = "gone" if need.state is None else need.state
+    return f"{what} ({state}{'' if need.needs == 'succeeded' else ', however it ends'})"
 
-    A queued one ends at once, a running one as soon as its driver has stopped it. Prints each
-    id with the state it has now. Exits 1 if one of the given jobs had ended before.
+
+@filtered
+def cancel(
+    context: typer.Context, wanted: Wanted, references: References = None, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Cancel jobs: by id, whole groups, or by filters.
+
+    What waits ends at once, what runs as soon as its driver has stopped it. Prints each id with
+    the state it has now. Exits 1 if one of the jobs that were named had ended otherwise before.
 
     \b
     Examples:
       rythmiq cancel 019a5c3e
+      rythmiq cancel lr
+      rythmiq cancel --group lr --state queued --yes
       rythmiq cancel --queue night
     """
-    from rythmiq_ray.queue import inspect
+    from rythmiq_ray.queue import inspect, listing
 
-    if bool(job_ids) == (queue is not None):
-        raise typer.BadParameter("give either job ids or --queue", ctx=context)
+    needs_some(context, references, wanted)
     with database() as connection:
-        named = [inspect.job(connection, job_id) for job_id in job_ids or ()]
+        found = found_of(connection, references)
+        named = [item.id for item in found if item.is_job] if not wanted.given else []
+        states = chosen(connection, references, wanted)
+        targets = [job_id for job_id, state in states.items() if not state.finished]
         connection.rollback()  # What follows is repeated after a deadlock where it is its transaction's first.
-        asked = inspect.cancel(connection, ids=[job.job_id for job in named] if named else None, queue=queue)
+        if wanted.given:
+            confirm(len(targets), "Cancel", yes=yes)
+        whole = [item.id for item in found if not item.is_job] if not wanted.given else []
+        asked = inspect.cancel(connection, groups=whole) if whole else {}
+        rest = [job_id for job_id in targets if job_id not in asked]
+        asked |= inspect.cancel(connection, ids=rest) if rest else {}
+        left = listing.ids(connection, listing.Filter(ids=[job_id for job_id in named if job_id not in asked]))
     if as_json:
-        output.print_json([{"job_id": str(job_id), "state": state} for job_id, state in asked.items()])
+        now = asked | left
+        output.print_items({"job_id": str(job_id), "state": state} for job_id, state in now.items())
     else:
         for job_id, state in asked.items():
             typer.echo(f"{job_id}  {'will be stopped by its driver' if state is JobState.RUNNING else state}")
-    late = [job for job in named if job.job_id not in asked and job.state is not JobState.CANCELLED]
-    for job in late:
-        say(f"{job.job_id} had ended before: {job.state}")
-    if late:
+        for job_id, state in left.items():
+            say(f"{job_id} had ended before: {state}")
+    if any(state is not JobState.CANCELLED for state in left.values()):
         raise Unfinished
-    if not asked:
+    if not asked and not left:
         say("nothing was left to cancel")
 
 
+@filtered
 def retry(
     context: typer.Context,
-    job_ids: JobIds = None,
+    wanted: Wanted,
+    references: References = None,
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="Those too that were cancelled because they needed one of these.")
+    ] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Queue FAILED and CANCELLED jobs again.
+    """Queue FAILED and CANCELLED jobs again: by id, those of groups, or by filters.
 
-    Each gets one attempt more at least; its id is printed. Exits 1 if one of the given jobs was
-    left alone, because it is unfinished, succeeded, or another unfinished job has its unique key.
+    Each gets one attempt more at least; its id is printed. Of a group and of filters, those that are unfinished
+    or SUCCEEDED are passed over. Exits 1 if a job that was named was left alone, because it is unfinished,
+    succeeded, another unfinished job has its unique key, or what it needs can never come.
 
     \b
-    Example:
-      rythmiq jobs --state failed --json | jq -r '.[].job_id' | xargs rythmiq retry
+    Examples:
+      rythmiq retry 019a5c3e --downstream
+      rythmiq retry lr
+      rythmiq retry --state failed --error remote_killed --since 1d --yes
     """
     from rythmiq_ray.queue import inspect
 
-    if not job_ids:
-        raise typer.BadParameter("give the ids of the jobs", ctx=context)
+    needs_some(context, references, wanted)
     with database() as connection:
-        named = [inspect.job(connection, job_id) for job_id in job_ids]
+        found = found_of(connection, references)
+        named = [item.id for item in found if item.is_job] if not wanted.given else []
+        states = chosen(connection, references, wanted)
+        ended = (JobState.FAILED, JobState.CANCELLED)
+        targets = [job_id for job_id, state in states.items() if state in ended]
         connection.rollback()
-        queued = inspect.retry(connection, [job.job_id for job in named])
-    done = list(dict.fromkeys(job.job_id for job in named if job.job_id in queued))
+        if wanted.given:
+            confirm(len(targets), "Retry", yes=yes)
+        queued = inspect.retry(connection, targets, downstream=downstream) if targets else set()
+    done = [job_id for job_id in targets if job_id in queued]
+    done += sorted(queued.difference(done))
     if as_json:
-        output.print_json([{"job_id": str(job_id)} for job_id in done])
+        output.print_items({"job_id": str(job_id)} for job_id in done)
     else:
         for job_id in done:
             typer.echo(job_id)
-    left = [job for job in named if job.job_id not in queued]
-    for job in left:
-        ended = job.state in (JobState.FAILED, JobState.CANCELLED)
-        say(f"{job.job_id} was left alone: {'another job has its unique key' if ended else f'it is {job.state}'}")
+    left = [job_id for job_id in named if job_id not in queued]
+    for job_id in left:
+        state = states[job_id]
+        why = "another job has its unique key, or what it needs can never come" if state in ended else f"it is {state}"
+        say(f"{job_id} was left alone: {why}")
     if left:
         raise Unfinished
+    if not done:
+        say("nothing was left to retry")
 
 
 def artifact_rows(artifacts: Sequence[tuple[int, Artifact]]) -> tuple[dict[str, str], list[list[object]]]:
@@ -208,14 +287,9 @@ def artifact_rows(artifacts: Sequence[tuple[int, Artifact]]) -> tuple[dict[str, 
     )
 
 
-def _terminal_columns() -> int:
-    from shutil import get_terminal_size
-
-    return get_terminal_size().columns
-
-
 def _listing(found: Sequence[Job], *, wide: bool) -> tuple[dict[str, str], list[list[object]]]:
     now = datetime.now(UTC)
+    short = output.shortened(job.job_id for job in found)
     warned = any(job.warnings for job in found)
     columns = {"ID": "<", "STATE": "<"} | ({"!": ">"} if warned else {}) | {"TRY": ">", "AGE": ">"}
     if wide:
@@ -224,24 +298,41 @@ def _listing(found: Sequence[Job], *, wide: bool) -> tuple[dict[str, str], list[
     data: list[list[object]] = []
     for job in found:
         row: list[object] = [
-            job.job_id,
+            short[job.job_id],
             job.state,
             *([len(job.warnings) or " "] if warned else []),
             f"{job.attempt}/{job.max_attempts}",
             output.age(job.created_at, now),
         ]
         if wide:
-            row += [job.queue, job.user_id]
+            row += [output.clipped(job.queue), output.clipped(job.user_id)]
         data.append([*row, _what(job)])
     return columns, data
 
 
 def _what(job: Job) -> str:
-    """The error of what failed, what is being done about a running job, else the command."""
+    """The error of what failed, what is being done about a running job, else its name, parameters or command."""
+    named = called(job)
     if job.error_code is not None and job.state in (JobState.FAILED, JobState.RETRYING):
-        return f"{job.error_code}: {job.error_message}"[:_WHAT]
-    command = " ".join(job.spec.command.split())[:_WHAT]
-    return f"{_stage(job)}: {command}" if job.phase else command
+        words = " ".join((job.error_message or "").split())[-_WHAT:]
+        return output.Tail(f"{f'{output.clipped(named)}: ' if named else ''}{job.error_code}: ", words)
+    if job.error_code is not None and job.error_code != "cancelled" and job.state is JobState.CANCELLED:
+        return f"{named or _command(job)}: {job.error_code}"
+    text = named or _command(job)
+    if job.state is JobState.BLOCKED:
+        needs = f"waits for {job.waits_for}" if job.waits_for else "waits for a place in its group"
+        return f"{needs}: {text}"
+    return f"{_stage(job)}: {text}" if job.phase else text
+
+
+def called(job: Job) -> str:
+    """Its name, or the parameters in which it differs; empty where it has neither."""
+    params = " ".join(f"{name}={value}" for name, value in (job.params or {}).items())
+    return " ".join(part for part in (job.name, params) if part)
+
+
+def _command(job: Job) -> str:
+    return " ".join(job.spec.command.split())[:_WHAT]
 
 
 def _stage(job: Job) -> str:
@@ -274,22 +365,21 @@ def _kept(job: Job, attempt: Attempt) -> str | None:
     )
 
 
-def _counts_of(counts: Sequence[Count], queues: Sequence[str] | None) -> list[Count]:
-    return [count for count in counts if not queues or count.queue in queues]
-
-
 def _summary(counts: Sequence[Count]) -> str:
     states: Counter[str] = Counter()
-    phases: Counter[str] = Counter()
+    stages: Counter[str] = Counter()
+    bounded = {count.state for count in counts if count.bounded}
     for count in counts:
         states[count.state] += count.jobs
-        if count.phase:
-            phases[count.phase] += count.jobs
-    parts = [f"{states[state]:,} {state}" for state in JobState if states[state]]
-    running = ", ".join(f"{number:,} {phase}" for phase, number in sorted(phases.items()))
+        if count.phase is Phase.WAITING:
+            stages["running at Camber" if count.started else "pending at Camber"] += count.jobs
+        elif count.phase:
+            stages[count.phase] += count.jobs
+    parts = [f"{states[state]:,}{'+' if state in bounded else ''} {state}" for state in JobState if states[state]]
+    running = ", ".join(f"{number:,} {stage}" for stage, number in sorted(stages.items()))
     text = ", ".join(part + (f" ({running})" if part.endswith("RUNNING") else "") for part in parts)
     total = states.total()
-    return f"{total:,} job{'' if total == 1 else 's'}{': ' if text else ''}{text}"
+    return f"{total:,}{'+' if bounded else ''} job{'' if total == 1 else 's'}{': ' if text else ''}{text}"
 
 
 def _watch(look: Any) -> None:
@@ -319,9 +409,14 @@ def _facts(job: Job) -> dict[str, object]:
     return {
         "job": job.job_id,
         "state": f"{job.state}{f' ({_stage(job)}{_since(job, now)})' if job.phase else ''}",
-        "waits for": job.waits_for,
+        "waits for": job.wait_reason,
+        "name": job.name,
+        "group": None if job.group_id is None else f"{job.group_id}, member {job.group_index}",
+        "parameters": " ".join(f"{name}={value}" for name, value in (job.params or {}).items()),
+        "labels": " ".join(f"{name}={value}" for name, value in job.labels.items()),
         "queue": f"{job.queue}, priority {job.priority}",
         "user": job.user_id,
+        "enqueued by": job.enqueued_by,
         "unique key": job.unique_key,
         "command": spec.command,
         "runs on": f"{spec.engine} {spec.node_size} x {spec.num_nodes}{' with GPU' if spec.gpu else ''}",

@@ -11,7 +11,7 @@ import typer
 
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.jobs import Json
-from rythmiq_ray.errors import ConfigurationError, NotFound
+from rythmiq_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rythmiq_ray.local.stack import Stack
@@ -81,7 +81,7 @@ def env(as_json: Json = False) -> None:
     stack = _stack()
     running = [name for name, pid in stack.status().items() if pid is not None]
     if not running:
-        raise NotFound("Nothing of the local stack runs here: start it with `rythmiq local up`")
+        raise ConfigurationError("Nothing of the local stack runs here: start it with `rythmiq local up`")
     variables = {"SERVICE_ENV": "local"} | stack.environment(running)
     if as_json:
         output.print_json(variables)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from rythmiq_ray.access import Backends, database, read
+from rythmiq_ray.artifact_names import LOG_NAME
+from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import ENDED_BADLY, NOT_YET, Ended, say
-from rythmiq_ray.cli.jobs import JobId
-from rythmiq_ray.cli.session import Backends, database, read
-from rythmiq_ray.errors import BackendBusy, BackendUnavailable, NotFound
+from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
+from rythmiq_ray.cli.jobs import called
+from rythmiq_ray.errors import BackendBusy, BackendUnavailable, ConfigurationError, NotFound
 from rythmiq_ray.model import Artifact, Job, JobState
-from rythmiq_ray.names import LOG_NAME
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -26,39 +29,87 @@ if TYPE_CHECKING:
 
 _LOOK_S: Final = 0.5
 """Between two looks at a job that is followed."""
+_LONGEST_LINE: Final = 1024 * 1024
 _PATIENCE: Final = 4
 """The live log comes whole each time, so after each look this many times as long as it took is waited."""
 
 
+@filtered
 def logs(
-    job_id: JobId,
+    context: typer.Context,
+    wanted: Wanted,
+    references: References = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")] = False,
     attempt: Annotated[int | None, typer.Option(min=1, metavar="N", help="This attempt; else the last one.")] = None,
+    tail: Annotated[
+        int, typer.Option("--tail", "-n", min=1, metavar="N", help="Last lines of each, where there are several.")
+    ] = 20,
 ) -> None:
-    """Write a job's log to stdout.
+    """Write a job's log to stdout, or the last lines of several.
 
     It comes from the artifact store, or from Camber while the job runs. With -f it goes on through
     all attempts until the job has ended, and no byte comes twice. A program that buffers its output shows nothing for
     long (python: -u). Exits 5 while there is no log yet, and with -f 3 if the job FAILED or was CANCELLED.
+
+    Of a group the last lines of each member that FAILED are shown; of several ids and of filters those of each.
 
     \b
     Examples:
       rythmiq logs 019a5c3e
       rythmiq logs -f 019a5c3e | grep -i error
       rythmiq logs 019a5c3e --attempt 1
+      rythmiq logs lr -n 5
+      rythmiq logs --group lr --state succeeded
     """
-    from rythmiq_ray.queue import inspect
+    from rythmiq_ray.queue import inspect, listing
 
+    needs_some(context, references, wanted)
     with database() as connection, Backends() as backends:
         # Each look sees what drivers have written meanwhile, and none holds a transaction open.
         connection.autocommit = True
-        job = inspect.job(connection, job_id)
+        found = found_of(connection, references)
+        if len(found) != 1 or not found[0].is_job or wanted.given:
+            if follow or attempt is not None:
+                raise typer.BadParameter("-f and --attempt go with one job", ctx=context)
+            if found and not any(item.is_job for item in found) and not wanted.given:
+                wanted = Wanted(wanted.groups, listing.Filter(states=[JobState.FAILED]))
+            ids = list(chosen(connection, references, wanted))
+            _several(connection, list(listing.jobs(connection, listing.Filter(ids=ids), limit=None)), tail)
+            return
+        job = inspect.job(connection, found[0].id)
         if follow:
             _follow(connection, backends, job, attempt)
             if inspect.job(connection, job.job_id).state in (JobState.FAILED, JobState.CANCELLED):
                 raise Ended(ENDED_BADLY)
         else:
             _print(connection, backends, job, attempt)
+
+
+def _several(connection: Connection, jobs: list[Job], tail: int) -> None:
+    """The last lines of each stored log, under a line that says whose it is."""
+    from rythmiq_ray.queue import listing
+
+    if not jobs:
+        say("no job of these has a log to show")
+        return
+    jobs.sort(key=lambda job: (str(job.group_id or ""), job.group_index or 0, job.job_id))
+    stored = listing.stored(connection, [job.job_id for job in jobs], LOG_NAME)
+    for job in jobs:
+        error = f" ({job.error_code})" if job.error_code else ""
+        typer.echo(output.printable(f"==> {job.job_id} {called(job)} {job.state}{error} <=="))
+        found = stored.get(job.job_id)
+        if not found:
+            typer.echo(output.printable(job.error_message or "it has no log"))
+            continue
+        lines: deque[bytes] = deque(maxlen=tail)
+        rest = b""
+        for chunk in read(found[0][1].uri):
+            *whole, rest = (rest + chunk)[-_LONGEST_LINE:].split(b"\n")
+            lines.extend(whole)
+        if rest:
+            lines.append(rest)
+        sys.stdout.flush()
+        _write([b"\n".join(lines)[-_LONGEST_LINE:] + b"\n"])
 
 
 def _print(connection: Connection, backends: Backends, job: Job, number: int | None) -> None:
@@ -78,6 +129,9 @@ def _print(connection: Connection, backends: Backends, job: Job, number: int | N
         try:
             with backends.get().open_log(job) as chunks:
                 _write(chunks)
+        except ConfigurationError as error:
+            said = f"Attempt {number} of job {job.job_id} runs: {_unreadable(error)}; -f waits for it"
+            raise Ended(NOT_YET, said) from None
         except NotFound:
             status = job.remote_status or "not running yet"
             raise Ended(
@@ -155,10 +209,20 @@ def _more(backends: Backends, job: Job, printed: _Printed) -> None:
                 skip = max(0, skip - len(chunk))
     except NotFound:
         pass
+    except ConfigurationError as error:
+        printed.outage(_unreadable(error))
     except (BackendUnavailable, BackendBusy) as error:
         # The job goes on, and its log will be in the store at the end at the latest.
         printed.outage(error.message)
     sys.stdout.buffer.flush()
+
+
+def _unreadable(error: ConfigurationError) -> str:
+    """For who has no key of Camber's, or no configuration at all."""
+    return (
+        f"its live log cannot be read from here ({error.message.splitlines()[0]}), and will be in the store once the"
+        " attempt has ended"
+    )
 
 
 def _rest(connection: Connection, job: Job, number: int, printed: _Printed) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rythmiq_ray.access import database_url
 from rythmiq_ray.cli.output import print_json
-from rythmiq_ray.cli.session import database_url
 
 
 def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array of revisions.")] = False) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, Final
+from shutil import get_terminal_size
+from typing import Any, Final, Self
 from uuid import UUID
 
 import typer
@@ -17,6 +19,7 @@ from rythmiq_ray.model import JobSpec
 _UNITS: Final = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "m"), (0, 1, "s"))
 _NARROWEST: Final = 8
 _STATE_STYLES: Final = {
+    "BLOCKED": "dim",
     "RUNNING": "cyan",
     "RETRYING": "yellow",
     "SUCCEEDED": "green",
@@ -38,6 +41,26 @@ def _plain(value: object) -> object:
     if isinstance(value, JobSpec):
         return value.as_dict()
     return value
+
+
+def print_items(
+    items: Iterable[object],
+    total: Callable[[], int | None] | None = None,
+    after: Callable[[], object | None] = lambda: None,
+) -> None:
+    """A listing as one JSON object, each item on a line as it comes.
+
+    ``total``, asked behind them, is how many there are in all, by itself as many as these; ``after`` is where the
+    listing goes on, for ``--before``.
+    """
+    count = 0
+    typer.echo('{"items": [', nl=False)
+    for item in items:
+        typer.echo(("," if count else "") + "\n" + json.dumps(item), nl=False)
+        count += 1
+    found = after()
+    rest = {"total": count if total is None else total(), "next": None if found is None else str(found)}
+    typer.echo(("\n" if count else "") + "], " + json.dumps(rest)[1:])
 
 
 def print_json(data: object) -> None:
@@ -84,13 +107,49 @@ def _visible(character: str) -> str:
     return " " if character in "\n\t" else repr(character)[1:-1]
 
 
+class Tail(str):
+    """A cell whose end matters most, such as an error's: it is cut behind ``head``, not at its end."""
+
+    head: str
+
+    def __new__(cls, head: str, rest: object) -> Self:
+        made = super().__new__(cls, f"{head}{printable(rest)}")
+        made.head = head
+        return made
+
+    def cut(self, width: int) -> str:
+        if len(self) <= width:
+            return self
+        end = self[len(self) - max(0, width - len(self.head) - 1) :] if width > len(self.head) + 1 else ""
+        return f"{self.head}…{end}"[:width]
+
+
+def width() -> int | None:
+    """Columns of the terminal, which listings are to fit into; None for a pipe, where nothing is cut."""
+    return get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def shortened(ids: Iterable[UUID]) -> dict[UUID, str]:
+    """The first digits of each that tell it from the others, eight at least. In a pipe the whole id."""
+    texts = {job_id: str(job_id) for job_id in ids}
+    if width() is None:
+        return texts
+    length = next(n for n in range(8, 37) if len({text[:n] for text in texts.values()}) == len(texts))
+    return {job_id: text[:length].rstrip("-") for job_id, text in texts.items()}
+
+
+def clipped(value: object, most: int = 16) -> str:
+    """A name that must not take the room of what matters; whole in a pipe."""
+    text = printable(value)
+    return text if width() is None or len(text) <= most else f"{text[: most - 1]}…"
+
+
 def rows(columns: Mapping[str, str], data: Sequence[Sequence[object]]) -> None:
     """Prints a table. ``columns``: each title and how it is set: ``<``, ``>``, or ``~`` for the one that may be cut."""
-    if sys.stdout.isatty():
+    if (columns_there := width()) is not None:
         from rich.console import Console
 
-        console = Console()
-        console.print(table(columns, data, console.width))
+        Console(width=columns_there, soft_wrap=False).print(table(columns, data, columns_there))
         return
     cells = [list(columns)] + [[printable(value) for value in row] for row in data]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
@@ -110,7 +169,7 @@ def table(columns: Mapping[str, str], data: Iterable[Sequence[object]], width: i
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    cells = [[printable(value) for value in row] for row in data]
+    cells = [[value if isinstance(value, Tail) else printable(value) for value in row] for row in data]
     widths = [max([len(title), *(cell_len(row[at]) for row in cells)]) for at, title in enumerate(columns)]
     fixed = sum(wide + 2 for wide, how in zip(widths, columns.values(), strict=True) if how != "~")
     for (title, how), wide in zip(columns.items(), widths, strict=True):
@@ -120,7 +179,9 @@ def table(columns: Mapping[str, str], data: Iterable[Sequence[object]], width: i
             no_wrap=True,
             width=min(wide, max(_NARROWEST, width - fixed - 1)) if how == "~" else wide,
         )
+    room = [column.width or 0 for column in shown.columns]
     for row in cells:
+        row = [cell.cut(room[at]) if isinstance(cell, Tail) else cell for at, cell in enumerate(row)]
         shown.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, ""), overflow="ellipsis") for cell in row))
     return shown
 
@@ -131,3 +192,18 @@ def pairs(data: Mapping[str, object]) -> None:
     width = max(map(len, present), default=0)
     for name, value in present.items():
         typer.echo(f"{name:<{width}}  {value}")
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr where that is a terminal, else nothing; what it gives is called for each step."""
+    if not sys.stderr.isatty() or not total:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda: shown.advance(task)

@@ -10,9 +10,10 @@ from uuid import UUID
 
 import typer
 
+from rythmiq_ray.access import database, store_of
 from rythmiq_ray.cli.failure import say
+from rythmiq_ray.cli.filters import References, Wanted, Yes, chosen, confirm, filtered, needs_some
 from rythmiq_ray.cli.output import print_json
-from rythmiq_ray.cli.session import database, store_of
 from rythmiq_ray.errors import NotFound
 
 _BATCH: Final = 500
@@ -35,14 +36,22 @@ def age_s(text: str) -> float:
     return float(int(match[1]) * _UNITS_S[match[2]])
 
 
+@filtered
 def prune(
-    older_than: Annotated[str, typer.Option(help="Age since the end: a number and s, m, h, d or w.", metavar="AGE")],
+    context: typer.Context,
+    wanted: Wanted,
+    references: References = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="Age since the end: a number and s, m, h, d or w.", metavar="AGE")
+    ] = None,
+    yes: Yes = False,
     artifacts: Annotated[bool, typer.Option("--artifacts", help="Delete what the jobs stored, too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many there are (up to a batch).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Delete ended jobs of a certain age, in batches.
+    """Delete ended jobs of a certain age, of groups, or by filters, in batches.
 
+    A group goes with its last member. Jobs that unfinished ones depend on stay, and so do those of unfinished groups.
     Artifacts stay unless asked for; they are deleted before the rows that name them, so that a run that was
     interrupted can be run again.
 
@@ -50,17 +59,28 @@ def prune(
     Examples:
       rythmiq prune --older-than 30d
       rythmiq prune --older-than 12w --artifacts
+      rythmiq prune lr --artifacts
+      rythmiq prune --label team=ml --state failed --older-than 1d --yes
     """
     from rythmiq_ray.queue import inspect
 
-    seconds = age_s(older_than)
+    if older_than is None:
+        needs_some(context, references, wanted)
+    seconds = 0.0 if older_than is None else age_s(older_than)
+    only: list[UUID] | None = None
+    if references or wanted.given:
+        with database() as connection:
+            states = chosen(connection, references, wanted)
+        only = [job_id for job_id, state in states.items() if state.finished]
+        if wanted.given and not dry_run:
+            confirm(len(only), "Delete", yes=yes)
     jobs = files = 0
     locked: set[UUID] = set()
     odd: set[UUID] = set()
     while True:
         # No transaction is open while files are deleted: that may take long, and Postgres ends who idles in one.
         with database() as connection:
-            batch = inspect.prunable(connection, older_than_s=seconds, limit=_BATCH, but=locked | odd)
+            batch = inspect.prunable(connection, older_than_s=seconds, limit=_BATCH, but=locked | odd, only=only)
         ids = {job.job_id for job in batch}
         uris = [uri for job in batch for uri in job.uris] if artifacts else []
         if dry_run:

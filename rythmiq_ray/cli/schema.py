@@ -12,7 +12,7 @@ def schema() -> None:
     Examples:
       rythmiq schema > job.schema.json
     """
-    from rythmiq_ray.layers import load_catalog
+    from rythmiq_ray.config_loader import load_catalog
     from rythmiq_ray.spec import json_schema
 
     print_json(json_schema(load_catalog()))

@@ -10,6 +10,6 @@ if __name__ == "__main__":
     from rythmiq_ray.machine import ensure_home
 
     ensure_home()
-    from rythmiq_ray.driver.life import live
+    from rythmiq_ray.driver.lifecycle import live
 
     live(signals)

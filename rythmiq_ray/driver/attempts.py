@@ -27,11 +27,11 @@ from rythmiq_ray.model import (
     Job,
     JobState,
     NotYet,
-    Order,
     Phase,
     RemoteJob,
     RemoteStatus,
     Step,
+    StepRequest,
     StepResult,
     Submitted,
     SubmitUncertain,
@@ -150,7 +150,7 @@ class Attempt:
     """No create of this attempt was sent before this."""
     entered_at: float | None = None
     """When it came into its phase; None where another driver had it then."""
-    request: Order | None = None
+    request: StepRequest | None = None
     """The step that the cluster has; the result of any other says nothing about what is under way."""
     requested_at: float = 0.0
     due_at: float = 0.0
@@ -165,7 +165,7 @@ class Attempt:
     internal_faults: int = 0
     """Faults of our own about it."""
     stop: Stop | None = None
-    waits_for: str | None = None
+    wait_reason: str | None = None
     """Why it does not get on, in words for the row; None while it does."""
     waits_since: float = 0.0
 
@@ -345,7 +345,9 @@ class Attempts:
 
     # -------------------------------------------------------------------------------------------- steps and results
 
-    def step(self, attempt: Attempt, now: float, *, secrets: Mapping[str, Secret], lease_until: float) -> Order | None:
+    def step(
+        self, attempt: Attempt, now: float, *, secrets: Mapping[str, Secret], lease_until: float
+    ) -> StepRequest | None:
         """What is to be done for it now; None while there is nothing but to wait."""
         if attempt.request is not None or now < attempt.due_at:
             return None
@@ -353,7 +355,7 @@ class Attempts:
         match state:
             case Submitting():
                 state.create_until = lease_until
-                return Order(
+                return StepRequest(
                     step=Step.SUBMIT,
                     job=job,
                     secrets=secrets,
@@ -362,12 +364,12 @@ class Attempts:
                     alone=attempt.alone,
                 )
             case Waiting() if attempt.stop is not None and attempt.stop.sent_at is None:
-                return Order(step=Step.CANCEL, job=job)
+                return StepRequest(step=Step.CANCEL, job=job)
             case Collecting():
                 camber = self._config.camber
                 cancelled = attempt.stop is not None and attempt.stop.code is ErrorCode.CANCELLED
                 patience_s = camber.settle_s if cancelled else camber.sync_timeout_s
-                return Order(
+                return StepRequest(
                     step=Step.COLLECT,
                     job=job,
                     remote=state.remote,
@@ -380,10 +382,10 @@ class Attempts:
                     quiet_s=now - state.changed_at,
                 )
             case Cleaning():
-                return Order(step=Step.CLEAN, job=job)
+                return StepRequest(step=Step.CLEAN, job=job)
         return None
 
-    def sent(self, attempt: Attempt, request: Order, now: float) -> None:
+    def sent(self, attempt: Attempt, request: StepRequest, now: float) -> None:
         """The cluster has its step."""
         attempt.request, attempt.requested_at = request, now
 
@@ -407,7 +409,7 @@ class Attempts:
         self.wake(attempt)
         return ending
 
-    def _settled(self, attempt: Attempt, request: Order | None, result: StepResult, now: float) -> Ending | None:
+    def _settled(self, attempt: Attempt, request: StepRequest | None, result: StepResult, now: float) -> Ending | None:
         match result:
             case Submitted(remote=remote):
                 self._know(attempt, remote, now)
@@ -520,7 +522,7 @@ class Attempts:
         if started_at - max(state.missing_since, state.since) >= patience_s:
             self._vanished(attempt, state, started_at)
             yield attempt
-        elif unclear and attempt.waits_for is None:
+        elif unclear and attempt.wait_reason is None:
             self._waits(attempt, "a clear answer of the backend about its remote job", started_at)
             yield attempt
 
@@ -582,6 +584,21 @@ class Attempts:
         """Ends an attempt for a reason found by the driver itself."""
         return self._failed(attempt, error)
 
+    def give_back(self, attempt: Attempt) -> Ending | None:
+        """Puts a job back into the queue of which nothing was sent yet; it burns no attempt."""
+        if not isinstance(attempt.state, Submitting) or attempt.request is not None or attempt.begun_before:
+            return None
+        attempt.state = Ended(clean=True)
+        job = attempt.job
+        return Ending(
+            job_id=job.job_id,
+            attempt=job.attempt,
+            state=JobState.CANCELLED,
+            retry_delay_s=0.0,
+            retryable=True,
+            free=True,
+        )
+
     def internal_fault(self, attempt: Attempt, message: str, now: float) -> Ending | None:
         """After a fault of ours about it: what may have been paid for is not given up while there is a way on."""
         attempt.internal_faults += 1
@@ -640,9 +657,9 @@ class Attempts:
         self.wake(attempt)
 
     def _waits(self, attempt: Attempt, words: str | None, now: float) -> None:
-        if attempt.waits_for is None:
+        if attempt.wait_reason is None:
             attempt.waits_since = now
-        attempt.waits_for = words
+        attempt.wait_reason = words
 
     def _settled_at(self, sent_at: float) -> float:
         """When the list shows a create that was sent at that time, or never will: the service may go on with a call
@@ -741,7 +758,7 @@ class Attempts:
         attempt.due_at = now + max(backoff_s, error.retry_after_s or 0.0)
         return None
 
-    def _lost(self, attempt: Attempt, request: Order | None, lost: TaskLost, now: float) -> Ending | None:
+    def _lost(self, attempt: Attempt, request: StepRequest | None, lost: TaskLost, now: float) -> Ending | None:
         attempt.crashes += 1
         attempt.begun_before = True
         attempt.alone = True  # If it is this job that kills its task, it takes no others along.

@@ -7,19 +7,20 @@ and nothing waits for the network but the calls to Postgres, which have a time-o
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol
 
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.attempts import Attempt, Attempts, Collecting, Ended, Submitting, Waiting
+from rythmiq_ray.driver.completer import Completer
+from rythmiq_ray.driver.concurrency_limit import FIRST, ConcurrencyLimit
 from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.lease import Heartbeat, Lease
-from rythmiq_ray.driver.limit import InFlightLimit
 from rythmiq_ray.driver.outages import BACKEND, Outages, Place
-from rythmiq_ray.driver.outbox import Outbox
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
 from rythmiq_ray.driver.retention import Retention
@@ -33,10 +34,10 @@ from rythmiq_ray.model import (
     Job,
     JobState,
     NewJob,
-    Order,
     Phase,
     RemoteJob,
     Step,
+    StepRequest,
     StepResult,
     TaskLost,
 )
@@ -66,10 +67,10 @@ MAX_TICK_FAULTS: Final = 10
 class Fanout(Protocol):
     """What the loop needs of :class:`rythmiq_ray.cluster.Cluster`."""
 
-    def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None: ...
+    def enqueue(self, request: StepRequest, *, stream_bytes: int = 0) -> None: ...
     def dispatch(self) -> None: ...
-    def completed(self) -> list[tuple[Order, StepResult]]: ...
-    def withdraw(self) -> tuple[list[Order], list[Order]]: ...
+    def completed(self) -> list[tuple[StepRequest, StepResult]]: ...
+    def withdraw(self) -> tuple[list[StepRequest], list[StepRequest]]: ...
     def backlog(self, step: Step) -> int: ...
     def unplaced(self) -> tuple[int, float]: ...
     def probe(self, part: str) -> None: ...
@@ -108,7 +109,7 @@ class Loop:
         self._clock = clock
         self._environ = environ
         self._metrics = metrics or Metrics()
-        self.limit = InFlightLimit(config.camber.max_in_flight, slack_s=SLACK_POLLS * config.driver.poll_interval_s)
+        self.limit = ConcurrencyLimit(config.camber.max_in_flight, slack_s=SLACK_POLLS * config.driver.poll_interval_s)
         self.attempts = Attempts(config, on_phase_ended=self._metrics.phase_ended, on_started=self._started)
         self.lease = Lease(heartbeat, config.driver.lease_s, clock=clock, lost=wakeup.set)
         self.schedule = PollSchedule(config.driver.poll_interval_s, send=poller.poll)
@@ -117,7 +118,7 @@ class Loop:
             probes={Place.DRIVER: poller.probe, Place.NODE: cluster.probe},
             over=self.attempts.outage_over,
         )
-        self._outbox = Outbox(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
+        self._completer = Completer(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
         self._retention = retention
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
         self._strays: dict[int, tuple[float, float]] = {}
@@ -126,6 +127,17 @@ class Loop:
         self._adopt_at = 0.0
         self._disown_at = 0.0
         self._cancels_at = 0.0
+        self._settle_at = 0.0
+        self._logins: dict[str, tuple[frozenset[str], bool]] = {}
+        """Of logins whose jobs name secrets their roles, as they were at the last claim of such a job."""
+        self._look_round_at = 0.0
+        self._running = 0
+        """Jobs of all drivers."""
+        self._of_an_account = config.execution.backend == "camber"
+        """Else jobs run on the driver's own machine, at its own cost and by its own limit."""
+        self._account_limit: int | None = None
+        self.draining = False
+        """It ends what it has and takes nothing new."""
         self._database_retry_at = 0.0
         self._tick_faults = 0
         self.ticked_at: float | None = None
@@ -143,15 +155,19 @@ class Loop:
         self._queue.driver_id = self.lease.take()
 
     def run(self, *, drain: bool) -> None:
-        """Works until a stop is requested or, with ``drain``, until nothing is left to do."""
+        """Works until a stop is requested or, with ``drain``, until nothing is left to do.
+
+        A driver that somebody drains (`rythmiq drivers drain`) ends once it has ended what it has.
+        """
         idle_since: float | None = None
         self.stage = Stage.RUNNING
         self.lease.start()
         while not self.stop_requested and not self._node_leaves():
             self._guarded_tick()
-            if drain:
+            if drain or self.draining:
                 idle_since = (idle_since or self._clock()) if self._idle() else None
-                if idle_since is not None and self._all_cleaned(idle_since) and self._queue_is_empty():
+                done = idle_since is not None and self._all_cleaned(idle_since)
+                if done and (self.draining or self._queue_is_empty()):
                     return
             self.wait()
 
@@ -244,7 +260,10 @@ class Loop:
             return
         self._take_cancels(now)
         self._disown(now)
-        self._adopt(now)
+        self._look_round(now)
+        if not self.draining:
+            self._adopt(now)
+        self._settle_left(now)
         self._claim(now)
         if not self.outages.any:
             self._janitor.look_round(now)
@@ -257,6 +276,10 @@ class Loop:
             self._claim_at = 0.0
         if "cancel" in told:
             self._cancels_at = 0.0
+        if "unsettled" in told:
+            self._settle_at = 0.0
+        if "limits" in told:
+            self._claim_at = self._look_round_at = 0.0
 
     def _begin_anew(self) -> None:
         """Others may hold these jobs by now. Under a new lease they are taken over like anybody's."""
@@ -274,14 +297,45 @@ class Loop:
             self._disown_at = now + self._config.driver.lease_s
             self._queue.disown(attempt.job.job_id for attempt in self.attempts)
 
+    def _look_round(self, now: float) -> None:
+        """What there is beside this driver's own jobs: pauses and budgets, schedules, the account's limit."""
+        if now < self._look_round_at:
+            return
+        self._look_round_at = now + self._config.driver.poll_interval_s
+        unsent = {a.job.job_id: a for a in self.attempts if isinstance(a.state, Submitting) and a.request is None}
+        found = self._queue.look_round(unsent)
+        if found.draining and not self.draining:
+            log.info("This driver is being drained: it ends what it has", jobs=len(self.attempts))
+        self.draining = found.draining
+        self._account_limit = found.account_limit
+        for job_id in found.closed:
+            self._end(self.attempts.give_back(unsent[job_id]))
+        if found.unsettled:
+            self._settle_at = 0.0
+        if found.schedules_due and (fired := self._queue.fire_schedules(self._config.driver.batch_size)):
+            log.info("Schedules fired", runs=fired)
+        if self.attempts and not self.limit.fixed:
+            grown, share, sent_at = self.limit.found()
+            limit, lowered_s, self._running = self._queue.adjust_account(
+                first=FIRST, grown=grown, share=share, sent_age_s=max(0.0, now - sent_at)
+            )
+            self.limit.share(limit, None if lowered_s is None else now - lowered_s)
+
+    def _settle_left(self, now: float) -> None:
+        if now >= self._settle_at:
+            full = self._queue.settle_left(self._config.driver.batch_size) >= self._config.driver.batch_size
+            # Until a look round, or a notification, says that there is more.
+            self._settle_at = 0.0 if full else math.inf
+
     def _claim(self, now: float) -> None:
         room = self._claim_room()
         if now < self._claim_at or room <= 0:
             return
         limit = min(self._config.driver.batch_size, room)
-        jobs = self._queue.claim(limit)
+        jobs = self._queue.claim(limit, account=int(self.limit) if self._of_an_account else None)
         self._report_refusals()
         self._metrics.claimed(len(jobs))
+        self._look_up_logins(jobs)
         for job in jobs:
             with self._concerning(job):
                 attempt = self.attempts.begin(job, now)
@@ -294,17 +348,26 @@ class Loop:
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
 
+    def _look_up_logins(self, jobs: Sequence[Job]) -> None:
+        for login in {job.enqueued_by for job in jobs if job.spec.secrets and job.enqueued_by is not None}:
+            self._logins[login] = self._queue.roles_of(login)
+
     def _report_refusals(self) -> None:
         for refusal in self._queue.refusals():
             self.any_failed = self.any_failed or refusal.ended
             done = "Job failed" if refusal.ended else "Job left alone"
             log.error(done, jobId=refusal.job_id, error=ErrorCode.INVALID_JOB, message=refusal.message)
 
+    @property
+    def in_flight_limit(self) -> int:
+        """Jobs that may run at once, of all drivers of the account together, as far as this one knows."""
+        return int(self.limit) if self._account_limit is None else self._account_limit
+
     def _claim_room(self) -> int:
         """How many jobs may be claimed: no more than may be in flight, nor than is soon sent."""
-        if self.outages.any:
+        if self.outages.any or self.draining:
             return 0
-        more = int(self.limit) - len(self.attempts)
+        more = self.in_flight_limit - len(self.attempts)
         return min(more, 2 * self._cluster.room - self._cluster.backlog(Step.SUBMIT))
 
     def _adopt(self, now: float) -> None:
@@ -312,6 +375,7 @@ class Loop:
             return
         adopted = self._queue.adopt(self._config.driver.batch_size)
         self._report_refusals()
+        self._look_up_logins([orphan.job for orphan in adopted])
         for orphan in adopted:
             with self._concerning(orphan.job):
                 self.attempts.take_over(orphan, now)
@@ -335,7 +399,7 @@ class Loop:
                 self._end(self.attempts.stop(attempt, ErrorCode.CANCELLED))
 
     def _write_outcomes(self, _now: float) -> None:
-        for ending, ours in self._outbox.flush(self._queue):
+        for ending, ours in self._completer.flush(self._queue):
             attempt = self.attempts.get(ending.job_id, ending.attempt)
             if isinstance(ending, Progress):
                 log.warning("Another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
@@ -350,6 +414,7 @@ class Loop:
                 continue
             if attempt is not None:
                 self.attempts.written(attempt)
+            self._claim_at = 0.0  # Where a limit held it back, there is room now.
             if ending.retry_delay_s is None and ending.state is JobState.FAILED:
                 self.any_failed = True
             with self._concerning(None):
@@ -394,32 +459,36 @@ class Loop:
                 self._end(ending)
 
     def _take_results(self, now: float) -> None:
-        for order, result in self._cluster.completed():
-            with self._concerning(order.job):
-                self._settle(order, result, now)
+        for request, result in self._cluster.completed():
+            with self._concerning(request.job):
+                self._settle(request, result, now)
 
-    def _settle(self, order: Order, result: StepResult, now: float) -> None:
+    def _settle(self, request: StepRequest, result: StepResult, now: float) -> None:
         if isinstance(result, TaskLost):
-            self._metrics.step_lost(order.step)
-        attempt = self.attempts.get(order.job.job_id, order.job.attempt)
-        if attempt is None or attempt.request is not order:
+            self._metrics.step_lost(request.step)
+        attempt = self.attempts.get(request.job.job_id, request.job.attempt)
+        if attempt is None or attempt.request is not request:
             return  # It was sent under a lease that was lost; what is sent now must not be taken for ended by it.
         if isinstance(result, Faulted):
-            if order.step in (Step.SUBMIT, Step.COLLECT):  # What tidies up may fail for reasons of its own.
+            if request.step in (Step.SUBMIT, Step.COLLECT):  # What tidies up may fail for reasons of its own.
                 self.outages.note_fault(result.error, now, Place.NODE, job=attempt.job)
-            if result.error.code is ErrorCode.BACKEND_BUSY and order.step is Step.SUBMIT:
+            if result.error.code is ErrorCode.BACKEND_BUSY and request.step is Step.SUBMIT:
                 self.limit.refused(attempt.requested_at, now)
         elif isinstance(result, TaskLost):
             log.warning(
-                "Task lost", step=order.step, jobId=order.job.job_id, attempt=order.job.attempt, reason=result.reason
+                "Task lost",
+                step=request.step,
+                jobId=request.job.job_id,
+                attempt=request.job.attempt,
+                reason=result.reason,
             )
         elif isinstance(result, Collected):
             for warning in result.warnings:
                 log.warning(
-                    "Collected with a warning", jobId=order.job.job_id, attempt=order.job.attempt, warning=warning
+                    "Collected with a warning", jobId=request.job.job_id, attempt=request.job.attempt, warning=warning
                 )
         elif isinstance(result, Cleaned):
-            self._outbox.cleaned(attempt.job)
+            self._completer.cleaned(attempt.job)
         before = _shown(attempt)
         ending = self.attempts.settle(attempt, result, now)
         if ending is None and before != _shown(attempt):
@@ -479,7 +548,7 @@ class Loop:
                 log.warning(
                     "A second remote job of one attempt is cancelled", jobId=stray.job_id, remoteId=remote.remote_id
                 )
-                self._cluster.enqueue(Order(step=Step.CANCEL, job=stray, stray=True))
+                self._cluster.enqueue(StepRequest(step=Step.CANCEL, job=stray, stray=True))
             return
         attempt = self.attempts.seen(poll, remote, now)
         if attempt is not None:
@@ -488,25 +557,29 @@ class Loop:
                 self.schedule.found_end()
 
     def _started(self, submitted_at: float, now: float) -> None:
-        self.limit.started(submitted_at, now, in_flight=len(self.attempts))
+        self.limit.started(submitted_at, now, in_flight=max(self._running, len(self.attempts)))
 
     def _note_progress(self, attempt: Attempt) -> None:
         job, phase = attempt.job, attempt.phase
         if phase is not None:
-            self._outbox.progress(
+            self._completer.progress(
                 Progress(
                     job_id=job.job_id,
                     attempt=job.attempt,
                     phase=phase,
                     remote_id=job.remote_id,
                     remote_status=job.remote_status,
-                    waits_for=attempt.waits_for,
+                    wait_reason=attempt.wait_reason,
+                    credits_per_hour=self._price(job),
                 )
             )
 
+    def _price(self, job: Job) -> float | None:
+        return self._config.camber.catalog.credits_per_hour(job.spec) if self._of_an_account else None
+
     def _end(self, ending: Ending | None) -> None:
         if ending is not None:
-            self._outbox.ending(ending)
+            self._completer.ending(ending)
 
     def _report_ending(self, ending: Ending) -> None:
         fields: dict[str, object] = {"jobId": ending.job_id, "attempt": ending.attempt}
@@ -551,10 +624,10 @@ class Loop:
             if not self._may_submit(attempt):
                 return
             secrets = self._secrets(attempt.job)
-        order = self.attempts.step(attempt, now, secrets=secrets, lease_until=lease_until)
-        if order is not None:
-            self.attempts.sent(attempt, order, now)
-            self._cluster.enqueue(order, stream_bytes=attempt.alone_bytes)
+        request = self.attempts.step(attempt, now, secrets=secrets, lease_until=lease_until)
+        if request is not None:
+            self.attempts.sent(attempt, request, now)
+            self._cluster.enqueue(request, stream_bytes=attempt.alone_bytes)
 
     def _enforce_limits(self, poll: int, now: float) -> None:
         """Stops what waits or runs for too long, as a whole poll has just shown it."""
@@ -576,6 +649,10 @@ class Loop:
 
     def _may_submit(self, attempt: Attempt) -> bool:
         """Whether the driver has the secrets that the job names; ends the attempt where it has not."""
+        if refused := self._refused_secrets(attempt.job):
+            message = f"the login {attempt.job.enqueued_by} has no grant of {', '.join(refused)}"
+            self._end(self.attempts.give_up(attempt, ErrorInfo(code=ErrorCode.SECRET_REFUSED, message=message)))
+            return False
         missing = [name for name in attempt.job.spec.secrets if not self._environ.get(SECRET_PREFIX + name)]
         if missing:
             names = ", ".join(SECRET_PREFIX + name for name in missing)
@@ -584,25 +661,36 @@ class Loop:
             return False
         return True
 
+    def _refused_secrets(self, job: Job) -> list[str]:
+        """Those that the login which put the job in may not name. A row from before logins were kept is the owner's."""
+        if not job.spec.secrets or job.enqueued_by is None:
+            return []
+        roles, trusted = self._logins.get(job.enqueued_by, (frozenset(), False))
+        grants = self._config.secrets.grants
+        if not grants:
+            return [] if trusted else list(job.spec.secrets)
+        of_all = grants.get("*", ())
+        return [name for name in job.spec.secrets if roles.isdisjoint((*of_all, *grants.get(name, ())))]
+
     def _secrets(self, job: Job) -> dict[str, Secret]:
         return {name: Secret(self._environ[SECRET_PREFIX + name]) for name in job.spec.secrets}
 
     def _withdraw(self) -> bool:
         """Takes back the steps that have not begun; whether one of them may all the same, unknown to us, and create."""
         pending, sent = self._cluster.withdraw()
-        for order in (*pending, *sent):
-            attempt = self.attempts.get(order.job.job_id, order.job.attempt)
-            if attempt is not None and attempt.request is order:
+        for request in (*pending, *sent):
+            attempt = self.attempts.get(request.job.job_id, request.job.attempt)
+            if attempt is not None and attempt.request is request:
                 self.attempts.withdrawn(attempt)
-        return any(order.step is Step.SUBMIT for order in sent)
+        return any(request.step is Step.SUBMIT for request in sent)
 
     # ------------------------------------------------------------------ ends
 
     def _idle(self) -> bool:
-        return not self.attempts and not self._outbox.endings
+        return not self.attempts and not self._completer.endings
 
     def _all_cleaned(self, idle_since: float) -> bool:
-        done = not self.attempts.cleaning and not len(self._outbox)
+        done = not self.attempts.cleaning and not len(self._completer)
         return done or self._clock() - idle_since > CLEAN_GRACE_S
 
     def _node_leaves(self) -> bool:
@@ -619,12 +707,14 @@ class Loop:
         if self.database_error is not None:
             times.append(self._database_retry_at)
         else:
-            if self._outbox.due_at is not None:
-                times.append(self._outbox.due_at)
+            if self._completer.due_at is not None:
+                times.append(self._completer.due_at)
             if self.lease.lost:
                 times.append(now)
             if held:
-                times.append(self._adopt_at)
+                times += (self._settle_at, self._look_round_at)
+                if not self.draining:
+                    times.append(self._adopt_at)
                 if self.attempts:
                     times.append(self._cancels_at)
                 if not paused:
@@ -644,4 +734,4 @@ class Loop:
 
 def _shown(attempt: Attempt) -> tuple[Phase | None, object, str | None]:
     """What of an attempt is in its row."""
-    return attempt.phase, attempt.job.remote_status, attempt.waits_for
+    return attempt.phase, attempt.job.remote_status, attempt.wait_reason

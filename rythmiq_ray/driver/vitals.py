@@ -65,8 +65,8 @@ def waits(attempts: Attempts, cluster: Fanout, now: float) -> dict[Wait, Waited]
     found = {Wait.RAY: Waited(count=unplaced, longest_s=unplaced_s)}
     queued, stuck = Waited(count=0, longest_s=0.0), Waited(count=0, longest_s=0.0)
     for attempt in attempts:
-        if attempt.waits_for is not None:
-            example = f"{attempt.job.job_id}: {attempt.waits_for}"
+        if attempt.wait_reason is not None:
+            example = f"{attempt.job.job_id}: {attempt.wait_reason}"
             stuck = _longer(stuck, now - attempt.waits_since, example)
         elif isinstance(attempt.state, Waiting) and attempt.state.running_since is None:
             queued = _longer(queued, now - attempt.state.since, str(attempt.job.job_id))
@@ -142,7 +142,7 @@ class Vitals:
                 phases[attempt.phase] += 1
             if attempt.remote is not None:
                 statuses[attempt.remote.status] += 1
-        self._metrics.in_flight(phases, statuses, limit=int(self._loop.limit))
+        self._metrics.in_flight(phases, statuses, limit=self._loop.in_flight_limit)
         for wait, waited in found.items():
             self._metrics.waits(wait, waited.count, waited.longest_s)
         self._metrics.polled(self._loop.schedule.age_s(now))

@@ -1,7 +1,7 @@
 """The queue in Postgres, and the only SQL of the project: ``.sql`` files of named statements, one use each."""
 
 from rythmiq_ray.queue.connection import connect
-from rythmiq_ray.queue.producer import enqueue, enqueue_many, insert
+from rythmiq_ray.queue.producer import enqueue, enqueue_group, enqueue_many, insert, insert_group
 from rythmiq_ray.queue.queue import Adopted, Ending, Progress, Queue, Refusal, Stored, Written
 from rythmiq_ray.queue.schema import check_database, check_schema
 from rythmiq_ray.queue.session import Heartbeat
@@ -19,6 +19,8 @@ __all__ = [
     "check_schema",
     "connect",
     "enqueue",
+    "enqueue_group",
     "enqueue_many",
     "insert",
+    "insert_group",
 ]

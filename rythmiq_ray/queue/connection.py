@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -203,6 +203,29 @@ def _committed(connection: psycopg2.extensions.connection, work: Callable[[], _T
 # ----------------------------------------------------------------------------------------------------------- rows
 
 Row = dict[str, Any]
+_SPECIAL: Final = re.compile(r"[^ -~]|['\\\\]")
+
+
+class _Ascii:
+    """A text as SQL in ASCII: the connection may be a caller's, whose encoding cannot hold it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __conform__(self, _protocol: object) -> Self:
+        return self
+
+    def getquoted(self) -> bytes:
+        text = _SPECIAL.sub(lambda found: f"\\U{ord(found[0]):08x}", self._text)
+        return f"E'{text}'".encode("ascii")
+
+
+def _in_ascii(value: Any) -> Any:
+    if isinstance(value, str) and not value.isascii():
+        return _Ascii(value)
+    return [_in_ascii(item) for item in value] if isinstance(value, list) else value
+
+
 _BEFORE_CHRIST: Final = re.compile(r" BC$|^-infinity$")
 
 
@@ -233,7 +256,7 @@ def fetch(connection: psycopg2.extensions.connection, sql: str, parameters: dict
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
         psycopg2.extensions.register_type(_DATE, cursor)
         psycopg2.extensions.register_type(_JSON_TEXT, cursor)
-        cursor.execute(sql, parameters)
+        cursor.execute(sql, {name: _in_ascii(value) for name, value in parameters.items()})
         if cursor.description is None:
             return []
         names = [column.name for column in cursor.description]

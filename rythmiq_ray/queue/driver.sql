@@ -13,8 +13,9 @@ SET enable_bitmapscan = off;
 LISTEN rythmiq
 
 -- name: register
-INSERT INTO rythmiq.drivers (driver_id, hostname, pid, version, started_at, heartbeat_at, lease_expires_at)
-SELECT %(driver_id)s, %(hostname)s, %(pid)s, %(version)s, at, at, at + make_interval(secs => %(lease_s)s)
+INSERT INTO rythmiq.drivers (driver_id, hostname, pid, version, started_at, heartbeat_at, lease_expires_at, queues)
+SELECT %(driver_id)s, %(hostname)s, %(pid)s, %(version)s, at, at, at + make_interval(secs => %(lease_s)s),
+       %(queues)s::text[]
 FROM (SELECT coalesce(%(now)s, clock_timestamp()) AS at) AS clock
 
 -- name: renew
@@ -40,41 +41,18 @@ WHERE driver_id = %(driver_id)s
 WITH me AS MATERIALIZED (
     SELECT driver_id FROM rythmiq.drivers
     WHERE driver_id = %(driver_id)s AND stopped_at IS NULL AND lease_expires_at > coalesce(%(now)s, clock_timestamp())
+      AND draining_at IS NULL
     FOR KEY SHARE SKIP LOCKED
 ), next AS MATERIALIZED (
-    SELECT * FROM (
-        SELECT job_id, attempt, collect_until
-        FROM rythmiq.jobs
-        WHERE state IN ('QUEUED', 'RETRYING')
-          AND next_visible_at <= coalesce(%(now)s, now())
-          AND %(queues)s::text[] IS NULL
-          AND (%(only)s::uuid IS NULL OR job_id = %(only)s)
-          AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
-          AND EXISTS (SELECT FROM me)
-        ORDER BY priority DESC, next_visible_at, job_id
-        LIMIT %(limit)s
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS of_any_queue
-    UNION ALL
-    SELECT * FROM (
-        SELECT first.job_id, first.attempt, first.collect_until
-        FROM (SELECT DISTINCT unnest(%(queues)s::text[]) AS queue) AS served
-        CROSS JOIN LATERAL (
-            SELECT job_id, attempt, collect_until, priority, next_visible_at
-            FROM rythmiq.jobs AS j
-            WHERE j.queue = served.queue AND state IN ('QUEUED', 'RETRYING')
-              AND next_visible_at <= coalesce(%(now)s, now())
-              AND (%(only)s::uuid IS NULL OR job_id = %(only)s)
-              AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
-              AND EXISTS (SELECT FROM me)
-            ORDER BY priority DESC, next_visible_at, job_id
-            LIMIT %(limit)s
-            FOR NO KEY UPDATE SKIP LOCKED
-        ) AS first
-        WHERE %(queues)s::text[] IS NOT NULL
-        ORDER BY first.priority DESC, first.next_visible_at, first.job_id
-        LIMIT %(limit)s
-    ) AS of_these_queues
+    -- Rows that changed since this statement began are looked at again as they are: they are locked by now.
+    SELECT j.job_id, j.attempt, j.collect_until
+    FROM me
+    CROSS JOIN LATERAL rythmiq.next_jobs(%(queues)s::text[], %(limit)s, %(account)s, %(age_s)s, %(after)s,
+                                         %(skipped)s::uuid[], %(only)s::uuid, %(now)s) AS n(job_id)
+    JOIN rythmiq.jobs AS j ON j.job_id = n.job_id
+    -- Written so that no partial index serves it: by stale statistics it would be read whole.
+    WHERE j.state NOT IN ('BLOCKED', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED')
+    FOR NO KEY UPDATE OF j SKIP LOCKED
 ), kept AS MATERIALIZED (
     SELECT a.job_id
     FROM next JOIN rythmiq.attempts AS a USING (job_id, attempt)
@@ -97,7 +75,7 @@ WITH me AS MATERIALIZED (
         submitted_at = CASE WHEN again THEN j.submitted_at END,
         running_at = CASE WHEN again THEN j.running_at END,
         ended_at = CASE WHEN again THEN j.ended_at END,
-        waits_for = NULL
+        wait_reason = NULL, credits_per_hour = NULL
     FROM (SELECT job_id, job_id IN (SELECT job_id FROM kept) AS again FROM next) AS n
     WHERE j.job_id = n.job_id AND (NOT again OR n.job_id IN (SELECT job_id FROM held))
     RETURNING j.*
@@ -110,17 +88,19 @@ WITH me AS MATERIALIZED (
     FROM claimed
     WHERE a.job_id = claimed.job_id AND a.attempt = claimed.attempt AND claimed.phase = 'collecting'
 )
-SELECT * FROM claimed ORDER BY priority DESC, next_visible_at, job_id
+SELECT job_id FROM claimed
+
+-- name: claimed
+-- What was just claimed. Not in the claim's own answer: large rows that a frozen driver does not read would keep the
+-- transaction open, and with it the choice of all other drivers.
+SELECT * FROM rythmiq.jobs
+WHERE job_id = ANY(%(ids)s::uuid[]) AND driver_id IS NOT DISTINCT FROM %(driver_id)s AND phase IS NOT NULL
+ORDER BY priority DESC, next_visible_at, job_id
 
 -- name: claimable
 -- What a claim would take, to take each alone.
-SELECT job_id
-FROM rythmiq.jobs
-WHERE state IN ('QUEUED', 'RETRYING') AND next_visible_at <= coalesce(%(now)s, now())
-  AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
-  AND (%(skipped)s::uuid[] IS NULL OR job_id <> ALL(%(skipped)s::uuid[]))
-ORDER BY priority DESC, next_visible_at, job_id
-LIMIT %(limit)s
+SELECT rythmiq.next_jobs(%(queues)s::text[], %(limit)s, %(account)s, %(age_s)s, %(after)s, %(skipped)s::uuid[], NULL,
+                         %(now)s) AS job_id
 
 -- name: refuse
 -- Ends a queued job that cannot be claimed.
@@ -282,7 +262,7 @@ SELECT job_id FROM rythmiq.jobs WHERE driver_id = %(driver_id)s AND state = 'RUN
 WITH v AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(
         job_id uuid, attempt integer, phase text, remote_id bigint, remote_status text,
-        running boolean, waits_for text)
+        running boolean, wait_reason text, credits_per_hour double precision)
 ), mine AS MATERIALIZED (
     SELECT j.job_id
     FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
@@ -296,7 +276,7 @@ WITH v AS MATERIALIZED (
                             ELSE coalesce(j.submitted_at, %(now)s, now()) END,
         running_at = CASE WHEN v.running THEN coalesce(j.running_at, %(now)s, now()) ELSE j.running_at END,
         ended_at = CASE WHEN v.phase = 'collecting' THEN coalesce(j.ended_at, %(now)s, now()) ELSE j.ended_at END,
-        waits_for = v.waits_for
+        wait_reason = v.wait_reason, credits_per_hour = coalesce(v.credits_per_hour, j.credits_per_hour)
     FROM mine JOIN v USING (job_id)
     WHERE j.job_id = mine.job_id
     RETURNING j.job_id
@@ -346,7 +326,7 @@ WITH v AS MATERIALIZED (
         retryable = v.retryable, artifact_uri = v.artifact_uri, warnings = v.warnings,
         collect_until = CASE WHEN v.collect_again
                              THEN coalesce(%(now)s, now()) + make_interval(secs => v.keep_s) END,
-        waits_for = NULL,
+        wait_reason = NULL,
         free_attempts = j.free_attempts + v.free::integer,
         cost_credits = CASE WHEN v.cost_credits IS NULL THEN j.cost_credits
                             -- What is collected again was counted before.
@@ -392,14 +372,55 @@ SELECT job_id FROM rythmiq.jobs
 WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND cancel_requested_at IS NOT NULL
 
 -- name: unfinished
--- Whether anything is claimable, scheduled or running.
+-- Whether anything is claimable, scheduled or running, or may become so by what is left to be settled.
 SELECT EXISTS (
     SELECT FROM rythmiq.jobs
     WHERE state IN ('QUEUED', 'RETRYING') AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
 ) OR EXISTS (
     SELECT FROM rythmiq.jobs
     WHERE state = 'RUNNING' AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
-) AS unfinished
+) OR EXISTS (SELECT FROM rythmiq.unsettled) AS unfinished
+
+-- name: due_schedules
+SELECT name, cron, time_zone, next_at, catch_up, coalesce(%(now)s, clock_timestamp()) AS now
+FROM rythmiq.schedules
+WHERE NOT paused AND next_at <= coalesce(%(now)s, clock_timestamp())
+ORDER BY next_at
+LIMIT %(limit)s
+
+-- name: fire_schedule
+SELECT rythmiq.fire_schedule(%(schedule)s, %(was)s, %(next_at)s, %(times)s::timestamptz[]) AS fired
+
+-- name: settle_left
+-- What follows from the end of jobs and groups, where another session was in the way when they ended.
+SELECT rythmiq.settle_left(%(limit)s) AS handled
+
+-- name: look_round
+-- What budgets have been spent; whether this driver is being drained; what else there is to be done; and which of these
+-- jobs are in a scope that is closed since they were claimed.
+SELECT rythmiq.check_budgets() IS NULL AS checked,
+       EXISTS (SELECT FROM rythmiq.unsettled) AS unsettled,
+       (SELECT min(max_running) FROM rythmiq.limits WHERE scope = 'account') AS account_limit,
+       EXISTS (SELECT FROM rythmiq.schedules
+               WHERE NOT paused AND next_at <= coalesce(%(now)s, clock_timestamp())) AS schedules_due,
+       EXISTS (SELECT FROM rythmiq.drivers WHERE driver_id = %(driver_id)s AND draining_at IS NOT NULL) AS draining,
+       array(SELECT j.job_id FROM rythmiq.jobs AS j
+             WHERE j.job_id = ANY(%(ids)s::uuid[])
+               AND EXISTS (SELECT FROM rythmiq.limits AS l
+                           WHERE (l.paused OR l.over <> '{}')
+                             AND CASE l.scope WHEN 'account' THEN true WHEN 'queue' THEN l.name = j.queue
+                                              WHEN 'group' THEN l.name = j.group_id::text
+                                              ELSE l.name = coalesce(j.user_id, '')
+                                                   OR l.name = '*' AND (l.paused OR ARRAY[coalesce(j.user_id, ''), '*'] && l.over)
+                                 END)) AS closed
+
+-- name: roles_of
+SELECT roles::text[], trusted FROM rythmiq.roles_of(%(login)s::name)
+
+-- name: adjust_account
+SELECT found_limit, extract(epoch FROM now() - lowered_at)::double precision AS lowered_s,
+       (SELECT count(*) FROM rythmiq.jobs WHERE state = 'RUNNING') AS running
+FROM rythmiq.adjust_account(%(first)s, %(grown)s, %(share)s, %(sent_age_s)s)
 
 -- name: cleaned
 -- Notes that paths are gone, so that nothing is there to be collected again. Tells which rows another session holds.
@@ -501,6 +522,9 @@ WHERE job_id IN (
           AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a
                           WHERE a.job_id = j.job_id
                             AND (a.cleaned_at IS NULL OR a.cleaned_at = 'infinity' OR (%(files_first)s AND a.artifact_uri IS NOT NULL)))
+          AND NOT EXISTS (SELECT FROM rythmiq.groups AS g WHERE g.group_id = j.group_id AND g.finished_at IS NULL)
+          AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
+                          WHERE d.on_job_id = j.job_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
         ORDER BY j.finished_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
@@ -555,3 +579,23 @@ SELECT extract(epoch FROM coalesce(%(now)s, now())
                           - greatest(coalesce(%(now)s, now()) - interval '10 years',
                                      least(coalesce(%(now)s, now()), min(next_visible_at))))::double precision AS seconds
 FROM (SELECT next_visible_at FROM heads LIMIT 100) AS oldest
+
+-- name: stored_inputs
+-- What jobs that SUCCEEDED stored and others have as inputs: of one job, or of each member of a group. A log is meant
+-- only where it is named.
+WITH asked AS (
+    SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb)
+        AS a(place integer, number integer, job_id uuid, group_id uuid, pattern text, literal text)
+), source AS (
+    SELECT a.place, a.number, a.pattern, a.literal, j.job_id, j.attempt, j.group_index
+    FROM asked AS a JOIN rythmiq.jobs AS j ON j.job_id = a.job_id
+    WHERE j.state = 'SUCCEEDED'
+    UNION ALL
+    SELECT a.place, a.number, a.pattern, a.literal, j.job_id, j.attempt, j.group_index
+    FROM asked AS a JOIN rythmiq.jobs AS j ON j.group_id = a.group_id
+    WHERE j.state = 'SUCCEEDED'
+)
+SELECT s.place, s.number, s.group_index, x.name, x.uri
+FROM source AS s JOIN rythmiq.artifacts AS x ON x.job_id = s.job_id AND x.attempt = s.attempt
+WHERE x.name = s.literal OR (s.literal IS NULL AND x.name <> 'log.txt' AND x.name ~ s.pattern)
+ORDER BY s.place, s.number, s.group_index, s.job_id, x.name

@@ -45,6 +45,10 @@ class Attempt:
     """Before this its path is not removed, because what is in it was not stored."""
     free: bool = False
     """It never ran and does not count against ``max_attempts``."""
+    submitted_at: datetime | None = None
+    """When its remote job was first known; then when it was first seen to run, and to have ended."""
+    running_at: datetime | None = None
+    ended_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +59,21 @@ class Count:
     state: JobState
     phase: Phase | None
     jobs: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """What stands behind a connection."""
+
+    version: str
+    role: str
+    now: datetime
+
+
+def server(connection: psycopg2.extensions.connection) -> Server:
+    """The server's version, its clock, and the role that we are."""
+    (row,) = fetch(connection, _SQL["server"], {})
+    return Server(**row)
 
 
 def jobs(
@@ -112,6 +131,9 @@ def attempts(connection: psycopg2.extensions.connection, job_id: UUID) -> list[A
             warnings=warnings_of(row["warnings"]),
             keep_until=row["keep_until"],
             free=row["free"],
+            submitted_at=row["submitted_at"],
+            running_at=row["running_at"],
+            ended_at=row["ended_at"],
         )
         for row in fetch(connection, _SQL["attempts"], {"job_id": job_id})
     ]
@@ -150,24 +172,32 @@ def counts(connection: psycopg2.extensions.connection) -> list[Count]:
 
 
 def cancel(
-    connection: psycopg2.extensions.connection, ids: Collection[UUID] | None = None, queue: str | None = None
+    connection: psycopg2.extensions.connection,
+    ids: Collection[UUID] | None = None,
+    queue: str | None = None,
+    groups: Collection[UUID] | None = None,
 ) -> dict[UUID, JobState]:
-    """Asks for the end of these jobs, or of all unfinished ones of a queue.
+    """Asks for the end of these jobs, or of all unfinished ones of a queue, or of these groups.
 
     Returns the state of each that was asked: CANCELLED where it was still queued, RUNNING where its driver will
     see to it. Jobs that ended before are not in the answer.
     """
-    parameters = {"ids": None if ids is None else list(ids), "queue": queue}
+    parameters = {
+        "ids": None if ids is None else list(ids),
+        "queue": queue,
+        "groups": None if groups is None else list(groups),
+    }
     rows = repeated(connection, lambda: fetch(connection, _SQL["cancel"], parameters))
     return {row["job_id"]: JobState(row["state"]) for row in rows}
 
 
-def retry(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> set[UUID]:
+def retry(connection: psycopg2.extensions.connection, ids: Collection[UUID], *, downstream: bool = False) -> set[UUID]:
     """Queues FAILED and CANCELLED jobs for one attempt more; returns those that were.
 
-    A job is left alone whose unique key another one holds, or another of ``ids`` that is queued instead.
+    ``downstream``: those too that were cancelled because they needed one of these. A job is left alone whose unique key
+    another one holds, or another of ``ids`` that is queued instead, or whose dependencies can never come.
     """
-    return _put_back(connection, "retry", ids)
+    return _put_back(connection, "retry", ids, downstream=downstream)
 
 
 def collect(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> dict[UUID, str]:
@@ -190,10 +220,12 @@ def _why_not_collected(row: Row) -> str:
     return "what was kept of it was removed" if row["gone"] else "nothing of it is kept"
 
 
-def _put_back(connection: psycopg2.extensions.connection, name: str, ids: Collection[UUID]) -> set[UUID]:
+def _put_back(
+    connection: psycopg2.extensions.connection, name: str, ids: Collection[UUID], **parameters: object
+) -> set[UUID]:
     def work() -> set[UUID]:
         try:
-            return {row["job_id"] for row in fetch(connection, _SQL[name], {"ids": list(ids)})}
+            return {row["job_id"] for row in fetch(connection, _SQL[name], {"ids": list(ids), **parameters})}
         except psycopg2.errors.UniqueViolation:
             # Another session took the key between the look at it and the write; the next look sees that.
             raise Conflict("Another session took a unique key of these jobs, try again") from None
@@ -220,10 +252,21 @@ class Unprunable:
 
 
 def prunable(
-    connection: psycopg2.extensions.connection, *, older_than_s: float, limit: int, but: Collection[UUID] = ()
+    connection: psycopg2.extensions.connection,
+    *,
+    older_than_s: float,
+    limit: int,
+    but: Collection[UUID] = (),
+    only: Collection[UUID] | None = None,
 ) -> list[Prunable]:
-    """The oldest ended jobs of at least that age, without those in ``but``. Nothing is locked."""
-    rows = fetch(connection, _SQL["prunable"], {"older_than_s": older_than_s, "limit": limit, "but": list(but)})
+    """The oldest ended jobs of at least that age, of those in ``only``, without those in ``but``. Nothing is locked."""
+    parameters = {
+        "older_than_s": older_than_s,
+        "limit": limit,
+        "but": list(but),
+        "only": None if only is None else list(only),
+    }
+    rows = fetch(connection, _SQL["prunable"], parameters)
     return [Prunable(job_id=row["job_id"], uris=tuple(row["uris"])) for row in rows]
 
 

@@ -1,5 +1,8 @@
 -- What the CLI reads and asks for; no lease is needed for any of it.
 
+-- name: server
+SELECT current_setting('server_version') AS version, current_user::text AS role, clock_timestamp() AS now
+
 -- name: jobs
 -- The newest jobs first; ids are UUIDs of version 7, so their order is the order of creation.
 SELECT * FROM rythmiq.jobs
@@ -26,15 +29,16 @@ ORDER BY attempt, name
 SELECT queue, state, phase, count(*) AS jobs FROM rythmiq.jobs GROUP BY queue, state, phase ORDER BY queue, state, phase
 
 -- name: cancel
--- Queued jobs end at once; a running one is left to its driver, which is told. Rows are locked in the order of their
+-- Jobs that wait end at once; a running one is left to its driver, which is told. Rows are locked in the order of their
 -- ids here and wherever else a statement waits for them, so that two of them never wait for each other.
 WITH target AS MATERIALIZED (
     SELECT job_id
     FROM rythmiq.jobs
-    WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')
+    WHERE state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING')
       AND (%(ids)s::uuid[] IS NULL OR job_id = ANY(%(ids)s::uuid[]))
       AND (%(queue)s::text IS NULL OR queue = %(queue)s)
-      AND (%(ids)s::uuid[] IS NOT NULL OR %(queue)s::text IS NOT NULL)
+      AND (%(groups)s::uuid[] IS NULL OR group_id = ANY(%(groups)s::uuid[]))
+      AND (%(ids)s::uuid[] IS NOT NULL OR %(queue)s::text IS NOT NULL OR %(groups)s::uuid[] IS NOT NULL)
     ORDER BY job_id
     FOR NO KEY UPDATE
 ), asked AS (
@@ -54,30 +58,8 @@ WITH target AS MATERIALIZED (
 SELECT asked.job_id, asked.state FROM asked LEFT JOIN told ON true
 
 -- name: retry
--- Gives ended jobs one attempt more, at once; of several with one unique key, one, and none whose key another job holds.
-WITH target AS MATERIALIZED (
-    SELECT job_id, unique_key
-    FROM rythmiq.jobs
-    WHERE job_id = ANY(%(ids)s::uuid[]) AND state IN ('FAILED', 'CANCELLED')
-    ORDER BY job_id
-    FOR NO KEY UPDATE
-), chosen AS (
-    SELECT job_id, unique_key, row_number() OVER (PARTITION BY unique_key ORDER BY job_id) AS place FROM target
-)
-UPDATE rythmiq.jobs AS j
-SET state = 'RETRYING', next_visible_at = now(), finished_at = NULL, cancel_requested_at = NULL, updated_at = now(),
-    -- An attempt at the end of the integers is left to the claim, which says so.
-    max_attempts = greatest(j.max_attempts, least(j.attempt, 2147483646) + 1 - j.free_attempts),
-    -- What never became whole is looked at again by `collect` alone; a retry runs the command anew.
-    collect_until = CASE WHEN j.error_code = 'artifact_corrupt' THEN NULL ELSE j.collect_until END,
-    -- A driver of 0.1.0 cannot read a code that it does not know.
-    error_code = CASE WHEN j.error_code = 'artifacts_not_stored' THEN NULL ELSE j.error_code END
-FROM chosen
-WHERE j.job_id = chosen.job_id
-  AND (j.unique_key IS NULL OR (chosen.place = 1 AND NOT EXISTS (
-      SELECT FROM rythmiq.jobs AS other
-      WHERE other.unique_key = j.unique_key AND other.state IN ('QUEUED', 'RETRYING', 'RUNNING'))))
-RETURNING j.job_id, pg_notify('rythmiq', 'enqueued')
+-- Gives ended jobs one attempt more, at once.
+SELECT put_back AS job_id FROM rythmiq.retry(%(ids)s::uuid[], %(downstream)s) AS put_back
 
 -- name: collect
 -- Puts jobs back of which the last attempt is kept, so that the next claim collects it. It is kept for a day more at
@@ -99,7 +81,7 @@ WITH target AS MATERIALIZED (
     WHERE j.job_id = chosen.job_id
       AND (j.unique_key IS NULL OR (chosen.place = 1 AND NOT EXISTS (
           SELECT FROM rythmiq.jobs AS other
-          WHERE other.unique_key = j.unique_key AND other.state IN ('QUEUED', 'RETRYING', 'RUNNING'))))
+          WHERE other.unique_key = j.unique_key AND other.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))))
     RETURNING j.job_id, j.attempt, j.collect_until
 ), kept AS (
     UPDATE rythmiq.attempts AS a
@@ -118,7 +100,8 @@ WHERE j.job_id = ANY(%(ids)s::uuid[])
 
 -- name: prunable
 -- Ended jobs of a certain age, oldest first, each with the URIs of what it stored. A job of which a path is still to
--- be removed from the stash, or kept there, stays until the janitor has been. Nothing is locked: files are deleted next.
+-- be removed from the stash, or kept there, stays until the janitor has been, and so do members of an unfinished group
+-- and jobs that an unfinished one depends on. Nothing is locked: files are deleted next.
 SELECT old.job_id,
        array(SELECT x.uri FROM rythmiq.artifacts AS x WHERE x.job_id = old.job_id
              UNION
@@ -131,7 +114,11 @@ CROSS JOIN LATERAL (
     WHERE j.state = ended.state AND j.finished_at < now() - make_interval(secs => %(older_than_s)s)
       AND NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = j.job_id
                   AND (a.cleaned_at IS NULL OR a.cleaned_at = 'infinity'))
+      AND NOT EXISTS (SELECT FROM rythmiq.groups AS g WHERE g.group_id = j.group_id AND g.finished_at IS NULL)
+      AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
+                      WHERE d.on_job_id = j.job_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
       AND NOT j.job_id = ANY(%(but)s::uuid[])
+      AND (%(only)s::uuid[] IS NULL OR j.job_id = ANY(%(only)s::uuid[]))
     ORDER BY j.finished_at
     LIMIT %(limit)s
 ) AS old

@@ -7,29 +7,35 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import tee
 from json.encoder import encode_basestring
-from typing import Final, TextIO, cast
-from uuid import UUID
+from typing import Any, Final, TextIO, TypeVar, cast
+from uuid import UUID, uuid4
 
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from rythmiq_ray.config_loader import load_catalog
 from rythmiq_ray.errors import ConfigurationError, InvalidJob
-from rythmiq_ray.layers import load_catalog
-from rythmiq_ray.model import DEFAULT_MAX_ATTEMPTS, DEFAULT_QUEUE, JobSpec, NewJob
-from rythmiq_ray.queue.connection import fetch, repeated, translated
+from rythmiq_ray.model import DEFAULT_MAX_ATTEMPTS, DEFAULT_QUEUE, JobSpec, NewGroup, NewJob
+from rythmiq_ray.queue import groups
+from rythmiq_ray.queue.connection import Conflict, fetch, repeated, translated
+from rythmiq_ray.queue.groups import Place
 from rythmiq_ray.queue.sql import queries
-from rythmiq_ray.spec import check
+from rythmiq_ray.queue.stream import Stream
+from rythmiq_ray.spec import check_all
 
 _SQL: Final = queries("producer")
+_to_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+_T = TypeVar("_T")
 _UNIQUE_TRIES: Final = 5
 """How often an enqueue races with the end of the job that holds its key before it gives up; once is rare."""
-_to_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+_NULL: Final = "\\N"
 _COPY_CHARACTERS: Final = 64 * 1024
 _COPY_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -45,12 +51,17 @@ def enqueue(
     unique_key: str | None = None,
     delay: float | str = 0.0,
     delay_s: float | None = None,
+    name: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    group: str | UUID | None = None,
+    after: Sequence[str | UUID] = (),
+    after_ended: Sequence[str | UUID] = (),
 ) -> UUID:
     """Adds one job in the caller's transaction: it exists once that commits, and never if it rolls back.
 
-    Returns the job's id; where an unfinished job holds ``unique_key``, that job's id. ``delay`` is seconds or text such
-    as ``2h``; ``delay_s`` is its former name. Raises InvalidJob with every fault of the job (also for engines and sizes
-    that Camber does not have), and DatabaseUnavailable.
+    Returns the job's id; where an unfinished job holds ``unique_key``, that job's id. The fields are those of
+    :class:`~rythmiq_ray.model.NewJob`; ``delay_s`` is the former name of ``delay``. Raises InvalidJob with every fault
+    of the job (also for engines and sizes that Camber does not have), and DatabaseUnavailable.
     """
     job = NewJob(
         spec=spec,
@@ -60,31 +71,71 @@ def enqueue(
         user_id=user_id,
         unique_key=unique_key,
         delay=delay if delay_s is None else delay_s,
+        name=name,
+        labels=labels or {},
+        group=group,
+        after=tuple(after),
+        after_ended=tuple(after_ended),
     )
     return enqueue_many(connection, [job])[0]
 
 
 def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJob]) -> list[UUID]:
     """Adds jobs in the caller's transaction and returns their ids in the same order; see :func:`enqueue`."""
-    catalog = load_catalog()
-    jobs = list(jobs)
-    faults: list[str] = []
-    for number, job in enumerate(jobs, 1):
-        if found := check(job, catalog):
-            faults.extend(found if len(jobs) == 1 else [f"job {number}: {fault}" for fault in found])
-    if faults:
-        raise InvalidJob(faults)
-    return insert(connection, jobs)
+    return insert(connection, _checked(jobs))
+
+
+def enqueue_group(
+    connection: psycopg2.extensions.connection, group: NewGroup, jobs: Iterable[NewJob]
+) -> tuple[UUID, list[UUID]]:
+    """Adds a group with these members in the caller's transaction; returns its id and theirs.
+
+    Raises as :func:`enqueue`.
+    """
+    return insert_group(connection, group, _checked(jobs))
 
 
 def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
     """Adds jobs that :mod:`rythmiq_ray.spec` checked before, in the caller's transaction.
 
     Where none is open, all of it is repeated after a deadlock or a serialization failure; with autocommit it is one
-    transaction too. Whatever the connection's encoding is, texts arrive as they are.
+    transaction too. Whatever the connection's encoding is, texts arrive as they are. Raises InvalidJob for what a job
+    is to wait for and is not there.
     """
+    return _stored(connection, lambda: _insert(connection, jobs))
+
+
+def insert_group(
+    connection: psycopg2.extensions.connection, group: NewGroup, jobs: Sequence[NewJob]
+) -> tuple[UUID, list[UUID]]:
+    """As :func:`insert`, with a new group for those that name none; returns its id too."""
+    if not jobs:
+        raise InvalidJob(["group: has no jobs; it would never end"])
+
+    def work() -> tuple[UUID, list[UUID]]:
+        group_id = uuid4()
+        return group_id, _insert_placed(connection, jobs, (group_id, group))
+
+    return _stored(connection, work)
+
+
+def _checked(jobs: Iterable[NewJob]) -> list[NewJob]:
+    catalog = load_catalog()
+    jobs = list(jobs)
+    faults: list[str] = []
+    for number, found in enumerate(check_all(jobs, catalog), 1):
+        if found:
+            faults.extend(found if len(jobs) == 1 else [f"job {number}: {fault}" for fault in found])
+    if faults:
+        raise InvalidJob(faults)
+    return jobs
+
+
+def _stored(connection: psycopg2.extensions.connection, work: Callable[[], _T]) -> _T:
     try:
-        return repeated(connection, lambda: _insert(connection, jobs))
+        return repeated(connection, work)
+    except psycopg2.errors.ForeignKeyViolation:
+        raise InvalidJob(["group: its last member was deleted meanwhile; try again"]) from None
     except (psycopg2.errors.UntranslatableCharacter, psycopg2.errors.CharacterNotInRepertoire):
         raise ConfigurationError(
             "The database's encoding cannot hold the text of these jobs: it must be UTF8"
@@ -92,19 +143,67 @@ def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -
 
 
 def _insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
+    if any(job.unique_key is not None or _is_placed(job) for job in jobs):
+        return _insert_placed(connection, jobs, None)
     # Tee keeps for the caller what the rows take: the ids too are made while Postgres takes in those before them.
     of_rows, of_caller = tee(_new_job_ids(len(jobs)))
+    now = _now(connection, jobs)
+    specs = _SpecTexts()
+    lines = (_line(job_id, job, specs.of(job.spec), now) + "\n" for job_id, job in zip(of_rows, jobs, strict=True))
+    _copy(connection, "copy", lines)
+    return list(of_caller)
+
+
+def _is_placed(job: NewJob) -> bool:
+    placed = job.group or job.after or job.after_ended or job.name is not None or job.labels or job.params
+    return bool(placed) or groups.stored_inputs(job.spec)
+
+
+def _insert_placed(
+    connection: psycopg2.extensions.connection, jobs: Sequence[NewJob], group: tuple[UUID, NewGroup] | None
+) -> list[UUID]:
+    """As :func:`_insert`, for jobs with unique keys, groups, dependencies or names."""
+    ids = list(_new_job_ids(len(jobs)))
     keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
-    if len(keyed) < len(jobs):
-        _copy(connection, of_rows, jobs)
-    ids = list(of_caller)
-    if keyed:
-        holders = _insert_unique(connection, [(ids[at], jobs[at]) for at in keyed])
-        for at in keyed:
-            key = jobs[at].unique_key
-            assert key is not None  # noqa: S101 - narrows the type; keyed holds no other
-            ids[at] = holders[key]
+    new = list(_resolve_keys(connection, jobs, ids, keyed)) if keyed else []
+    held = {ids[at] for at in keyed}.difference(ids[at] for at in new)
+    plan = groups.plan(connection, jobs, ids, group)
+    groups.write_groups(connection, plan)
+    if plan.specs:
+        jobs = [replace(job, spec=plan.specs.get(at, job.spec)) for at, job in enumerate(jobs)]
+    now = _now(connection, jobs)
+    unkeyed = (at for at, job in enumerate(jobs) if job.unique_key is None)
+    lines = _placed_lines(((ids[at], jobs[at], plan.places[at]) for at in unkeyed), now)
+    _copy(connection, "copy_placed", lines)
+    for _ in range(_UNIQUE_TRIES):
+        if not new:
+            break
+        records = [_as_record(ids[at], jobs[at], plan.places[at]) for at in new]
+        added = {row["job_id"] for row in fetch(connection, _SQL["insert_many"], {"jobs": _to_json(records)})}
+        taken = [at for at in new if ids[at] not in added]
+        if taken and plan.dependencies:
+            raise Conflict("Another session took a unique key of these jobs, try again")
+        new = list(_resolve_keys(connection, jobs, ids, taken)) if taken else []
+    else:
+        raise InvalidJob(["unique_key: its holder keeps changing state; try again"])
+    if plan.dependencies:
+        groups.write_dependencies(connection, plan, skipped=held)
     return ids
+
+
+def _resolve_keys(
+    connection: psycopg2.extensions.connection, jobs: Sequence[NewJob], ids: list[UUID], keyed: Sequence[int]
+) -> Iterator[int]:
+    """Gives jobs whose key an unfinished job holds, or one before them here, its id; yields where the others are."""
+    keys = [jobs[at].unique_key for at in keyed]
+    rows = fetch(connection, _SQL["holders"], {"keys": _to_json(keys)})
+    holders = {keys[row["place"]]: row["job_id"] for row in rows}
+    for at, key in zip(keyed, keys, strict=True):
+        if key in holders:
+            ids[at] = holders[key]
+        else:
+            holders[key] = ids[at]
+            yield at
 
 
 _last_id = 0
@@ -128,56 +227,92 @@ def _new_job_ids(count: int) -> Iterator[UUID]:
         yield UUID(int=high << 64 | 0x2 << 62 | low >> 2)
 
 
-def _copy(connection: psycopg2.extensions.connection, ids: Iterable[UUID], jobs: Sequence[NewJob]) -> None:
-    """Adds those jobs that have no unique key."""
+def _now(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> datetime | None:
+    """The transaction's time, where a job is delayed."""
+    if not any(job.delay for job in jobs):
+        return None
+    now: datetime = fetch(connection, _SQL["now"], {})[0]["now"]
+    return now
+
+
+def _copy(connection: psycopg2.extensions.connection, statement: str, lines: Iterator[str]) -> None:
     # The plain class, whatever the connection's own.
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-        delayed = any(job.delay for job in jobs)
-        now: datetime | None = fetch(connection, _SQL["now"], {})[0]["now"] if delayed else None
-        lines = (_line(job_id, job, now) for job_id, job in zip(ids, jobs, strict=True) if job.unique_key is None)
-        cursor.copy_expert(_SQL["copy"], cast("TextIO", _Stream(lines)), _COPY_CHARACTERS)  # needs read() alone
+        cursor.copy_expert(_SQL[statement], cast("TextIO", Stream(lines)), _COPY_CHARACTERS)  # needs read() alone
 
 
-class _Stream:
-    """Lines for COPY, made while Postgres takes in those before them."""
+def _placed_lines(rows: Iterable[tuple[UUID, NewJob, Place]], now: datetime | None) -> Iterator[str]:
+    """Rows in the text format of COPY, with the columns behind those of :func:`_line`."""
+    specs = _SpecTexts()
+    group: UUID | None = None
+    group_text = _NULL
+    for job_id, job, place in rows:
+        if place.group_id is not group:
+            group = place.group_id
+            group_text = _NULL if group is None else str(group)
+        params = None if job.params is None else _json_text(job.params)
+        columns = (
+            _line(job_id, job, specs.of(job.spec, job.params, params), now),
+            _NULL if job.name is None else _escaped(job.name),
+            _json_text(job.labels) if job.labels else "{}",
+            params or _NULL,
+            group_text,
+            _NULL if place.number is None else str(place.number),
+            str(place.waits_for),
+            "BLOCKED" if place.blocked else "QUEUED",
+        )
+        yield "\t".join(columns) + "\n"
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-        self._rest = ""
 
-    def read(self, size: int, /) -> bytes:
-        """At most so many characters, in UTF-8; none at the end."""
-        taken, length = [self._rest], len(self._rest)
-        if length < size:
-            for line in self._lines:
-                taken.append(line)
-                length += len(line)
-                if length >= size:
-                    break
-        text = "".join(taken)
-        self._rest = text[size:]
-        return text[:size].encode()
-
-
-def _line(job_id: UUID, job: NewJob, now: datetime | None) -> str:
-    """A row in the text format of COPY; ``now`` is the transaction's time, needed for delayed jobs only."""
-    user_id = "\\N" if job.user_id is None else _escaped(job.user_id)
-    queue = _escaped(job.queue)
-    # JSON itself escapes all else that COPY reads as its own.
-    spec = _spec_json(job.spec).replace("\\", "\\\\")
+def _line(job_id: UUID, job: NewJob, spec: str, now: datetime | None) -> str:
+    """A row's first columns; ``now`` is the transaction's time, needed for delayed jobs only."""
+    user_id = _NULL if job.user_id is None else _escaped(job.user_id)
     visible = "now"  # To Postgres that is the transaction's time.
     if job.delay and now is not None:
         visible = (now + timedelta(seconds=job.delay_s)).isoformat()
-    return f"{job_id.int:032x}\t{user_id}\t{queue}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}\n"
+    return f"{job_id.int:032x}\t{user_id}\t{_escaped(job.queue)}\t{job.priority}\t{spec}\t{job.max_attempts}\t{visible}"
 
 
-def _spec_json(spec: JobSpec) -> str:
+class _SpecTexts:
+    """Specs as COPY reads them. Members of a sweep share one object, of which only the variables differ."""
+
+    def __init__(self) -> None:
+        self._spec: JobSpec | None = None
+        self._head = ""
+        self._env: Mapping[str, str] = {}
+
+    def of(self, spec: JobSpec, params: Mapping[str, str] | None = None, params_text: str | None = None) -> str:
+        """``params_text``: ``params`` as COPY reads them."""
+        if spec is not self._spec:
+            self._spec, self._env = spec, spec.env
+            self._head = _head_of(spec)
+        if not params:
+            return f'{self._head}, "env": {_json_text(self._env)}}}' if self._env else f"{self._head}}}"
+        env = _json_text({**self._env, **params}) if self._env else params_text
+        return f'{self._head}, "env": {env}}}'
+
+
+def _head_of(spec: JobSpec) -> str:
+    """All but its variables, without the brace at its end."""
     known = spec.as_dict()
+    known.pop("env", None)
     if len(known) > 3:
-        return _to_json(known)
+        return _json_text(known)[:-1]
     # Most specs are no more than the three texts that are always there; the encoder would take six times as long.
     command, engine, node_size = map(encode_basestring, known.values())
-    return f'{{"command": {command}, "engine": {engine}, "node_size": {node_size}}}'
+    return f'{{"command": {command}, "engine": {engine}, "node_size": {node_size}'.replace("\\", "\\\\")
+
+
+def _json_text(data: Mapping[str, Any]) -> str:
+    # JSON itself escapes all else that COPY reads as its own.
+    return _to_json(dict(data)).replace("\\", "\\\\")
+
+
+def _spec_of(job: NewJob) -> dict[str, Any]:
+    spec = job.spec.as_dict()
+    if job.params:
+        spec["env"] = {**spec.get("env", {}), **job.params}
+    return spec
 
 
 @lru_cache
@@ -185,29 +320,21 @@ def _escaped(text: str) -> str:
     return text.translate(_COPY_ESCAPES)
 
 
-def _insert_unique(connection: psycopg2.extensions.connection, rows: list[tuple[UUID, NewJob]]) -> dict[str, UUID]:
-    """Adds what no unfinished job holds and returns who holds each key now."""
-    holders: dict[str, UUID] = {}
-    for _ in range(_UNIQUE_TRIES):
-        missing = [(job_id, job) for job_id, job in rows if job.unique_key not in holders]
-        parameters = {"jobs": json.dumps([_as_record(job_id, job) for job_id, job in missing])}
-        fetch(connection, _SQL["insert_many"], parameters)
-        keys = [job.unique_key for _, job in missing if job.unique_key is not None]
-        for row in fetch(connection, _SQL["holders"], {"keys": json.dumps(keys)}):
-            holders[keys[row["place"]]] = row["job_id"]
-        if all(job.unique_key in holders for _, job in rows):
-            return holders
-    raise InvalidJob(["unique_key: its holder keeps changing state; try again"])
-
-
-def _as_record(job_id: UUID, job: NewJob) -> dict[str, object]:
+def _as_record(job_id: UUID, job: NewJob, place: Place) -> dict[str, object]:
     return {
         "job_id": str(job_id),
         "user_id": job.user_id,
         "queue": job.queue,
         "priority": job.priority,
-        "spec": job.spec.as_dict(),
+        "spec": _spec_of(job),
         "max_attempts": job.max_attempts,
         "delay_s": job.delay_s,
         "unique_key": job.unique_key,
+        "name": job.name,
+        "labels": dict(job.labels),
+        "params": None if job.params is None else dict(job.params),
+        "group_id": None if place.group_id is None else str(place.group_id),
+        "group_index": place.number,
+        "waits_for": place.waits_for,
+        "state": "BLOCKED" if place.blocked else "QUEUED",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,12 +14,15 @@ import psycopg2
 import psycopg2.extensions
 
 from rythmiq_ray.clock import now_s
-from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode
-from rythmiq_ray.model import Artifact, ErrorInfo, Job, JobState, Phase, RemoteStatus, path_of
-from rythmiq_ray.queue.connection import StatementTimeout, explain, fetch, translated
+from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob
+from rythmiq_ray.inputs import WILDCARD, regex_of
+from rythmiq_ray.job_fields import is_stored
+from rythmiq_ray.model import Artifact, ErrorInfo, Input, Job, JobState, Phase, RemoteStatus, path_of
+from rythmiq_ray.queue.connection import Row, StatementTimeout, explain, fetch, translated
 from rythmiq_ray.queue.rows import faults_of_place, finite, job_from_row, read_job
 from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
+from rythmiq_ray.schedules import CatchUp, due
 from rythmiq_ray.secret import Secret
 
 _SQL: Final = queries("driver")
@@ -57,8 +61,10 @@ class Progress:
     phase: Phase
     remote_id: int | None = None
     remote_status: RemoteStatus | None = None
-    waits_for: str | None = None
+    wait_reason: str | None = None
     """Why it does not get on, in words; None: it does."""
+    credits_per_hour: float | None = None
+    """What it costs while it runs, for budgets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +128,22 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """What a driver has to do beside its jobs."""
+
+    draining: bool
+    """It is to end what it has, and to go."""
+    unsettled: bool
+    """See :meth:`Queue.settle_left`."""
+    schedules_due: bool
+    """See :meth:`Queue.fire_schedules`."""
+    account_limit: int | None
+    """Jobs that may run at once, where somebody set it; else the configuration says it."""
+    closed: frozenset[UUID]
+    """Jobs asked about whose scope was paused, or its budget reached, after they were claimed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Depth:
     """What waits in the queue, of all queues, whichever a driver serves."""
 
@@ -147,23 +169,75 @@ class Queue(Session):
         *,
         queues: Sequence[str] = (),
         lease_s: float,
+        age_s: float | None = None,
         connect_timeout_s: float = 10.0,
         statement_timeout_s: float = 30.0,
     ) -> None:
+        """``age_s``: after each such wait a job counts as one step of priority higher; None = never."""
         super().__init__(
-            dsn, lease_s=lease_s, connect_timeout_s=connect_timeout_s, statement_timeout_s=statement_timeout_s
+            dsn,
+            lease_s=lease_s,
+            connect_timeout_s=connect_timeout_s,
+            statement_timeout_s=statement_timeout_s,
+            queues=queues,
         )
-        self._queues = list(queues) or None
+        self._age_s = age_s
+        self._turn: str | None = None
+        """The user whose job was claimed last; where there are very many, the next claim begins behind."""
         self._skipped: dict[UUID, float] = {}
         self._refusals: list[Refusal] = []
 
-    def claim(self, limit: int) -> list[Job]:
-        """Takes up to ``limit`` jobs, highest priority first, then oldest, and opens an attempt for each.
+    def claim(self, limit: int, *, account: int | None = None) -> list[Job]:
+        """Takes up to ``limit`` jobs and opens an attempt for each: the highest priority first, users by turns.
+
+        Of a user the oldest comes first, and whoever has fewest running is next. None goes beyond a limit of
+        ``rythmiq.limits``, nor are more than ``account`` jobs RUNNING then, with whichever driver.
 
         A job whose last attempt is kept to be collected again gets that attempt, in phase COLLECTING. One that cannot
         be begun or read is ended as ``invalid_job``.
         """
-        return self._readable(self._isolated("claim", "claimable", queues=self._queues, limit=limit))
+        rows = self._isolated(
+            "claim",
+            "claimable",
+            queues=self._queues,
+            limit=limit,
+            account=account,
+            age_s=self._age_s,
+            after=self._turn,
+        )
+        if not rows:
+            return []
+        rows = self._run("claimed", ids=[row["job_id"] for row in rows])
+        if rows:
+            self._turn = rows[-1]["user_id"]
+        return self._readable(rows)
+
+    def look_round(self, submitting: Iterable[UUID]) -> Round:
+        """Keeps budgets up to date, and tells what there is to be done."""
+        (row,) = self._run("look_round", ids=list(submitting))
+        return Round(
+            draining=row["draining"],
+            unsettled=row["unsettled"],
+            schedules_due=row["schedules_due"],
+            account_limit=row["account_limit"],
+            closed=frozenset(row["closed"]),
+        )
+
+    def roles_of(self, login: str) -> tuple[frozenset[str], bool]:
+        """The roles that a login is a member of, and whether it owns the tables or is a member of rythmiq_operator."""
+        (row,) = self._run("roles_of", login=login)
+        return frozenset(row["roles"] or ()), row["trusted"]
+
+    def adjust_account(
+        self, *, first: float, grown: float, share: float | None, sent_age_s: float
+    ) -> tuple[float, float | None, int]:
+        """What all drivers found of how much the account bears, how many seconds ago it was lowered; how many jobs run.
+
+        It was never lowered: None.
+        ``grown`` is added to it; ``share`` lowers it, unless that was done since the create that was refused was sent.
+        """
+        (row,) = self._run("adjust_account", first=first, grown=grown, share=share, sent_age_s=sent_age_s)
+        return row["found_limit"], row["lowered_s"], row["running"]
 
     def adopt(self, limit: int) -> list[Adopted]:
         """Takes over up to thrice ``limit`` running jobs that were given back or whose driver's lease is over or lost.
@@ -174,6 +248,27 @@ class Queue(Session):
         rows = self._isolated("adopt", "adoptable", queues=self._queues, limit=limit)
         seconds = {row["job_id"]: {name: row[name] for name in _DURATIONS} for row in rows}
         return [Adopted(job=job, **seconds[job.job_id]) for job in self._readable(rows)]
+
+    def fire_schedules(self, limit: int) -> int:
+        """Enqueues what schedules have due, each due time once, whichever driver comes first; returns how many.
+
+        A schedule whose cron never comes again, or that a person broke, is left alone: it stays due.
+        """
+        fired = 0
+        for row in self._run("due_schedules", limit=limit):
+            try:
+                found = due(row["cron"], row["time_zone"], row["next_at"], row["now"], CatchUp(row["catch_up"]))
+            except (InvalidJob, ValueError):
+                continue
+            (done,) = self._run(
+                "fire_schedule",
+                schedule=row["name"],
+                was=row["next_at"],
+                next_at=found.next_at,
+                times=list(found.times),
+            )
+            fired += done["fired"]
+        return fired
 
     def refusals(self) -> list[Refusal]:
         """The rows that could not be worked on since this was asked last."""
@@ -209,6 +304,11 @@ class Queue(Session):
     def cancel_requests(self) -> set[UUID]:
         """Which of this driver's jobs somebody wants ended."""
         return {row["job_id"] for row in self._run("cancel_requests")}
+
+    def settle_left(self, limit: int) -> int:
+        """Does what follows from the end of jobs where another session was in the way; returns how much there was."""
+        handled: int = self._run("settle_left", limit=limit)[0]["handled"]
+        return handled
 
     def unfinished(self) -> bool:
         """Whether anything of the served queues is claimable, scheduled or running, with whichever driver."""
@@ -354,6 +454,7 @@ class Queue(Session):
                 odd.append(_invalid(job, faults))
             else:
                 jobs.append(job)
+        jobs = self._with_stored(jobs)
         if odd:
             self.finish(odd)
         self._refusals += [
@@ -365,6 +466,34 @@ class Queue(Session):
             )
             for ending in odd
         ]
+        return jobs
+
+    def _with_stored(self, jobs: list[Job]) -> list[Job]:
+        """With the URIs of what other jobs stored in place of their ``job:`` and ``group:`` inputs.
+
+        One that matches nothing stays as it is, and is an input that is missing to whoever opens it.
+        """
+        asked = [
+            {"place": place, "number": number, **_stored_by(item.uri)}
+            for place, job in enumerate(jobs)
+            if job.phase is Phase.SUBMITTING and job.spec.inputs
+            for number, item in enumerate(job.spec.inputs)
+            if is_stored(item.uri)
+        ]
+        if not asked:
+            return jobs
+        found: defaultdict[tuple[int, int], list[Row]] = defaultdict(list)
+        for row in self._run("stored_inputs", asked=json.dumps(asked)):
+            found[row["place"], row["number"]].append(row)
+        jobs = list(jobs)
+        for place in {place for place, _ in found}:
+            spec = jobs[place].spec
+            inputs = [
+                each
+                for number, item in enumerate(spec.inputs)
+                for each in ([_stored_input(item, row) for row in found[place, number]] or [item])
+            ]
+            jobs[place] = replace(jobs[place], spec=replace(spec, inputs=tuple(inputs)))
         return jobs
 
     def _write(self, name: str, records: Sequence[Mapping[str, Any]]) -> Written:
@@ -407,6 +536,30 @@ class Queue(Session):
         )
 
 
+def _stored_by(uri: str) -> dict[str, str | None]:
+    kind, _, rest = uri.partition(":")
+    reference, _, glob = rest.partition("/")
+    try:
+        source = str(UUID(reference))
+    except ValueError:  # a row that somebody wrote by hand
+        source = None
+    return {
+        "job_id": source if kind == "job" else None,
+        "group_id": source if kind == "group" else None,
+        "pattern": f"^({regex_of(glob)})$",
+        "literal": None if WILDCARD.search(glob) else glob,
+    }
+
+
+def _stored_input(item: Input, row: Row) -> Input:
+    """A member's file lies in a folder of its place in the group, which keeps equal names apart."""
+    if not item.name.endswith("/"):
+        return Input(uri=row["uri"], name=item.name)
+    folder = "" if item.name == "./" else item.name
+    member = f"{row['group_index'] or 0:04}/" if item.uri.startswith("group:") else ""
+    return Input(uri=row["uri"], name=f"{folder}{member}{row['name']}")
+
+
 def _invalid(job: Job, faults: Sequence[str]) -> Ending:
     return Ending(
         job_id=job.job_id,
@@ -440,7 +593,8 @@ def _step_record(step: Progress) -> dict[str, Any]:
         "remote_id": step.remote_id,
         "remote_status": step.remote_status,
         "running": step.remote_status is not None and step.remote_status.started,
-        "waits_for": None if step.waits_for is None else _storable(step.waits_for),
+        "credits_per_hour": finite(step.credits_per_hour),
+        "wait_reason": None if step.wait_reason is None else _storable(step.wait_reason),
     }
 
 

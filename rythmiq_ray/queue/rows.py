@@ -71,7 +71,14 @@ def read_job(row: Mapping[str, Any]) -> tuple[Job, list[str]]:
         submitted_at=row["submitted_at"],
         running_at=row["running_at"],
         ended_at=row["ended_at"],
+        wait_reason=row["wait_reason"],
+        name=row["name"],
+        labels=texts_of(row["labels"]),
+        group_id=row["group_id"],
+        group_index=row["group_index"],
+        params=texts_of(row["params"]) or None,
         waits_for=row["waits_for"],
+        enqueued_by=row["enqueued_by"],
     )
     return job, faults
 
@@ -115,6 +122,16 @@ def warnings_of(text: object) -> tuple[str, ...]:
         return tuple(item if isinstance(item, str) else json.dumps(item)[:_SHOWN] for item in items)
     except (ValueError, RecursionError):
         return ("this row is odd: warnings: cannot be read",)
+
+
+def texts_of(text: object) -> dict[str, str]:
+    """A column that holds an object of texts; other values are shown as JSON, and what is no object is left out."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else text
+        pairs = found.items() if isinstance(found, dict) else ()
+        return {name: value if isinstance(value, str) else json.dumps(value)[:_SHOWN] for name, value in pairs}
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _foreign(kind: type[_Word], word: object) -> _Word:

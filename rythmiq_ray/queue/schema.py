@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,12 +14,13 @@ from rythmiq_ray.queue.connection import fetch, opened, prepare
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
-REVISION: Final = "0002"
+REVISION: Final = "0006"
 """The schema that this program is written for."""
 USABLE_FROM: Final = "0001"
 """The oldest program, by the revision that it is written for, which may work on this schema beside newer ones. It
 changes only with a migration that takes away what that program needs; adding columns and tables does not."""
 _RECORDED: Final = re.compile(r"revision (\d{4}), usable by programs of (\d{4}) or later")
+_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 _FIRST: Final = "0001"
 """It has no record of itself."""
 _RECORD: Final = """
@@ -74,7 +74,8 @@ def connect_checked(dsn: Secret, *, statement_timeout_s: float) -> psycopg2.exte
 def _check_rights(connection: psycopg2.extensions.connection, names: Iterable[str]) -> None:
     """Raises DatabaseUnavailable where the role may not run one of a driver's statements: they are planned, not run."""
     for name in sorted(names):
-        fetch(connection, f"EXPLAIN {queries('driver')[name]}", defaultdict(lambda: None))
+        statement = queries("driver")[name]
+        fetch(connection, f"EXPLAIN {statement}", dict.fromkeys(_PARAMETER.findall(statement)))
 
 
 def _check_pooler(connection: psycopg2.extensions.connection, dsn: Secret, connect_timeout_s: float) -> None:

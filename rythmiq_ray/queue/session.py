@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
@@ -42,8 +42,10 @@ class Session:
         statement_timeout_s: float,
         lock_timeout_s: float = 0.0,
         silence_s: float = 30.0,
+        queues: Sequence[str] | None = None,
     ) -> None:
         self._dsn = dsn
+        self._queues = list(queues) if queues else None
         self._lease_s = lease_s
         self._timeouts = {
             "connect_timeout_s": connect_timeout_s,
@@ -64,6 +66,7 @@ class Session:
             pid=os.getpid(),
             version=__version__,
             lease_s=self._lease_s,
+            queues=self._queues,
         )
         return self.driver_id
 
@@ -124,7 +127,10 @@ class Heartbeat(Session):
     :class:`~rythmiq_ray.queue.queue.Queue`, which does everything else under it.
     """
 
-    def __init__(self, dsn: Secret, *, lease_s: float, connect_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, dsn: Secret, *, lease_s: float, connect_timeout_s: float = 10.0, queues: Sequence[str] | None = None
+    ) -> None:
+        """``queues``: what the driver serves, for others to see; None = all."""
         part_s = lease_s / _MOST_PARTS
         super().__init__(
             dsn,
@@ -133,4 +139,5 @@ class Heartbeat(Session):
             statement_timeout_s=part_s,
             lock_timeout_s=part_s / 2,
             silence_s=2 * part_s,
+            queues=queues,
         )

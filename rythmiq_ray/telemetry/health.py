@@ -81,7 +81,7 @@ class Status:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class HealthResponse:
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -118,30 +118,30 @@ class HealthServer:
             self._server.server_close()
             self._server = None
 
-    def _answer(self, path: str, accept: str) -> Answer:
+    def _answer(self, path: str, accept: str) -> HealthResponse:
         if path == "/metrics":
             body, content_type = self._metrics_page(accept)
-            return Answer(status=HTTPStatus.OK, body=body, content_type=content_type)
+            return HealthResponse(status=HTTPStatus.OK, body=body, content_type=content_type)
         if path == "/livez":
             status = self._status()
             if status.alive:
-                return Answer(status=HTTPStatus.OK, body=b"alive\n")
+                return HealthResponse(status=HTTPStatus.OK, body=b"alive\n")
             body = f"stuck: the last tick began {status.tick_age_s:.0f} s ago\n".encode()
-            return Answer(status=HTTPStatus.SERVICE_UNAVAILABLE, body=body)
+            return HealthResponse(status=HTTPStatus.SERVICE_UNAVAILABLE, body=body)
         if path == "/readyz":
             status = self._status()
-            return Answer(
+            return HealthResponse(
                 status=HTTPStatus.OK if status.ready else HTTPStatus.SERVICE_UNAVAILABLE,
                 body=json.dumps(status.as_dict()).encode() + b"\n",
                 content_type="application/json",
             )
-        return Answer(status=HTTPStatus.NOT_FOUND, body=b"there are /livez, /readyz and /metrics\n")
+        return HealthResponse(status=HTTPStatus.NOT_FOUND, body=b"there are /livez, /readyz and /metrics\n")
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, answer: Callable[[str, str], Answer]) -> None:
+    def __init__(self, host: str, port: int, answer: Callable[[str, str], HealthResponse]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.answer = answer
         super().__init__((host, port), _Handler)

@@ -90,7 +90,7 @@ JOBS_IN_FLIGHT: Final = Metric(
 IN_FLIGHT_LIMIT: Final = Metric(
     name="rythmiq_jobs_in_flight_limit",
     kind=Kind.GAUGE,
-    help="How many running attempts this driver may have: camber.max_in_flight, or what auto has found.",
+    help="How many attempts may run, of all drivers: the account's limit, camber.max_in_flight, or what auto found.",
 )
 WAITS: Final = Metric(
     name="rythmiq_waits",

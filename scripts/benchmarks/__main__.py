@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.measure import Bench, Row
 
-ROWS = ("throughput", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "scale")
+ROWS = ("pace", "cost", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "groups", "scale")
 Choice = StrEnum("Choice", ["all", *ROWS])  # type: ignore[misc]  # made of the names of the modules
 QUICK_NOTE = "measured in small, by --quick; the goals are set for the full sizes"
 MEMORY_FILES = Path("/dev/shm")
@@ -37,11 +37,11 @@ def main(
     docs: Annotated[bool, typer.Option("--docs", help="put figures and picture into docs/benchmarks.md")] = False,
     root: Annotated[Path | None, typer.Option(help="where Postgres, S3 and emulator keep their files")] = None,
 ) -> None:
-    """Measures rows P1 to P10, each side by side with what it is compared with.
+    """Measures rows P1 to P11, each side by side with what it is compared with.
 
     Rows that were measured before stay in the JSON file and the picture until they are measured again.
 
-    example: scripts/bench throughput queue --repeat 5
+    example: scripts/bench pace queue --repeat 5
     """
     console = Console(width=None if sys.stdout.isatty() else 120)
     chosen = ROWS if Choice["all"] in rows else tuple(dict.fromkeys(str(row) for row in rows))

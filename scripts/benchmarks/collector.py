@@ -14,8 +14,8 @@ from uuid import UUID
 import psutil
 
 from rythmiq_ray.assembly import ExecutorFactory
-from rythmiq_ray.layers import load
-from rythmiq_ray.model import Collected, Job, JobSpec, JobState, Order, Phase, RemoteJob, RemoteStatus, Step
+from rythmiq_ray.config_loader import load
+from rythmiq_ray.model import Collected, Job, JobSpec, JobState, Phase, RemoteJob, RemoteStatus, Step, StepRequest
 
 
 def job_of(job_id: UUID) -> Job:
@@ -62,7 +62,7 @@ def main() -> None:
         remote = RemoteJob(
             remote_id=1, status=RemoteStatus.COMPLETED, path=job.remote_path or "", created_at=now, started_at=now
         )
-        order = Order(step=Step.COLLECT, job=job, remote=replace(remote), alone=True)
+        order = StepRequest(step=Step.COLLECT, job=job, remote=replace(remote), alone=True)
         result = executor.run(order)
         if not isinstance(result, Collected):
             raise RuntimeError(f"not collected: {result}")

@@ -28,8 +28,8 @@ PACKAGES = (
 )  # fmt: skip
 _FARTHEST = 100.0
 """From a goal, in the picture; what is better or worse is drawn there."""
-ORDER = ("P1", "P2", "P3", "P5", "P6", "P7", "P9", "P10", "scale")
-"""P4 is in the row of P3, P8 in those of P1 and P2."""
+ORDER = ("P1", "P1c", "P2", "P3", "P5", "P6", "P7", "P9", "P10", "scale")
+"""P4 is in the row of P3, P8 in those of P1c and P2."""
 BEGIN, END = "<!-- begin of figures -->", "<!-- end of figures -->"
 
 

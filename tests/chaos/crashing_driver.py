@@ -14,12 +14,12 @@ from side_effects import Tripwire
 import rythmiq_ray.driver.janitor
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.layers import load
 from rythmiq_ray.model import Phase
 from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.telemetry.logs import setup

@@ -46,12 +46,12 @@ from rythmiq_ray.model import (
     ErrorInfo,
     Faulted,
     Job,
-    Order,
     RemoteFile,
     RemoteJob,
     RemoteResult,
     RemoteStatus,
     Step,
+    StepRequest,
     StepResult,
     TaskLost,
 )
@@ -78,7 +78,7 @@ OWN_WRITES: Final = frozenset({"advance", "finish", "release", "disown"})
 """Statements about jobs that the driver must hold."""
 
 
-class Answer(StrEnum):
+class CreateFate(StrEnum):
     """What becomes of a create."""
 
     GIVEN = "given"
@@ -93,7 +93,7 @@ class Answer(StrEnum):
 class Fate:
     """How a task goes that is about to run."""
 
-    answer: Answer = Answer.GIVEN
+    answer: CreateFate = CreateFate.GIVEN
     takes_s: float = 0.0
     """From the sending of a create to its landing, at most ``CREATE_TIMEOUT_S``."""
     lag_s: float = 0.0
@@ -139,8 +139,8 @@ class World:
             backend=self.camber, store=open_store(self.config.artifacts), timeout_s=60.0, concurrency=1
         )
         self.drivers: list[Driver] = []
-        self.zombies: list[Order] = []
-        """Orders of dead drivers and of tasks taken for lost: they may still be carried out."""
+        self.zombies: list[StepRequest] = []
+        """Requests of dead drivers and of tasks taken for lost: they may still be carried out."""
         self.faults: list[str] = []
         """Promises broken where no exception would be heard."""
         self._connection = psycopg2.connect(url, cursor_factory=psycopg2.extras.RealDictCursor)
@@ -194,11 +194,11 @@ class World:
     def run_zombie(self, index: int, fate: Fate) -> None:
         self.carry_out(self.zombies.pop(index), fate)
 
-    def carry_out(self, order: Order, fate: Fate) -> tuple[StepResult, float]:
-        """Runs an order with the real executor; returns the result and when it is there."""
+    def carry_out(self, request: StepRequest, fate: Fate) -> tuple[StepResult, float]:
+        """Runs a request with the real executor; returns the result and when it is there."""
         self.camber.fate = fate
         calls = self.camber.calls
-        result = self.executor.run(order)
+        result = self.executor.run(request)
         if isinstance(result, Faulted) and result.error.code is ErrorCode.INTERNAL:
             self.faults.append(result.error.message)
         return result, self.clock + (fate.takes_s if self.camber.calls > calls else 0.0)
@@ -234,12 +234,12 @@ class Camber:
         self.calls += 1
         path = job.remote_path or ""
         fate = self.fate
-        if fate.answer is Answer.NOT_SENT:
+        if fate.answer is CreateFate.NOT_SENT:
             raise BackendUnavailable("no connection")
         if self.cap is not None and sum(not remote.status.terminal for remote in self.remotes.values()) >= self.cap:
             self.refused += 1
             raise BackendBusy("429")
-        if fate.answer is Answer.NOT_CREATED:
+        if fate.answer is CreateFate.NOT_CREATED:
             raise CreateUncertain("a gateway's 502")
         landed_at = self._world.clock + fate.takes_s
         remote = Remote(
@@ -254,7 +254,7 @@ class Camber:
             self._world.at(landed_at, land)
         else:
             land()
-        if fate.answer is Answer.LOST:
+        if fate.answer is CreateFate.LOST:
             raise CreateUncertain("the answer was lost")
         return remote.as_job()
 
@@ -376,32 +376,34 @@ class ScriptedCluster:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._pending: list[Order] = []
-        self.sent: list[Order] = []
-        self.slow: list[Order] = []
+        self._pending: list[StepRequest] = []
+        self.sent: list[StepRequest] = []
+        self.slow: list[StepRequest] = []
         """Sent, and at it for long: a large input is being streamed, or the node is cut off."""
-        self.ended: list[tuple[Order, StepResult]] = []
+        self.ended: list[tuple[StepRequest, StepResult]] = []
         self.probes: list[str] = []
         self._under_way = 0
 
-    def enqueue(self, order: Order, *, stream_bytes: int = 0) -> None:
-        self._pending.append(order)
+    def enqueue(self, request: StepRequest, *, stream_bytes: int = 0) -> None:
+        self._pending.append(request)
 
     def dispatch(self) -> None:
         # Sets of ids, which are random, decide in which order the driver comes upon them; a replay needs the same one.
-        self.sent.extend(sorted(self._pending, key=lambda order: (order.job.job_id, order.job.attempt, order.step)))
+        self.sent.extend(
+            sorted(self._pending, key=lambda request: (request.job.job_id, request.job.attempt, request.step))
+        )
         self._pending.clear()
 
-    def completed(self) -> list[tuple[Order, StepResult]]:
+    def completed(self) -> list[tuple[StepRequest, StepResult]]:
         ended, self.ended = self.ended, []
         return ended
 
-    def withdraw(self) -> tuple[list[Order], list[Order]]:
+    def withdraw(self) -> tuple[list[StepRequest], list[StepRequest]]:
         pending, self._pending = self._pending, []
         return pending, []
 
     def backlog(self, step: Step) -> int:
-        return sum(order.step is step for order in self._pending)
+        return sum(request.step is step for request in self._pending)
 
     def unplaced(self) -> tuple[int, float]:
         return len(self.sent), 0.0
@@ -432,13 +434,13 @@ class ScriptedCluster:
     def busy(self) -> bool:
         return bool(self._pending or self.sent or self.slow or self.ended or self._under_way)
 
-    def result(self, order: Order, result: StepResult, at: float, world: World) -> None:
+    def result(self, request: StepRequest, result: StepResult, at: float, world: World) -> None:
         """The result arrives at a time, if anybody is there to take it."""
         self._under_way += 1
 
         def arrive() -> None:
             self._under_way -= 1
-            self.ended.append((order, result))
+            self.ended.append((request, result))
 
         if at > world.clock:
             world.at(at, arrive)
@@ -520,9 +522,9 @@ class Driver:
     def run_slow(self, index: int, fate: Fate) -> None:
         self._run(self.cluster.slow.pop(index), fate)
 
-    def _run(self, order: Order, fate: Fate) -> None:
-        result, at = self.world.carry_out(order, fate)
-        self.cluster.result(order, result, at, self.world)
+    def _run(self, request: StepRequest, fate: Fate) -> None:
+        result, at = self.world.carry_out(request, fate)
+        self.cluster.result(request, result, at, self.world)
 
     def run_all(self) -> None:
         while self.cluster.sent:
@@ -530,12 +532,12 @@ class Driver:
 
     def lose(self, index: int, *, dead: bool, acted: bool) -> None:
         """A task is lost: its process is dead, having done its work or not; or it hangs, and may go on at any time."""
-        order = self.cluster.sent.pop(index)
+        request = self.cluster.sent.pop(index)
         if not dead:
-            self.world.zombies.append(order)
+            self.world.zombies.append(request)
         elif acted:
-            self.world.carry_out(order, Fate(lag_s=SETTLE_S))
-        self.cluster.result(order, TaskLost(reason="lost", dead=dead), self.world.clock, self.world)
+            self.world.carry_out(request, Fate(lag_s=SETTLE_S))
+        self.cluster.result(request, TaskLost(reason="lost", dead=dead), self.world.clock, self.world)
 
     def crash(self) -> None:
         """Its tasks may go on: on a node that is cut off nobody ends them."""

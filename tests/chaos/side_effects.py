@@ -16,7 +16,7 @@ from typing import Any
 
 from rythmiq_ray.artifacts import ArtifactStore, LocalArtifactStore
 from rythmiq_ray.backends.camber.client import CamberClient
-from rythmiq_ray.layers import load
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
 
@@ -24,7 +24,7 @@ READING_ROUTES = frozenset({"stash_list"})
 """A POST that changes nothing."""
 OF_NO_RUNNING_JOB = frozenset({"queue.refuse", "queue.delete_expired", "queue.forget_artifacts"})
 """One statement about a row that nobody runs, or runs any more: what a crash leaves there, the next look finds."""
-NOT_THE_DRIVERS = frozenset({"store.delete"})
+NOT_THE_DRIVERS = frozenset({"store.delete", "store.write_input"})
 """``rythmiq prune`` alone deletes artifacts."""
 
 

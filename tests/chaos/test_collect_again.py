@@ -87,10 +87,10 @@ def test_while_the_store_refuses_a_job_its_row_says_so(world: World, store: Refu
     ended_well(world)
     world.work(20.0)
     assert row(world)["state"] == "RUNNING"
-    assert row(world)["waits_for"] == "store_unavailable: AccessDenied"
+    assert row(world)["wait_reason"] == "store_unavailable: AccessDenied"
     store.refuses = False
     world.work(60.0)
-    assert (row(world)["state"], row(world)["attempt"], row(world)["waits_for"]) == ("SUCCEEDED", 1, None)
+    assert (row(world)["state"], row(world)["attempt"], row(world)["wait_reason"]) == ("SUCCEEDED", 1, None)
 
 
 @pytest.mark.parametrize("again", [by_collect, by_retry])

@@ -29,14 +29,14 @@ from rythmiq_ray import JobSpec, NewJob, enqueue_many
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.config import Config
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults, Settings
-from rythmiq_ray.model import Order, Step
+from rythmiq_ray.model import Step, StepRequest
 from rythmiq_ray.queue import Heartbeat, Queue
 
 PROGRAM = Path(__file__).with_name("crashing_driver.py")
@@ -109,7 +109,7 @@ class Site:
 
 
 @contextmanager
-def driver(config: Config, loses: Callable[[Order], bool]) -> Iterator[Loop]:
+def driver(config: Config, loses: Callable[[StepRequest], bool]) -> Iterator[Loop]:
     """A driver of this process; a caller runs it."""
     executor = Executor(
         backend=CamberExecutionBackend(config.camber),
@@ -140,7 +140,7 @@ class Died(Exception):
 
 
 def run_drivers(
-    site: Site, count: int, loses: Callable[[Order], bool] = lambda _order: False, *, lives: Sequence[int] = ()
+    site: Site, count: int, loses: Callable[[StepRequest], bool] = lambda _order: False, *, lives: Sequence[int] = ()
 ) -> None:
     """Runs that many drivers until nothing is left; the first of them die after so many ticks each."""
     errors: list[BaseException] = []
@@ -191,6 +191,7 @@ def site_of(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Site]]:
 @pytest.mark.parametrize("count", [2, 3])
 def test_drivers_share_a_queue_and_each_job_is_done_once(site_of: Callable[..., Site], count: int) -> None:
     site = site_of(settings=Settings.instant(0.05))
+    site.overrides.append("camber.max_in_flight=100")
     site.put(*["true"] * 200)
     run_drivers(site, count)
     assert site.rows("SELECT state, attempt, count(*) AS n FROM rythmiq.jobs GROUP BY 1, 2") == [
@@ -205,6 +206,7 @@ def test_drivers_share_a_queue_and_each_job_is_done_once(site_of: Callable[..., 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ten_drivers_of_which_some_die_are_one_queue(site_of: Callable[..., Site], seed: int) -> None:
     site = site_of(settings=Settings.instant(0.2), faults=Faults(list_lag_s=0.3))
+    site.overrides.append("camber.max_in_flight=1000")
     site.put(*["true"] * 300)
     chance = random.Random(seed)
     run_drivers(site, 10, lives=[chance.randint(1, 12) for _ in range(4)])
@@ -255,10 +257,10 @@ def test_tasks_that_die_after_their_work_cost_no_attempt_and_no_second_remote_jo
     site.put(*["true"] * 20)
     lost: set[tuple[UUID, Step]] = set()
 
-    def loses(order: Order) -> bool:
+    def loses(request: StepRequest) -> bool:
         """The first task of each step of a job."""
-        first = (order.job.job_id, order.step) not in lost
-        lost.add((order.job.job_id, order.step))
+        first = (request.job.job_id, request.step) not in lost
+        lost.add((request.job.job_id, request.step))
         return first
 
     run_drivers(site, 2, loses)

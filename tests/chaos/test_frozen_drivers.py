@@ -46,7 +46,7 @@ def test_a_submit_sent_under_a_lost_lease_does_not_let_a_third_one_go_beside_the
         driver.poller.look()
         world.advance(1)
     driver.tick()
-    assert [order.step for order in driver.cluster.sent] == [Step.SUBMIT]
+    assert [request.step for request in driver.cluster.sent] == [Step.SUBMIT]
     result, at = world.carry_out(driver.cluster.slow[0], Fate())
     assert isinstance(result, NotYet), "its lease is over"
     driver.cluster.result(driver.cluster.slow.pop(), result, at, world)
@@ -76,7 +76,7 @@ def test_the_outcome_of_a_driver_that_wakes_too_late_changes_nothing(world: Worl
     (remote,) = world.camber.remotes.values()
     world.camber.begin(remote)
     world.camber.end(remote, RemoteStatus.COMPLETED, 0)
-    while not any(order.step is Step.COLLECT for order in late.cluster.sent):
+    while not any(request.step is Step.COLLECT for request in late.cluster.sent):
         late.tick()
         late.poller.look()
         world.advance(0.5)

@@ -49,6 +49,7 @@ VALUES: Final[Mapping[str, Sequence[str]]] = {
         *("0001-01-01 00:00:00+00", "9999-12-31 23:59:59.999999+00"),
     ),
     "text": TEXTS,
+    "name": ("", "\x1b[31m", "nobody"),
     "jsonb": JSON,
 }
 SPEC_VALUES: Final = (
@@ -97,7 +98,7 @@ ARTIFACT: Final = {
     "content_type": "text/plain",
     "uri": "file:///nowhere/{job_id}/1/a",
 }
-_CLAIMED: Final = {None, "invalid_job", "secret_missing", "input_missing", "cancelled"}
+_CLAIMED: Final = {None, "invalid_job", "secret_missing", "secret_refused", "input_missing", "cancelled"}
 _KNOWN_AT_CAMBER: Final = {None, "invalid_job", "remote_lost", "job_timeout", "cancelled"}
 ENDS: Final = {
     "queued": _CLAIMED,
@@ -188,7 +189,12 @@ class Tables:
         try:
             for name, row in rows.items():
                 self.insert(name, row, by_role=by_role)
-        except (psycopg2.errors.DataError, psycopg2.errors.IntegrityError, psycopg2.errors.ProgramLimitExceeded):
+        except (
+            psycopg2.errors.DataError,
+            psycopg2.errors.IntegrityError,
+            psycopg2.errors.ProgramLimitExceeded,
+            psycopg2.errors.InsufficientPrivilege,
+        ):
             with self.connection.cursor() as cursor:
                 cursor.execute("DELETE FROM rythmiq.jobs WHERE job_id = %s", (str(job_id),))
             return None
@@ -265,7 +271,8 @@ class Terminal:
         def refuse(constant: str) -> Any:
             raise AssertionError(f"{constant} is no JSON")
 
-        return json.loads(self(*arguments, "--json", code=code), parse_constant=refuse)
+        data = json.loads(self(*arguments, "--json", code=code), parse_constant=refuse)
+        return data["items"] if isinstance(data, dict) and data.keys() == {"items", "total", "next"} else data
 
     def jobs(self) -> dict[UUID, Row]:
         """All of them; the table for people goes on too."""
@@ -330,7 +337,7 @@ def test_odd_rows_concern_themselves_alone(
     failed = [job_id for job_id, row in rows.items() if row["state"] in ("FAILED", "CANCELLED")]
     rythmiq("retry", *failed, code=None)
     rythmiq("cancel", *failed, code=None)
-    assert rythmiq.json("cancel", "--queue", "default") != []
+    assert rythmiq.json("cancel", "--queue", "default", "--yes") != []
     left = rythmiq.json("prune", "--older-than", "0s", "--artifacts")["left"]
     assert left["odd"] > 0, "rows that name files which are not theirs"
     assert rythmiq.jobs().keys() >= {put_off}

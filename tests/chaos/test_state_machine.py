@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from scripted_world import CREATE_TIMEOUT_S, LEASE_S, SETTLE_S, Answer, Driver, Fate, Remote, World
+from scripted_world import CREATE_TIMEOUT_S, LEASE_S, SETTLE_S, CreateFate, Driver, Fate, Remote, World
 
 import rythmiq_ray.executor
 from rythmiq_ray import JobSpec, enqueue
@@ -41,7 +41,7 @@ PHASES: Final = tuple(Phase) if "CHAOS_EXAMPLES" not in os.environ else (Phase.g
 picks = st.integers(0, 20)
 fates = st.builds(
     Fate,
-    answer=st.sampled_from([Answer.GIVEN, *Answer]),
+    answer=st.sampled_from([CreateFate.GIVEN, *CreateFate]),
     takes_s=st.sampled_from([0.0, 1.0, CREATE_TIMEOUT_S]),
     lag_s=st.sampled_from([0.0, SETTLE_S]),
     stops=st.booleans(),

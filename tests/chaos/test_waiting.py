@@ -71,7 +71,7 @@ def test_an_account_that_runs_a_few_at_once_fails_no_job_however_long_the_others
     world.close()
 
 
-def test_a_driver_that_takes_over_claims_nothing_before_it_is_below_its_limit(
+def test_an_accounts_limit_holds_for_all_drivers_and_through_a_take_over(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(database_url, tmp_path, "camber.max_in_flight=5")
@@ -79,17 +79,17 @@ def test_a_driver_that_takes_over_claims_nothing_before_it_is_below_its_limit(
     put(world, 30)
     first, second = world.start_driver(), world.start_driver()
     world.work(5.0)
-    assert len(world.camber.remotes) == 10, "each its own five"
+    assert len(world.camber.remotes) == 5, "of both together"
     first.crash()
     world.work(LEASE_S + 20)
-    assert len(second.loop.attempts) == 10, "all were taken over"
-    assert len(world.camber.remotes) == 10
-    for remote in list(world.camber.remotes.values())[:5]:
+    assert len(second.loop.attempts) == 5, "all were taken over"
+    assert len(world.camber.remotes) == 5
+    for remote in list(world.camber.remotes.values())[:3]:
         world.camber.begin(remote)
         world.camber.end(remote, RemoteStatus.COMPLETED, 0)
-    world.work(5.0)
+    world.work(10.0)
     assert len(second.loop.attempts) == 5
-    assert len(world.camber.remotes) == 10
+    assert len(world.camber.remotes) == 8, "three went, three came"
     world.close()
 
 

@@ -125,7 +125,7 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
     assert ids.keys() - manifests.keys() == {"no-secret", "no-input"}, "a FAILED attempt has a manifest too"
     for name, manifest in manifests.items():
         assert (manifest["version"], manifest["job_id"]) == (1, ids[name])
-        assert set(manifest) - {"warnings"} == {
+        assert set(manifest) - {"warnings", "inputs"} == {
             *(
                 "version",
                 "job_id",

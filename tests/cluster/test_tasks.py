@@ -21,7 +21,7 @@ from samples import config, job
 from rythmiq_ray.assembly import ExecutorFactory
 from rythmiq_ray.cluster import Cluster
 from rythmiq_ray.errors import ErrorCode
-from rythmiq_ray.model import Cleaned, ErrorInfo, Faulted, Order, Step, StepResult, TaskLost
+from rythmiq_ray.model import Cleaned, ErrorInfo, Faulted, Step, StepRequest, StepResult, TaskLost
 
 TIMEOUT_S = 2.0
 """A task's, from its start."""
@@ -72,8 +72,8 @@ class Service:
         self.endpoint = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
-    def hold(self, order: Order) -> threading.Event:
-        return self.held.setdefault(str(order.job.remote_path), threading.Event())
+    def hold(self, request: StepRequest) -> threading.Event:
+        return self.held.setdefault(str(request.job.remote_path), threading.Event())
 
     def close(self) -> None:
         for event in self.held.values():
@@ -99,7 +99,7 @@ def one_cpu() -> Iterator[None]:
 
 
 class Tasks:
-    """A cluster, and what came of its orders."""
+    """A cluster, and what came of its requests."""
 
     def __init__(self, tmp_path: Path, endpoint: str, *, jobs_per_task: int, timeout_s: float) -> None:
         settings = config(f"ray.jobs_per_task={jobs_per_task}", f"ray.task_timeout_s={timeout_s}")
@@ -110,9 +110,9 @@ class Tasks:
         self.results: dict[UUID, StepResult] = {}
         self.lost: list[TaskLost] = []
 
-    def send(self, *orders: Order, stream_bytes: int = 0) -> None:
-        for order in orders:
-            self.cluster.enqueue(order, stream_bytes=stream_bytes)
+    def send(self, *requests: StepRequest, stream_bytes: int = 0) -> None:
+        for request in requests:
+            self.cluster.enqueue(request, stream_bytes=stream_bytes)
         self.cluster.dispatch()
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
@@ -123,11 +123,11 @@ class Tasks:
             time.sleep(0.02)
 
     def read(self) -> None:
-        for order, result in self.cluster.completed():
-            self.results[order.job.job_id] = result
+        for request, result in self.cluster.completed():
+            self.results[request.job.job_id] = result
 
-    def of(self, order: Order) -> StepResult | None:
-        return self.results.get(order.job.job_id)
+    def of(self, request: StepRequest) -> StepResult | None:
+        return self.results.get(request.job.job_id)
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def tasks(tmp_path: Path, service: Service) -> Iterator[Callable[..., Tasks]]:
         one.wait_for(lambda one=one: not one.cluster.busy, "its tasks end")  # type: ignore[misc]
 
 
-def clean(**changes: Any) -> Order:
-    return Order(step=Step.CLEAN, job=job(), **changes)
+def clean(**changes: Any) -> StepRequest:
+    return StepRequest(step=Step.CLEAN, job=job(), **changes)
 
 
 def worker() -> psutil.Process:
@@ -172,45 +172,45 @@ def test_waiting_for_a_place_is_no_hang(tasks: Callable[..., Tasks], service: Se
     assert one.results == {}
     gate.set()
     one.wait_for(lambda: not one.cluster.busy, "both end")
-    assert [one.of(order) for order in (long, later)] == [Cleaned()] * 2
+    assert [one.of(request) for request in (long, later)] == [Cleaned()] * 2
     assert one.cluster.unplaced() == (0, 0.0)
 
 
 @pytest.mark.timeout(180)
 def test_a_slow_order_hides_no_other(tasks: Callable[..., Tasks], service: Service) -> None:
-    one, orders = tasks(jobs_per_task=50, timeout_s=60), [clean() for _ in range(4)]
-    gate = service.hold(orders[0])
-    one.send(*orders)  # Two in a task, of which one runs.
+    one, requests = tasks(jobs_per_task=50, timeout_s=60), [clean() for _ in range(4)]
+    gate = service.hold(requests[0])
+    one.send(*requests)  # Two in a task, of which one runs.
     one.wait_for(lambda: one.results, "the one that is done is known")
-    assert one.results == {orders[1].job.job_id: Cleaned()}
+    assert one.results == {requests[1].job.job_id: Cleaned()}
     gate.set()
     one.wait_for(lambda: not one.cluster.busy, "all are done")
-    assert [one.of(order) for order in orders] == [Cleaned()] * 4
+    assert [one.of(request) for request in requests] == [Cleaned()] * 4
 
 
 @pytest.mark.timeout(180)
 def test_an_order_that_hangs_costs_no_other_its_result(tasks: Callable[..., Tasks], service: Service) -> None:
-    one, orders = tasks(jobs_per_task=50), [clean() for _ in range(3)]
-    service.hold(orders[0])
-    one.send(*orders)
+    one, requests = tasks(jobs_per_task=50), [clean() for _ in range(3)]
+    service.hold(requests[0])
+    one.send(*requests)
     one.wait_for(lambda: len(one.results) == 3, "all are known")
-    assert [one.of(order) for order in orders[1:]] == [Cleaned()] * 2
-    assert one.of(orders[0]) == TaskLost(reason="a hang: its time was over", dead=False)
+    assert [one.of(request) for request in requests[1:]] == [Cleaned()] * 2
+    assert one.of(requests[0]) == TaskLost(reason="a hang: its time was over", dead=False)
 
 
 @pytest.mark.timeout(180)
 def test_results_that_came_before_a_worker_died_count(tasks: Callable[..., Tasks], service: Service) -> None:
-    one, orders = tasks(jobs_per_task=50, timeout_s=60), [clean() for _ in range(3)]
-    service.hold(orders[0])
-    one.send(*orders)
+    one, requests = tasks(jobs_per_task=50, timeout_s=60), [clean() for _ in range(3)]
+    service.hold(requests[0])
+    one.send(*requests)
     deadline = time.monotonic() + WAIT_S
-    while one.cluster._messages.qsize() < 2:  # that it has begun, and what came of the other order in it
+    while one.cluster._messages.qsize() < 2:  # that it has begun, and what came of the other request in it
         assert time.monotonic() < deadline
         time.sleep(0.02)
     worker().kill()
     one.wait_for(lambda: len(one.results) == 3, "all are known")
-    assert [one.of(order) for order in orders[1:]] == [Cleaned()] * 2
-    assert one.of(orders[0]) == TaskLost(reason="WorkerCrashedError", dead=True)
+    assert [one.of(request) for request in requests[1:]] == [Cleaned()] * 2
+    assert one.of(requests[0]) == TaskLost(reason="WorkerCrashedError", dead=True)
 
 
 @pytest.mark.timeout(180)
@@ -222,8 +222,8 @@ def test_what_has_not_begun_is_withdrawn_and_never_begins(tasks: Callable[..., T
     one.send(second, third)  # One is sent, and one is not.
     assert one.cluster.unplaced()[0] == 1
     pending, sent = one.cluster.withdraw()
-    assert [order.job.job_id for order in pending] == [third.job.job_id]
-    assert [order.job.job_id for order in sent] == [second.job.job_id]
+    assert [request.job.job_id for request in pending] == [third.job.job_id]
+    assert [request.job.job_id for request in sent] == [second.job.job_id]
     assert one.cluster.unplaced() == (0, 0.0)
     gate.set()
     one.wait_for(lambda: not one.cluster.busy, "the first goes on to its end")
@@ -269,10 +269,10 @@ def test_a_probe_asks_from_a_node(tasks: Callable[..., Tasks], service: Service)
 
 @pytest.mark.timeout(180)
 def test_a_node_whose_certificates_cannot_be_read_is_an_outage(tasks: Callable[..., Tasks]) -> None:
-    one, order = tasks(endpoint="https://127.0.0.1:1"), clean()
-    one.send(order)
-    one.wait_for(lambda: one.of(order), "it has ended")
-    result = one.of(order)
+    one, request = tasks(endpoint="https://127.0.0.1:1"), clean()
+    one.send(request)
+    one.wait_for(lambda: one.of(request), "it has ended")
+    result = one.of(request)
     assert isinstance(result, Faulted)
     assert result.error.code is ErrorCode.BACKEND_UNAVAILABLE
     assert "REQUESTS_CA_BUNDLE" in result.error.message
@@ -284,8 +284,8 @@ def test_a_node_whose_certificates_cannot_be_read_is_an_outage(tasks: Callable[.
 
 @pytest.mark.timeout(180)
 def test_a_result_that_came_before_a_withdrawal_is_still_handed_over(tasks: Callable[..., Tasks]) -> None:
-    one, order = tasks(), clean()
-    one.send(order)
+    one, request = tasks(), clean()
+    one.send(request)
     deadline = time.monotonic() + WAIT_S
     while one.cluster._messages.qsize() < 2:  # that it has begun, and its result
         assert time.monotonic() < deadline

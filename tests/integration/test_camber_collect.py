@@ -16,7 +16,7 @@ from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import ArtifactsConfig
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.local.camber import Emulator, Settings
-from rythmiq_ray.model import Collected, Job, JobState, NotYet, Order, Step
+from rythmiq_ray.model import Collected, Job, JobState, NotYet, Step, StepRequest
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def collected(backend: CamberExecutionBackend, job: Job, folder: Path) -> tuple[
     )
     store = open_store(config)
     executor = Executor(backend=backend, store=store, timeout_s=60, concurrency=4, settled_s=0.3)
-    order = Order(step=Step.COLLECT, job=job, remote=wait_for(backend, job))
+    order = StepRequest(step=Step.COLLECT, job=job, remote=wait_for(backend, job))
     changed_at = now_s()
 
     def look() -> Collected | None:

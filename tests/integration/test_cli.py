@@ -53,7 +53,12 @@ class Cli:
         return self.run(*arguments, stdin=stdin).stdout.decode()
 
     def json(self, *arguments: str) -> Any:
-        return json.loads(self.out(*arguments, "--json"))
+        """What ``--json`` prints; of a listing the items."""
+        data = json.loads(self.out(*arguments, "--json"))
+        if isinstance(data, dict) and data.keys() == {"items", "total", "next"}:
+            assert data["total"] is None or data["total"] >= len(data["items"])
+            return data["items"]
+        return data
 
     def refused(self, *arguments: str, stdin: bytes = b"", code: int = 2) -> str:
         done = self.run(*arguments, stdin=stdin, code=code)
@@ -269,9 +274,9 @@ def test_show_tells_attempts_artifacts_and_cost(
 
 def test_ids_that_name_no_one_job(cli: Cli) -> None:
     ids = cli.out("enqueue", "--file", "-", stdin=b'{"command": "a"}\n{"command": "b"}\n').split()
-    assert "More than one job" in cli.refused("show", ids[0][:8])
-    assert "There is no job" in cli.refused("show", "ffffffff")
-    assert "first 4 digits" in cli.refused("logs", "xyz")
+    assert "More than one job" in cli.refused("show", ids[0][:8], code=4)
+    assert "There is no job" in cli.refused("show", "ffffffff", code=4)
+    assert "first 4 digits" in cli.refused("logs", "xyz", code=4)
 
 
 def test_cancel_and_retry(cli: Cli, driver: Queue) -> None:
@@ -282,12 +287,13 @@ def test_cancel_and_retry(cli: Cli, driver: Queue) -> None:
     assert cli.out("cancel", first) == f"{first}  will be stopped by its driver\n"
     assert driver.cancel_requests() == {job.job_id}
     assert cli.out("retry", queued) == f"{queued}\n"
-    assert cli.json("cancel", "--queue", "q") == [{"job_id": queued, "state": "CANCELLED"}]
+    assert cli.run("cancel", "--queue", "q", code=1).stderr.startswith(b"rythmiq: Cancel 1 job?")
+    assert cli.json("cancel", "--queue", "q", "--yes") == [{"job_id": queued, "state": "CANCELLED"}]
     end(driver, job, JobState.SUCCEEDED, exit_code=0)
     assert f"{first} had ended before: SUCCEEDED" in cli.refused("cancel", first, code=1)
     assert f"{first} was left alone: it is SUCCEEDED" in cli.refused("retry", first, code=1)
-    assert "either job ids or --queue" in cli.refused("cancel")
-    assert cli.run("cancel", "--queue", "q").stderr == b"rythmiq: nothing was left to cancel\n"
+    assert "give ids, names or groups, or filters" in cli.refused("cancel")
+    assert cli.run("cancel", "--queue", "q", "--yes").stderr == b"rythmiq: nothing was left to cancel\n"
 
 
 def test_download_proves_every_file(
@@ -315,7 +321,7 @@ def test_download_proves_every_file(
     }
     assert (folder / "a/данные 1.bin").read_bytes() == contents["a/данные 1.bin"]
     assert not (folder.parent / "up").exists()
-    assert "no attempt 2" in cli.refused("artifacts", job_id, "--attempt", "2")
+    assert "no attempt 2" in cli.refused("artifacts", job_id, "--attempt", "2", code=4)
 
 
 def test_logs_of_ended_attempts(
@@ -330,8 +336,8 @@ def test_logs_of_ended_attempts(
     end(driver, job, JobState.CANCELLED, error=ErrorInfo(code=ErrorCode.CANCELLED, message="cancelled on request"))
     assert cli.run("logs", job_id, "--attempt", "1").stdout == b"one\xff\n"
     assert cli.run("logs", "-f", job_id, "--attempt", "1", code=3).stdout == b"one\xff\n"
-    assert "left no log: cancelled on request" in cli.refused("logs", job_id)
-    assert "has no attempt 3" in cli.refused("logs", job_id, "--attempt", "3")
+    assert "left no log: cancelled on request" in cli.refused("logs", job_id, code=4)
+    assert "has no attempt 3" in cli.refused("logs", job_id, "--attempt", "3", code=4)
 
 
 @contextmanager
@@ -385,6 +391,8 @@ def test_following_loses_and_repeats_nothing(
                 wait_at(driver, job, 77)
                 assert process.stdout.read(6) == b"one\ntw"
                 assert cli.run("logs", job_id).stdout == b"one\ntw"
+                without_a_key = Cli(DATABASE_URL=cli.environ["DATABASE_URL"], SERVICE_ENV="prod")
+                assert "cannot be read from here" in without_a_key.refused("logs", job_id, code=5)
                 log += b"o\n"
                 assert process.stdout.read(2) == b"o\n"
                 error = ErrorInfo(code=ErrorCode.COMMAND_FAILED, message="exit code 1")
@@ -430,7 +438,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(cli: Cli) -> None:
     cli.run("enqueue", "--file", "-", stdin=lines)
     with cli.start("jobs", "--json", "--limit", "3000") as process:
         assert process.stdout is not None
-        assert process.stdout.read(1) == b"["
+        assert process.stdout.read(1) == b"{"
         process.stdout.close()
         assert process.wait(_TIMEOUT_S) == 0
         assert process.stderr is not None

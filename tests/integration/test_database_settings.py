@@ -13,7 +13,7 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from rythmiq_ray import JobSpec, NewJob, cli, enqueue_many
+from rythmiq_ray import JobSpec, NewGroup, NewJob, cli, enqueue_group, enqueue_many
 from rythmiq_ray.errors import ConfigurationError, DatabaseUnavailable
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.local.process import free_ports
@@ -67,6 +67,12 @@ def test_enqueue_in_a_callers_session_stores_every_text_and_leaves_its_settings(
     jobs = [NewJob(spec=JobSpec(command=TEXT), user_id=TEXT, queue=TEXT, unique_key=key) for key in keys]
     ids = enqueue_many(connection, jobs)
     assert enqueue_many(connection, jobs)[1:] == ids[1:]
+    group_id, members = enqueue_group(
+        connection,
+        NewGroup(name=TEXT, user_id=TEXT, labels={"k": TEXT}),
+        [NewJob(spec=JobSpec(command="true"), name=TEXT), NewJob(spec=JobSpec(command="true"), after=(TEXT,))],
+    )
+    (joined,) = enqueue_many(connection, [NewJob(spec=JobSpec(command="true"), group=TEXT, after_ended=[TEXT])])
     if not autocommit:
         connection.commit()
     with connection.cursor() as cursor:
@@ -78,6 +84,9 @@ def test_enqueue_in_a_callers_session_stores_every_text_and_leaves_its_settings(
     for job_id, key in zip(ids, keys, strict=True):
         job = found[job_id]
         assert (job.spec.command, job.user_id, job.queue, job.unique_key) == (TEXT, TEXT, TEXT, key)
+    assert [found[job_id].name for job_id in members] == [TEXT, None]
+    assert [found[job_id].waits_for for job_id in (*members, joined)] == [0, 1, 1]
+    assert found[joined].group_id == group_id
     reader.close()
 
 

@@ -23,15 +23,15 @@ from rythmiq_ray import JobSpec, enqueue
 from rythmiq_ray.artifacts import open_store
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.clock import now_s
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.vitals import Vitals
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
-from rythmiq_ray.layers import load
 from rythmiq_ray.local.camber import Emulator, Faults
-from rythmiq_ray.model import JobState, Order
+from rythmiq_ray.model import JobState, StepRequest
 from rythmiq_ray.queue import Heartbeat, Queue, inspect
 from rythmiq_ray.queue import queue as queue_module
 from rythmiq_ray.secret import Secret
@@ -121,9 +121,9 @@ class Driver:
 class Once:
     """Loses the task of the first order there is, once it is carried out."""
 
-    lost: list[Order] = field(default_factory=list)
+    lost: list[StepRequest] = field(default_factory=list)
 
-    def __call__(self, order: Order) -> bool:
+    def __call__(self, order: StepRequest) -> bool:
         if not self.lost:
             self.lost.append(order)
             return True

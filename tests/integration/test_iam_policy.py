@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,7 +19,7 @@ from rythmiq_ray.errors import ArtifactCorrupt
 from rythmiq_ray.local.s3 import S3
 
 FOLDER = Path(__file__).parents[2] / "deploy/aws"
-WORKER, OPERATOR = "iam-policy.json", "iam-policy-operator.json"
+WORKER, OPERATOR, ENQUEUE = "iam-policy.json", "iam-policy-operator.json", "iam-policy-enqueue.json"
 BUCKET_IN_POLICY = "my-artifacts"
 PART_BYTES = 5 * 1024 * 1024
 # Which permission an S3 operation needs, where they differ in name: AWS's Service Authorization Reference for S3.
@@ -28,6 +29,7 @@ PERMISSIONS = {
     "CompleteMultipartUpload": "PutObject",
     "ListMultipartUploads": "ListBucketMultipartUploads",
     "ListObjectsV2": "ListBucket",
+    "HeadObject": "GetObject",
 }
 
 
@@ -101,6 +103,9 @@ def test_the_nodes_policy_is_what_a_driver_and_its_tasks_do(recorder: Recorder) 
     store.discard_partial(job_id, 1)
     with store.open_input(large.uri) as source:
         assert source.read(1)
+    recorder.client.put_object(Bucket=recorder.store._bucket, Key="inputs/a.csv", Body=b"1")
+    recorder.calls = {call for call in recorder.calls if not call.resource.endswith("inputs/a.csv")}
+    assert [name for _, name in store.list_inputs(f"s3://{recorder.store._bucket}/inputs/*.csv")] == ["a.csv"]
     check(WORKER, recorder.calls)
     assert not allowed(WORKER, Call("s3:DeleteObject", f"arn:aws:s3:::{BUCKET_IN_POLICY}/rythmiq/{job_id}/1/x", None))
     assert not allowed(WORKER, Call("s3:PutObject", f"arn:aws:s3:::{BUCKET_IN_POLICY}/elsewhere", None))
@@ -117,6 +122,19 @@ def test_the_operators_policy_is_what_reading_and_pruning_do(recorder: Recorder)
     assert not allowed(OPERATOR, Call("s3:ListBucket", f"arn:aws:s3:::{BUCKET_IN_POLICY}", ""))
 
 
+def test_the_policy_of_who_enqueues_is_what_uploading_inputs_does(recorder: Recorder) -> None:
+    parts = [b"x" * PART_BYTES] * 2
+    whole = b"".join(parts)
+    digest = hashlib.sha256(whole).hexdigest()
+    assert recorder.store.find_input(digest, len(whole)) is None
+    uri = recorder.store.write_input(digest, len(whole), parts)
+    assert recorder.store.find_input(digest, len(whole)) == uri
+    assert recorder.store.find_input(digest, 1) is None, "half a file is none"
+    with pytest.raises(ArtifactCorrupt):
+        recorder.store.write_input("0" * 64, len(whole), parts)
+    check(ENQUEUE, recorder.calls)
+
+
 def stored(recorder: Recorder, job_id: UUID) -> str:
     return recorder.store.write(job_id, 1, "file", [b"x"]).uri
 
@@ -126,7 +144,7 @@ def test_every_call_of_the_store_was_recorded() -> None:
     public = {name for name in vars(S3ArtifactStore) if not name.startswith("_")}
     assert public == {
         *("check", "uri", "write", "write_manifest", "open_input", "discard_partial"),
-        *("open", "list_files", "delete"),
+        *("open", "list_files", "delete", "list_inputs", "find_input", "write_input"),
     }
 
 

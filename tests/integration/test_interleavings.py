@@ -96,13 +96,15 @@ class Session:
         self.pid = self.connection.info.backend_pid
         self.rows: Rows = []
         self.error: psycopg2.Error | None = None
+        self.fault: Exception | None = None
         self._todo: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
 
     def begin(self, operation: Operation) -> None:
         self.rows, self.error = [], None
         cursor = self.connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor)
-        parameters = {"queues": None, "limit": 10, "only": None, "skipped": None, **operation.parameters}
+        parameters = dict.fromkeys(("queues", "queue", "groups", "only", "skipped", "account", "age_s", "after"))
+        parameters |= {"limit": 10, "downstream": False, **operation.parameters}
         parameters |= {"driver_id": str(operation.driver), "now": operation.now}
 
         def run() -> None:
@@ -132,6 +134,9 @@ class Session:
                 self.error = error
                 self.connection.rollback()
                 self._todo.clear()
+            except Exception as error:  # noqa: BLE001 - raised again by join
+                self.fault = error
+                self._todo.clear()
 
         self._thread = threading.Thread(target=carry_out)
         self._thread.start()
@@ -141,6 +146,8 @@ class Session:
     def join(self) -> None:
         if self._thread is not None:
             self._thread.join()
+        if self.fault is not None:
+            raise self.fault
 
 
 class Table:

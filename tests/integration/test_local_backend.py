@@ -96,10 +96,10 @@ def test_a_job_outlives_whoever_started_it(backend: LocalExecutionBackend, root:
     job = make_job("sleep 1; echo done")
     backend.upload(job, secrets={}, timeout_s=60, open_input=no_input)
     program = (
-        "import pickle, sys, time; from pathlib import Path;"
+        "import pickle, signal, sys; from pathlib import Path;"
         "from rythmiq_ray.backends.local import LocalExecutionBackend;"
         "LocalExecutionBackend(Path(sys.argv[1])).create(pickle.loads(bytes.fromhex(sys.argv[2])));"
-        "print('created', flush=True); time.sleep(60)"
+        "print('created', flush=True); signal.pause()"
     )
     starter = subprocess.Popen(
         [sys.executable, "-c", program, str(root), pickle.dumps(job).hex()], stdout=subprocess.PIPE, process_group=0

@@ -264,7 +264,7 @@ def test_an_odd_row_is_a_row_with_a_mark_in_every_listing(
         checks = "SELECT conname FROM pg_constraint WHERE conrelid = 'rythmiq.jobs'::regclass AND contype = 'c'"
         for (name,) in run(connection, checks):
             run(connection, f"ALTER TABLE rythmiq.jobs DROP CONSTRAINT {name}")
-        run(connection, f"UPDATE rythmiq.jobs SET {odd} = 'BLOCKED' WHERE job_id = %s", str(job_id))
+        run(connection, f"UPDATE rythmiq.jobs SET {odd} = 'SUSPENDED' WHERE job_id = %s", str(job_id))
     monkeypatch.setenv("DATABASE_URL", database_url)
     for arguments in (["jobs"], ["show", str(job_id)], ["jobs", "--json"], ["show", str(job_id), "--json"]):
         assert cli.run(arguments) == 0, capsys.readouterr().err
@@ -297,15 +297,15 @@ def test_why_an_attempt_does_not_get_on_is_shown_while_it_does_not(connection: C
     (job_id,) = good(connection, 1)
     driver.claim(1)
 
-    def advance(waits_for: str | None) -> str | None:
-        driver.advance([Progress(job_id=job_id, attempt=1, phase=Phase.COLLECTING, waits_for=waits_for)])
-        return inspect.job(connection, job_id).waits_for
+    def advance(wait_reason: str | None) -> str | None:
+        driver.advance([Progress(job_id=job_id, attempt=1, phase=Phase.COLLECTING, wait_reason=wait_reason)])
+        return inspect.job(connection, job_id).wait_reason
 
     assert advance("the store\x00\udcff") == "the store?"
     assert advance(None) is None
     advance("the store")
     driver.finish([Ending(job_id=job_id, attempt=1, state=JobState.SUCCEEDED)])
-    assert inspect.job(connection, job_id).waits_for is None
+    assert inspect.job(connection, job_id).wait_reason is None
 
 
 def test_a_row_whose_end_postgres_refuses_is_told_once_and_the_others_end(

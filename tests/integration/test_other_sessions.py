@@ -13,7 +13,7 @@ import psycopg2.extensions
 import pytest
 
 from rythmiq_ray import JobSpec, NewJob, cli, enqueue_many
-from rythmiq_ray.driver.outbox import Outbox
+from rythmiq_ray.driver.completer import Completer
 from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.model import JobState, Phase
 from rythmiq_ray.queue import Ending, Heartbeat, Progress, Queue, inspect
@@ -89,24 +89,24 @@ def test_a_row_that_another_session_holds_holds_up_no_other(
     assert driver.uncleaned(10, older_than_s=0.0) == []
 
 
-def test_the_outbox_keeps_what_is_held_and_asks_for_it_now_and_then(
+def test_the_completer_keeps_what_is_held_and_asks_for_it_now_and_then(
     connect: Callable[[], Connection], driver: Queue
 ) -> None:
     ids = put(connect(), 5)
     driver.claim(10)
     now = 100.0
-    outbox = Outbox(2, retry_s=2.0, clock=lambda: now)
+    completer = Completer(2, retry_s=2.0, clock=lambda: now)
     for job_id in ids:
-        outbox.ending(done(job_id))
+        completer.ending(done(job_id))
     other = connect()
     holding(other, "jobs", ids[0])
-    assert [(item.job_id, ours) for item, ours in outbox.flush(driver)] == [(job_id, True) for job_id in ids[1:]]
-    assert (outbox.endings, outbox.due_at) == (1, 102.0)
+    assert [(item.job_id, ours) for item, ours in completer.flush(driver)] == [(job_id, True) for job_id in ids[1:]]
+    assert (completer.endings, completer.due_at) == (1, 102.0)
     other.rollback()
-    assert list(outbox.flush(driver)) == [], "not before its time"
+    assert list(completer.flush(driver)) == [], "not before its time"
     now = 102.0
-    assert [item.job_id for item, _ in outbox.flush(driver)] == [ids[0]]
-    assert outbox.due_at is None
+    assert [item.job_id for item, _ in completer.flush(driver)] == [ids[0]]
+    assert completer.due_at is None
 
 
 def test_a_step_of_a_job_that_is_another_drivers_is_told(
@@ -117,11 +117,11 @@ def test_a_step_of_a_job_that_is_another_drivers_is_told(
     taker = connect()
     taker.cursor().execute("UPDATE rythmiq.jobs SET driver_id = NULL WHERE job_id = %s", (str(lost),))
     taker.commit()
-    outbox = Outbox(10)
+    completer = Completer(10)
     for job_id in (mine, lost):
-        outbox.progress(Progress(job_id=job_id, attempt=1, phase=Phase.WAITING, remote_id=1))
-    assert [(item.job_id, ours) for item, ours in outbox.flush(driver)] == [(lost, False)]
-    assert len(outbox) == 0
+        completer.progress(Progress(job_id=job_id, attempt=1, phase=Phase.WAITING, remote_id=1))
+    assert [(item.job_id, ours) for item, ours in completer.flush(driver)] == [(lost, False)]
+    assert len(completer) == 0
 
 
 def test_nothing_that_holds_up_the_queue_holds_up_the_heartbeat(

@@ -14,11 +14,12 @@ import psycopg2.extensions
 import pytest
 from psycopg2.errors import InsufficientPrivilege
 
-from rythmiq_ray import JobSpec, cli, enqueue
+from rythmiq_ray import JobSpec, NewGroup, cli, enqueue, enqueue_group
 from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, JobState, NewJob, Phase
-from rythmiq_ray.queue import Ending, Progress, Queue, check_database, enqueue_many, inspect
+from rythmiq_ray.queue import Ending, Progress, Queue, check_database, control, enqueue_many, inspect, schedules
+from rythmiq_ray.queue.control import Scope
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
@@ -104,6 +105,16 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     second.now = one.created_at + timedelta(days=1)
     assert {job.job_id for job in second.uncleaned(10, older_than_s=60.0)} == {one.job_id, two.job_id, three.job_id}
     second.cleaned([(one.job_id, 1)])
+    assert second.settle_left(10) == 0
+    assert not second.look_round([]).draining
+    second.adjust_account(first=16.0, grown=1.0, share=None, sent_age_s=0.0)
+    second.roles_of("a_worker")
+    second._run("stored_inputs", asked="[]")
+    with connected(database_url) as owner:
+        schedules.add(owner, "often", "* * * * *", job={"command": "true"})
+    run(database_url, "UPDATE rythmiq.schedules SET next_at = next_at - interval '1 minute'")
+    assert second.fire_schedules(10) == 1
+    run(database_url, "DELETE FROM rythmiq.schedules", "DELETE FROM rythmiq.jobs WHERE name = 'often'")
     with connected(login("enqueue")) as producer:
         enqueue(producer, JobSpec(command="true"))
         assert "enqueued" in notified(second)
@@ -155,7 +166,8 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     code = cli.run([*arguments, "--json"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
-    return json.loads(printed.out)
+    data = json.loads(printed.out)
+    return data["items"] if isinstance(data, dict) and "items" in data else data
 
 
 def test_the_worker_role_alone_deletes_nothing(database_url: str, login: Login) -> None:
@@ -318,3 +330,46 @@ def test_a_driver_is_told_at_its_start_of_a_right_that_its_role_lacks(database_u
     run(database_url, "REVOKE UPDATE (keep_until) ON rythmiq.attempts FROM rythmiq_worker")
     with pytest.raises(DatabaseUnavailable, match="role may not do this: permission denied for table attempts"):
         check_database(worker)
+
+
+def test_a_login_names_the_secrets_that_it_was_granted(database_url: str, login: Login) -> None:
+    """As the driver asks it: by login, by role, and for a login that is gone."""
+    with connected(database_url) as owner, connected(login("enqueue")) as producer:
+        job_id = enqueue(producer, JobSpec(command="true", secrets=("TOKEN",)))
+        assert inspect.job(owner, job_id).enqueued_by == "a_enqueue"
+    worker = Queue(Secret(login("worker")), lease_s=30)
+    worker.register()
+    assert worker.roles_of("a_enqueue") == (frozenset({"a_enqueue", "rythmiq_enqueue"}), False)
+    assert worker.roles_of("a_operator")[1]
+    assert worker.roles_of("nobody_any_more") == (frozenset(), False)
+    worker.close()
+
+
+def test_only_who_is_on_call_bounds_what_others_put_in(database_url: str, login: Login) -> None:
+    with (
+        connected(login("enqueue")) as producer,
+        connected(login("operator")) as on_call,
+        connected(login("reader")) as reader,
+        connected(database_url) as owner,
+    ):
+        mine, _ = enqueue_group(producer, NewGroup(name="mine"), [NewJob(spec=JobSpec(command="true"))])
+        others, _ = enqueue_group(owner, NewGroup(), [NewJob(spec=JobSpec(command="true"))])
+        control.pause(producer, Scope("group", str(mine)))
+        control.resume(producer, Scope("group", str(mine)))
+        for refused in (Scope("account"), Scope("user", "*"), Scope("group", str(others))):
+            with pytest.raises((InsufficientPrivilege, DatabaseUnavailable)):
+                control.pause(producer, refused)
+            with pytest.raises((InsufficientPrivilege, DatabaseUnavailable)):
+                control.pause(reader, refused)
+            control.pause(on_call, refused)
+            control.set_budget(on_call, refused, 1.0, "all")
+        assert len(control.limits(reader)) == 6
+        control.cost(reader, by="user")
+        for statement in (
+            "UPDATE rythmiq.limits SET paused = false",
+            "DELETE FROM rythmiq.costs",
+            "UPDATE rythmiq.account SET found_limit = 9",
+        ):
+            for session in (producer, on_call, reader):
+                with pytest.raises(InsufficientPrivilege):
+                    session.cursor().execute(statement)

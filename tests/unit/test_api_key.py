@@ -10,8 +10,8 @@ from samples import ENVIRONMENT
 
 from rythmiq_ray.backends.camber.key import ApiKey
 from rythmiq_ray.config import LoggingConfig
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.errors import ConfigurationError
-from rythmiq_ray.layers import load
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
 

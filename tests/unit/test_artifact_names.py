@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rythmiq_ray.artifact_names import check_names, refuse_unsafe
 from rythmiq_ray.artifacts import content_type
 from rythmiq_ray.errors import ArtifactCorrupt
-from rythmiq_ray.names import check_names, refuse_unsafe
 
 TRICKY = st.sampled_from(
     [

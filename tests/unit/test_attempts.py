@@ -37,10 +37,10 @@ from rythmiq_ray.model import (
     JobSpec,
     JobState,
     NotYet,
-    Order,
     Phase,
     RemoteStatus,
     Step,
+    StepRequest,
     StepResult,
     Submitted,
     SubmitUncertain,
@@ -66,14 +66,14 @@ class Hand:
         self.attempts = Attempts(self.config)
         self.attempt: Attempt = self.attempts.begin(its_job or job(), 0.0)
 
-    def order(self, *, lease_left_s: float = 20.0) -> Order | None:
-        order = self.attempts.step(self.attempt, self.now, secrets={}, lease_until=self.now + lease_left_s)
-        if order is not None:
-            self.attempts.sent(self.attempt, order, self.now)
-        return order
+    def request(self, *, lease_left_s: float = 20.0) -> StepRequest | None:
+        request = self.attempts.step(self.attempt, self.now, secrets={}, lease_until=self.now + lease_left_s)
+        if request is not None:
+            self.attempts.sent(self.attempt, request, self.now)
+        return request
 
     def give(self, result: StepResult) -> Ending | None:
-        assert self.order() is not None
+        assert self.request() is not None
         return self.attempts.settle(self.attempt, result, self.now)
 
     def overdue(self, now: float, *, poll: int | None = None) -> ErrorCode | None:
@@ -110,7 +110,7 @@ def test_a_job_is_submitted_watched_collected_and_succeeds() -> None:
     hand = Hand()
     submitted(hand)
     assert hand.attempt.phase is Phase.WAITING
-    assert hand.order() is None, "while it waits, nothing is to be done for it"
+    assert hand.request() is None, "while it waits, nothing is to be done for it"
     hand.poll(sees=RemoteStatus.COMPLETED)
     assert hand.attempt.phase is Phase.COLLECTING
     ending = hand.give(
@@ -130,16 +130,16 @@ def test_a_job_is_submitted_watched_collected_and_succeeds() -> None:
 def test_after_an_uncertain_create_nothing_is_created_until_a_poll_proves_that_it_is_not_there() -> None:
     hand = Hand()
     hand.give(uncertain())
-    assert hand.order() is None
+    assert hand.request() is None
     hand.now += 34.9
     hand.poll(sees=None)
-    assert hand.order() is None, "the service may go on for create_timeout_s, and the list lag for settle_s"
+    assert hand.request() is None, "the service may go on for create_timeout_s, and the list lag for settle_s"
     hand.now += 0.2
-    assert hand.order() is None, "only a poll proves anything"
+    assert hand.request() is None, "only a poll proves anything"
     hand.poll(sees=None)
-    order = hand.order()
-    assert order is not None
-    assert order.step is Step.SUBMIT
+    request = hand.request()
+    assert request is not None
+    assert request.step is Step.SUBMIT
 
 
 def test_an_uncertain_create_that_the_list_shows_is_taken_over() -> None:
@@ -159,7 +159,7 @@ def test_a_poll_begun_before_the_doubt_ended_proves_nothing() -> None:
     begun = hand.now + 1
     hand.now += 60
     list(hand.attempts.polled(1, paths, frozenset(), begun))
-    assert hand.order() is None
+    assert hand.request() is None
 
 
 def test_a_create_that_never_leaves_a_job_ends_the_attempt_after_some_tries() -> None:
@@ -174,16 +174,16 @@ def test_a_create_that_never_leaves_a_job_ends_the_attempt_after_some_tries() ->
 
 def test_a_lost_submit_may_still_create_until_its_lease_ended_and_its_call_timed_out() -> None:
     hand = Hand()
-    order = hand.order(lease_left_s=20.0)
-    assert order is not None
+    request = hand.request(lease_left_s=20.0)
+    assert request is not None
     hand.attempts.settle(hand.attempt, TaskLost(reason="NodeDiedError", dead=False), hand.now)
     for elapsed_s in (10, 24, 20.9):  # 54.9 s in all, of 20 + 30 + 5
         hand.now += elapsed_s
         hand.poll(sees=None)
-        assert hand.order() is None
+        assert hand.request() is None
     hand.now += 0.2
     hand.poll(sees=None)
-    assert hand.order() is not None
+    assert hand.request() is not None
 
 
 def test_a_submit_whose_process_is_dead_may_have_sent_its_create_just_before() -> None:
@@ -191,55 +191,55 @@ def test_a_submit_whose_process_is_dead_may_have_sent_its_create_just_before() -
     hand.give(TaskLost(reason="WorkerCrashedError", dead=True))
     hand.now += 34.9
     hand.poll(sees=None)
-    assert hand.order() is None
+    assert hand.request() is None
     hand.now += 0.2
     hand.poll(sees=None)
-    order = hand.order()
-    assert order is not None
-    assert order.alone, "if it is this job that kills its task, it takes no others along"
+    request = hand.request()
+    assert request is not None
+    assert request.alone, "if it is this job that kills its task, it takes no others along"
 
 
 def test_a_taken_over_submit_waits_for_what_its_former_driver_may_have_sent() -> None:
     hand = Hand()
     hand.attempt = hand.attempts.take_over(Adopted(job=job(), orphaned_s=3.0), hand.now)
-    assert hand.order() is None
+    assert hand.request() is None
     hand.now += 31.9  # 30 s for the call and 5 s for the list, of which 3 s are over
     hand.poll(sees=None)
-    assert hand.order() is None
+    assert hand.request() is None
     hand.now += 0.2
     hand.poll(sees=None)
-    assert hand.order() is not None
+    assert hand.request() is not None
 
 
 def test_a_taken_over_job_with_a_remote_id_is_watched_not_submitted() -> None:
     hand = Hand()
     row = job(phase=Phase.COLLECTING, remote_id=9, remote_status=RemoteStatus.COMPLETED)
     hand.attempt = hand.attempts.take_over(Adopted(job=row, orphaned_s=0.0), hand.now)
-    assert hand.order() is None
+    assert hand.request() is None
     hand.poll(sees=RemoteStatus.COMPLETED, remote_id=9)
-    order = hand.order()
-    assert order is not None
-    assert order.step is Step.COLLECT
+    request = hand.request()
+    assert request is not None
+    assert request.step is Step.COLLECT
 
 
 def test_a_lease_window_that_passed_is_tried_again_without_a_second_upload() -> None:
     hand = Hand()
     hand.give(NotYet(reason="the lease is over", uploaded=True))
-    order = hand.order()
-    assert order is not None
-    assert order.uploaded
+    request = hand.request()
+    assert request is not None
+    assert request.uploaded
 
 
 def test_a_late_sync_is_waited_for_and_then_taken_as_it_is() -> None:
     hand = Hand()
     submitted(hand, RemoteStatus.COMPLETED)
-    first = hand.order()
+    first = hand.request()
     assert first is not None
     assert not first.final
     hand.attempts.settle(hand.attempt, NotYet(reason="not there", delay_s=1.0), hand.now)
-    assert hand.order() is None
+    assert hand.request() is None
     hand.now += CONFIG.camber.sync_timeout_s
-    last = hand.order()
+    last = hand.request()
     assert last is not None
     assert last.final
 
@@ -262,7 +262,7 @@ def test_a_fault_that_is_nobodys_is_tried_again_and_ends_the_attempt_only_after_
     fault = Faulted(error=ErrorInfo(code=ErrorCode.STORE_UNAVAILABLE, message="503"))
     for _ in range(MAX_FAULTS - 1):
         assert hand.give(fault) is None
-        assert hand.order() is None, "there is a back-off"
+        assert hand.request() is None, "there is a back-off"
         hand.now += 61
     ending = hand.give(fault)
     assert ending is not None
@@ -309,13 +309,13 @@ def test_cancel_of_a_waiting_job_is_sent_once_and_the_end_is_waited_for() -> Non
     hand = Hand()
     submitted(hand)
     assert hand.attempts.stop(hand.attempt, ErrorCode.CANCELLED) is None
-    order = hand.order()
-    assert order is not None
-    assert order.step is Step.CANCEL
+    request = hand.request()
+    assert request is not None
+    assert request.step is Step.CANCEL
     assert hand.attempts.settle(hand.attempt, Cancelling(accepted=True), hand.now) is None
-    assert hand.order() is None
+    assert hand.request() is None
     hand.poll(sees=RemoteStatus.CANCELLED)
-    collect = hand.order()
+    collect = hand.request()
     assert collect is not None
     assert (collect.step, collect.stop_code) == (Step.COLLECT, ErrorCode.CANCELLED)
 
@@ -361,9 +361,9 @@ def test_a_remote_job_that_leaves_the_list_is_lost_only_after_a_second_look() ->
     assert hand.poll(sees=None, number=2) == [], "the list may lag"
     hand.now += 6
     assert hand.poll(sees=None, number=3) == []
-    order = hand.order()
-    assert order is not None, "what it left may still be in its path"
-    assert (order.step, order.stop_code) == (Step.COLLECT, ErrorCode.REMOTE_LOST)
+    request = hand.request()
+    assert request is not None, "what it left may still be in its path"
+    assert (request.step, request.stop_code) == (Step.COLLECT, ErrorCode.REMOTE_LOST)
 
 
 def test_a_remote_job_that_comes_back_into_the_list_is_not_lost() -> None:
@@ -414,7 +414,7 @@ def test_what_the_store_refuses_for_one_job_alone_is_kept_and_not_paid_for_again
     ending = None
     while ending is None:
         ending = hand.give(fault)
-        assert hand.attempt.waits_for == "store_unavailable: AccessDenied"
+        assert hand.attempt.wait_reason == "store_unavailable: AccessDenied"
         hand.now += 61
     assert ending.error is not None
     assert ending.error.code is ErrorCode.ARTIFACTS_NOT_STORED
@@ -434,9 +434,9 @@ def test_a_path_goes_once_its_artifacts_are_stored_and_the_row_says_so() -> None
     (cleaning,) = hand.attempts.due(hand.now)
     assert isinstance(cleaning.state, Cleaning)
     hand.attempt = cleaning
-    order = hand.order()
-    assert order is not None
-    assert order.step is Step.CLEAN
+    request = hand.request()
+    assert request is not None
+    assert request.step is Step.CLEAN
     hand.attempts.settle(cleaning, Cleaned(), hand.now)
     assert hand.attempts.cleaning == 0
 
@@ -470,11 +470,11 @@ def test_what_was_collected_by_nobody_is_collected_again_without_a_remote_job() 
     hand.poll(sees=None, number=1)
     hand.now += 11
     hand.poll(sees=None, number=2)
-    order = hand.order()
-    assert order is not None, "the list has forgotten it, and its path has not"
-    assert (order.step, order.stop_code) == (Step.COLLECT, None)
-    assert order.remote is not None
-    assert order.remote.status is RemoteStatus.COMPLETED
+    request = hand.request()
+    assert request is not None, "the list has forgotten it, and its path has not"
+    assert (request.step, request.stop_code) == (Step.COLLECT, None)
+    assert request.remote is not None
+    assert request.remote.status is RemoteStatus.COMPLETED
 
 
 def test_a_late_sync_is_waited_for_as_long_as_it_gets_on() -> None:
@@ -482,16 +482,16 @@ def test_a_late_sync_is_waited_for_as_long_as_it_gets_on() -> None:
     submitted(hand, RemoteStatus.COMPLETED)
     patience_s = CONFIG.camber.sync_timeout_s
     for files in range(1, 6):
-        order = hand.order()
-        assert order is not None
-        assert not order.final, "more has arrived since"
+        request = hand.request()
+        assert request is not None
+        assert not request.final, "more has arrived since"
         hand.attempts.settle(hand.attempt, NotYet(reason="not there", seen=(files, 0)), hand.now)
         hand.now += patience_s - 1
     hand.give(NotYet(reason="not there", seen=(5, 0)))
     hand.now += 2
-    order = hand.order()
-    assert order is not None
-    assert order.final
+    request = hand.request()
+    assert request is not None
+    assert request.final
 
 
 # ---- Waiting is not failing ------------------------------------------------------------------------------------------
@@ -507,9 +507,9 @@ def begun_later(hand: Hand, count: int, *, size: str = "xsmall") -> None:
     """Other jobs are submitted now, and start."""
     for number in range(count):
         other = hand.attempts.begin(job(spec=JobSpec(command="x", node_size=size)), hand.now)
-        order = hand.attempts.step(other, hand.now, secrets={}, lease_until=hand.now + 20)
-        assert order is not None
-        hand.attempts.sent(other, order, hand.now)
+        request = hand.attempts.step(other, hand.now, secrets={}, lease_until=hand.now + 20)
+        assert request is not None
+        hand.attempts.sent(other, request, hand.now)
         running = remote(other.job, 100 + number, RemoteStatus.RUNNING)
         hand.attempts.settle(other, Submitted(remote=running), hand.now)
 
@@ -591,7 +591,7 @@ def test_a_job_about_which_there_is_no_clear_answer_is_waited_for_long_and_said_
     hand = Hand()
     submitted(hand)
     hand.poll(sees=None, number=1, unclear=(1,))
-    assert hand.attempt.waits_for is not None
+    assert hand.attempt.wait_reason is not None
     hand.now += UNCLEAR_PATIENCE_S - 1
     hand.poll(sees=None, number=2, unclear=(1,))
     assert isinstance(hand.attempt.state, Waiting)
@@ -615,7 +615,7 @@ def test_a_second_remote_job_on_one_path_is_a_stray_and_the_first_stays() -> Non
 
 def test_a_result_that_comes_after_the_end_changes_nothing() -> None:
     hand = Hand()
-    assert hand.order() is not None
+    assert hand.request() is not None
     hand.attempts.give_up(hand.attempt, ErrorInfo(code=ErrorCode.INTERNAL, message="a fault"))
     assert hand.attempts.settle(hand.attempt, Submitted(remote=remote(hand.attempt.job)), hand.now) is None
     assert hand.attempt.phase is None
@@ -623,7 +623,7 @@ def test_a_result_that_comes_after_the_end_changes_nothing() -> None:
 
 def test_a_fault_of_ours_gives_up_nothing_that_may_be_paid_for() -> None:
     hand = Hand()
-    assert hand.order() is not None
+    assert hand.request() is not None
     assert hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now) is None, "its result is still to come"
     hand.attempt.request = None
     assert hand.attempts.internal_fault(hand.attempt, "KeyError", hand.now) is None
@@ -684,9 +684,9 @@ def test_a_fault_about_one_job_at_the_end_of_a_poll_keeps_it_from_no_other(
     jobs = [job() for _ in range(3)]
     for each in jobs:
         attempt = attempts.begin(each, 0.0)
-        order = attempts.step(attempt, 1.0, secrets={}, lease_until=20.0)
-        assert order is not None
-        attempts.sent(attempt, order, 1.0)
+        request = attempts.step(attempt, 1.0, secrets={}, lease_until=20.0)
+        assert request is not None
+        attempts.sent(attempt, request, 1.0)
         is_known = step == "_not_seen"
         result = Submitted(remote=remote(each, jobs.index(each) + 1)) if is_known else uncertain()
         attempts.settle(attempt, result, 1.0)
@@ -750,7 +750,7 @@ def test_a_backend_that_cannot_be_told_to_cancel_burns_no_attempt_of_a_job_that_
     for _ in range(MAX_FAULTS):
         assert hand.give(fault) is None
         hand.now += 61
-    assert hand.order() is None, "it was asked often enough"
+    assert hand.request() is None, "it was asked often enough"
     ending = hand.unstoppable(hand.now + 1e6)
     assert ending is not None
     assert ending.free
@@ -764,9 +764,9 @@ def test_outputs_of_a_job_that_the_driver_stopped_have_the_time_that_others_have
     hand.give(Cancelling(accepted=True))
     hand.poll(sees=RemoteStatus.CANCELLED)
     hand.now += CONFIG.camber.sync_timeout_s - 1
-    order = hand.order()
-    assert order is not None
-    assert not order.final
+    request = hand.request()
+    assert request is not None
+    assert not request.final
 
 
 def test_an_end_under_a_name_that_is_not_known_is_an_end() -> None:
@@ -780,4 +780,4 @@ def test_an_end_under_a_name_that_is_not_known_is_an_end() -> None:
 def test_a_create_that_is_put_off_is_said_to_be_so() -> None:
     hand = Hand()
     hand.give(NotYet(reason="the lease it was sent under is over", delay_s=1.0))
-    assert hand.attempt.waits_for == "its create: the lease it was sent under is over"
+    assert hand.attempt.wait_reason == "its create: the lease it was sent under is over"

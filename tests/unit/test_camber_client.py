@@ -34,7 +34,7 @@ from rythmiq_ray.backends.camber.answers import (
     total_of,
 )
 from rythmiq_ray.backends.camber.client import CamberClient
-from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberRoute, NodeSize
+from rythmiq_ray.config import CamberCatalog, CamberConfig, CamberFields, CamberRoute, NodeSize
 from rythmiq_ray.errors import (
     ArtifactCorrupt,
     BackendBusy,
@@ -85,6 +85,8 @@ def make_config(endpoint: str, **changes: Any) -> CamberConfig:
         page_size=100,
         call_attempts=3,
         routes=ROUTES,
+        envelope="data",
+        fields=CamberFields(create={}, job={}, list={}, stash={}),
         catalog=CamberCatalog(engines=("BASE",), cpu_sizes={"XSMALL": size}, gpu_sizes={"XSMALL": size}),
     )
     return replace(config, **changes)

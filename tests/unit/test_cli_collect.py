@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +16,7 @@ from samples import NOW, job
 from rythmiq_ray.cli import collect, jobs, output, run
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Job, JobState, Phase, RemoteStatus
-from rythmiq_ray.queue import inspect
+from rythmiq_ray.queue import inspect, listing
 
 LATER = datetime.now(UTC) + timedelta(days=6, hours=12)
 
@@ -26,14 +27,21 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     held: dict[str, Any] = {"rows": {}, "refused": {}}
 
     @contextmanager
-    def database() -> Iterator[None]:
-        yield None
+    def database() -> Iterator[Any]:
+        yield SimpleNamespace(rollback=lambda: None)
 
-    def find(_: Any, job_id: str) -> Job:
-        if job_id not in held["rows"]:
-            raise NotFound(f"There is no job {job_id}")
-        found: Job = held["rows"][job_id]
-        return found
+    def find(_: Any, job_ids: list[str]) -> list[listing.Found]:
+        for job_id in job_ids:
+            if job_id not in held["rows"]:
+                raise NotFound(f"There is no job {job_id}")
+        return [listing.Found(UUID(job_id), True) for job_id in job_ids]
+
+    def chosen(_: Any, job_ids: list[str], _wanted: Any) -> dict[UUID, JobState]:
+        return {UUID(job_id): held["rows"][job_id].state for job_id in job_ids}
+
+    def rows(_: Any, wanted: listing.Filter, *, limit: int | None) -> list[Job]:
+        assert wanted.ids is not None
+        return [held["rows"][str(job_id)] for job_id in wanted.ids]
 
     def answer(_: Any, ids: list[UUID]) -> dict[UUID, str]:
         held["asked"] = ids
@@ -41,7 +49,9 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return refused
 
     monkeypatch.setattr(collect, "database", database)
-    monkeypatch.setattr(inspect, "job", find)
+    monkeypatch.setattr(collect, "found_of", find)
+    monkeypatch.setattr(collect, "chosen", chosen)
+    monkeypatch.setattr(listing, "jobs", rows)
     monkeypatch.setattr(inspect, "collect", answer)
     return held
 
@@ -75,7 +85,7 @@ def test_collect_of_what_cannot_be_collected_says_why(
     assert run(["collect", "--json", str(gone), str(taken)]) == 1
     said = capsys.readouterr()
     assert said.err == f"rythmiq: {gone} was left alone: nothing of it is kept\n"
-    assert [(row["job_id"], row["collecting"]) for row in json.loads(said.out)] == [
+    assert [(row["job_id"], row["collecting"]) for row in json.loads(said.out)["items"]] == [
         (str(gone), False),
         (str(taken), True),
     ]
@@ -112,7 +122,7 @@ def test_show_tells_where_what_was_not_stored_lies_and_how_it_is_brought_in() ->
 
 def test_jobs_marks_those_with_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     output.rows(*jobs._listing([job(warnings=("a", "b")), job()], wide=False))
-    head, warned, plain = capsys.readouterr().out.splitlines()
+    head, *_, warned, plain = capsys.readouterr().out.splitlines()
     at = head.index("!")
     assert (warned[at], plain[at]) == ("2", " ")
     output.rows(*jobs._listing([job()], wide=False))
@@ -141,7 +151,7 @@ def test_show_tells_since_when_and_what_a_job_waits_for() -> None:
     minutes_ago = datetime.now(UTC) - timedelta(minutes=5)
     pending = job(phase=Phase.WAITING, remote_status=RemoteStatus.PENDING, submitted_at=minutes_ago)
     assert jobs._facts(pending)["state"] == "RUNNING (pending at Camber for 5m)"
-    stuck = job(phase=Phase.COLLECTING, ended_at=minutes_ago, waits_for="store_unavailable: denied", free_attempts=2)
+    stuck = job(phase=Phase.COLLECTING, ended_at=minutes_ago, wait_reason="store_unavailable: denied", free_attempts=2)
     facts = jobs._facts(stuck)
     assert facts["state"] == "RUNNING (collecting for 5m)"
     assert facts["waits for"] == "store_unavailable: denied"

@@ -19,7 +19,7 @@ import yaml
 from samples import ENVIRONMENT, variable_defaults
 
 from rythmiq_ray import __version__
-from rythmiq_ray.layers import VARIABLES, load
+from rythmiq_ray.config_loader import VARIABLES, load
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

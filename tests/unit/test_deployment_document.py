@@ -11,7 +11,7 @@ from pathlib import Path
 
 from samples import variable_defaults
 
-from rythmiq_ray.layers import VARIABLES
+from rythmiq_ray.config_loader import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,7 +78,10 @@ def test_commands_of_ours_in_the_document_are_ones_that_exist() -> None:
     assert len(found) >= 5
     for name, rest in found:
         assert name in commands, name
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        for word in re.findall(r"^ ([a-z]+)\b", rest):
+            command = getattr(command, "commands", {}).get(word, command)
+        known = {option for parameter in command.params for option in parameter.opts}
         for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
             assert option in known, f"rythmiq {name} {option}"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rythmiq_ray.config_loader import load
 from rythmiq_ray.errors import ConfigurationError, DatabaseRefused
-from rythmiq_ray.layers import load
 from rythmiq_ray.queue.connection import connect
 from rythmiq_ray.queue.dsn import check_dsn, refused
 from rythmiq_ray.secret import Secret

@@ -33,11 +33,11 @@ from rythmiq_ray.model import (
     JobSpec,
     JobState,
     NotYet,
-    Order,
     RemoteFile,
     RemoteResult,
     RemoteStatus,
     Step,
+    StepRequest,
     StepResult,
     Submitted,
     SubmitUncertain,
@@ -72,8 +72,8 @@ def executor(backend: Backend) -> Executor:
     return Executor(backend=backend, store=Store(), timeout_s=1.0, concurrency=1)  # type: ignore[arg-type]
 
 
-def submit(**changes: Any) -> Order:
-    return Order(**{"step": Step.SUBMIT, "job": job(), "create_by": now_s() + 60.0, **changes})
+def submit(**changes: Any) -> StepRequest:
+    return StepRequest(**{"step": Step.SUBMIT, "job": job(), "create_by": now_s() + 60.0, **changes})
 
 
 def test_a_submit_uploads_and_creates() -> None:
@@ -164,8 +164,8 @@ def test_a_job_that_never_started_is_not_waited_for(final: bool) -> None:
     backend = Backend()
     backend.cost_credits = lambda *_: None  # type: ignore[attr-defined]
     row = job()
-    order = Order(step=Step.COLLECT, job=row, remote=remote(row, status=RemoteStatus.CANCELLED), final=final)
-    result = executor(backend).run(order)
+    request = StepRequest(step=Step.COLLECT, job=row, remote=remote(row, status=RemoteStatus.CANCELLED), final=final)
+    result = executor(backend).run(request)
     assert result.error is not None  # type: ignore[union-attr]
     assert result.error.code is ErrorCode.REMOTE_CANCELLED  # type: ignore[union-attr]
     assert backend.calls == []
@@ -230,16 +230,16 @@ def left(outputs: dict[str, bytes], log: bytes = b"said", **changes: Any) -> Rem
 
 
 class Collecting:
-    """Tries of one COLLECT order against a path, with the store in a folder."""
+    """Tries of one COLLECT request against a path, with the store in a folder."""
 
     def __init__(self, folder: Path, path: PathInMemory, status: RemoteStatus = RemoteStatus.COMPLETED) -> None:
         self.store = open_store(replace(config().artifacts, path=str(folder)))
         self.executor = Executor(backend=path, store=self.store, timeout_s=1, concurrency=4)  # type: ignore[arg-type]
         row = job()
-        self.order = Order(step=Step.COLLECT, job=row, remote=remote(row, status=status))
+        self.request = StepRequest(step=Step.COLLECT, job=row, remote=remote(row, status=status))
 
     def collect(self, **changes: Any) -> StepResult:
-        return self.executor.run(replace(self.order, **changes))
+        return self.executor.run(replace(self.request, **changes))
 
     def done(self, **changes: Any) -> Collected:
         result = self.collect(**changes)
@@ -311,7 +311,7 @@ def test_an_output_that_is_an_input_too_is_not_waited_for_in_the_listing(tmp_pat
     collecting = Collecting(tmp_path, path)
     spec = JobSpec(command="true", inputs=(Input(uri="s3://b/in", name="in"),))
     path.list_files = lambda _: []  # type: ignore[method-assign]
-    assert collecting.done(seen=(0, 0), job=replace(collecting.order.job, spec=spec)).state is JobState.SUCCEEDED
+    assert collecting.done(seen=(0, 0), job=replace(collecting.request.job, spec=spec)).state is JobState.SUCCEEDED
 
 
 def test_what_never_became_whole_is_named_and_the_rest_is_stored(tmp_path: Path) -> None:
@@ -424,6 +424,6 @@ def test_a_store_fault_leaves_the_path_for_another_try(tmp_path: Path) -> None:
     assert result.error.code is StoreUnavailable.code
     (tmp_path / "store").unlink()
     # Long after, the row alone tells of the remote job.
-    assert collecting.order.remote is not None
-    bare = replace(collecting.order.remote, status=RemoteStatus.CANCELLED, created_at=None, started_at=None)
+    assert collecting.request.remote is not None
+    bare = replace(collecting.request.remote, status=RemoteStatus.CANCELLED, created_at=None, started_at=None)
     assert collecting.content(collecting.done(remote=bare)) == {"log.txt": b"said"}

@@ -20,15 +20,15 @@ from rythmiq_ray import machine, processes
 from rythmiq_ray.artifacts.s3 import _refused
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.driver.signals import Signals, Stopped
-from rythmiq_ray.driver.steps import Step, all_of
+from rythmiq_ray.driver.startup import StartStep, all_of
 from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import BackendUnavailable, ConfigurationError, DatabaseUnavailable, StoreUnavailable
 
 LATE = BackendUnavailable("late")
 
 
-def step(run: object, *, within_s: float = 30.0, late: Exception = LATE) -> Step:
-    return Step(run=run, deadline=now_s() + within_s, late=late)  # type: ignore[arg-type]
+def step(run: object, *, within_s: float = 30.0, late: Exception = LATE) -> StartStep:
+    return StartStep(run=run, deadline=now_s() + within_s, late=late)  # type: ignore[arg-type]
 
 
 def test_the_first_fault_ends_the_wait_while_others_hang() -> None:

@@ -24,8 +24,12 @@ def imports(path: Path) -> Iterator[str]:
     [
         ("ray", {"cluster.py"}),
         ("rythmiq_ray.backends.camber", {"backends/camber", "assembly.py"}),
-        ("rythmiq_ray.artifacts.open_store", {"assembly.py", "cli/session.py"}),
-        ("rythmiq_ray.assembly", {"driver/life.py", "cli/session.py"}),
+        ("rythmiq_ray.artifacts.open_store", {"assembly.py", "access.py", "diagnosis.py"}),
+        ("starlette", {"web"}),
+        ("uvicorn", {"web/server.py"}),
+        ("jinja2", {"web/render.py"}),
+        ("rythmiq_ray.web", {"web", "cli/web.py", "cli/report.py"}),
+        ("rythmiq_ray.assembly", {"driver/lifecycle.py", "access.py", "cli/doctor.py", "diagnosis.py", "testing.py"}),
     ],
 )
 def test_a_part_of_the_outside_is_imported_in_one_place(imported: str, by: set[str]) -> None:

@@ -149,14 +149,27 @@ def test_an_answer_that_trickles_in_holds_its_caller_no_longer_than_the_deadline
         assert not raised.value.never_sent
 
 
+def reads_nothing(wire: Wire) -> threading.Event:
+    """Lets it read nothing until the event is set."""
+    release = threading.Event()
+
+    def read(_sock: socket.socket) -> bytes:
+        release.wait(20)
+        return b""
+
+    wire._read = read  # type: ignore[method-assign]
+    return release
+
+
 def test_a_server_that_does_not_read_holds_its_caller_no_longer_either() -> None:
     wire = Wire(OK)
-    wire._read = lambda sock: time.sleep(20) or b""  # type: ignore[method-assign, func-returns-value]
+    release = reads_nothing(wire)
     with closing(wire), closing(Transport(wire.url, lambda: Secret(KEY), 1)) as transport:
         began = time.monotonic()
         with pytest.raises(Unanswered, match="no answer in time"):
             transport.call(get(method="PUT", data=b"x" * 50_000_000, timeout_s=0.4))
         assert time.monotonic() - began < 0.4 + SLACK_S
+        release.set()
 
 
 def test_a_resolver_that_hangs_holds_its_caller_no_longer_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,13 +273,14 @@ def test_an_upload_that_its_server_hardly_reads_ends() -> None:
         yield io.BytesIO(b"x" * 50_000_000)
 
     wire = Wire(OK)
-    wire._read = lambda sock: time.sleep(20) or b""  # type: ignore[method-assign, func-returns-value]
+    release = reads_nothing(wire)
     config = make_config(wire.url, read_timeout_s=0.3, call_attempts=1)
     with closing(wire), CamberClient(config, backoff_s=0.001) as client:
         began = time.monotonic()
         with pytest.raises(BackendUnavailable, match="no answer in time"):
             client.stash_stream("stash://ada/x", source)
         assert time.monotonic() - began < 0.3 + SLACK_S
+        release.set()
 
 
 # ---- Connections
@@ -440,7 +454,7 @@ def test_certificates_that_cannot_be_read_are_an_outage_that_names_them(
 
 # ---- What an answer may look like
 
-ZIPPED = gzip.compress(b"ok")
+ZIPPED = gzip.compress(b"ok", mtime=0)
 
 
 def framed(headers: bytes, body: bytes) -> bytes:

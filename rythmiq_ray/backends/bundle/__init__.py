@@ -7,18 +7,21 @@ and the command itself, so a job without inputs and variables is a single upload
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from io import SEEK_END
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
+from urllib.parse import urlsplit
 
 from rythmiq_ray.errors import InputUnreadable, NotFound, RythmiqError, SecretMissing, SpecRejected
-from rythmiq_ray.model import Job, JobSpec, RemoteFile
+from rythmiq_ray.model import Input, Job, JobSpec, RemoteFile
 from rythmiq_ray.secret import Secret
 
 REMOTE_COMMAND: Final = "bash run.sh"
@@ -29,6 +32,8 @@ ENV_NAME: Final = "rythmiq-env"
 CANCEL_NAME: Final = "rythmiq-cancel"
 LOG_NAME: Final = "rythmiq-log.txt"
 RESULT_NAME: Final = "rythmiq-result.json"
+INPUTS_NAME: Final = "rythmiq-inputs.json"
+"""What the inputs were: for the manifest, and to tell them from outputs."""
 
 _TEMPLATE: Final = "run.sh"
 _MARK: Final = "#@parameters@\n"
@@ -146,6 +151,61 @@ def env_file(spec: JobSpec, secrets: Mapping[str, Secret]) -> bytes | None:
         # Read by the command's own bash when it has started.
         text += f"rythmiq_prelude={shlex.quote(f'unset -v BASH_ENV{chr(10)}exec 3<&-{chr(10)}{owned}')}\n"
     return text.encode(errors="surrogateescape")
+
+
+class InputRecorder:
+    """Opens inputs, and knows afterwards what each of them was."""
+
+    def __init__(self, open_input: Callable[[str], AbstractContextManager[BinaryIO]]) -> None:
+        self._open_input = open_input
+        self._found: dict[str, dict[str, object]] = {}
+
+    @contextmanager
+    def open(self, file: Input) -> Iterator[BinaryIO]:
+        """Opens one for streaming, again for each try; noted is what was read by the last."""
+        with self._open_input(file.uri) as source:
+            measured = _Measured(source)
+            yield cast(BinaryIO, measured)
+            self._found[file.name] = {
+                "name": file.name,
+                "uri": without_query(file.uri),
+                "bytes": measured.bytes,
+                "sha256": measured.sha256,
+            }
+
+    def as_bytes(self) -> bytes:
+        """The content of :data:`INPUTS_NAME`."""
+        return json.dumps(list(self._found.values())).encode()
+
+
+def without_query(uri: str) -> str:
+    """A presigned URL's query is a credential, and must get into no message and no manifest."""
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class _Measured:
+    """A stream that notes the size and hash of what is read from it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self._hash.update(data)
+        self.bytes += len(data)
+        return data
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
 
 
 class Upload(Iterable[bytes]):

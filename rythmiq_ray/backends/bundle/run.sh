@@ -121,6 +121,12 @@ elif [[ $reason == exited ]]; then
     watchdog=$!
     wait "$pid"
     status=$?
+    # A command that stopped itself before `set +m` counts as ended to `wait`, and is not.
+    while [[ $reason == exited ]] && ((status > 128)) && kill -0 "$pid" 2>/dev/null; do
+        read -r -t 0.1 _ <&8
+        wait "$pid"
+        status=$?
+    done
     # A signal ended the wait early, and then the command's own exit code does not count.
     while [[ $reason == cancelled ]] && kill -0 "$pid" 2>/dev/null; do
         read -r -t 0.1 _ <&8

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from http.client import HTTPResponse
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any, Final
 
 from requests.adapters import HTTPAdapter
@@ -209,7 +209,7 @@ _POOLS: Final = {"http": _Pool, "https": _TlsPool}
 
 def _resolved(host: str, port: int, until: float) -> list[Address]:
     """The addresses of a name. A resolver that hangs cannot be interrupted, so a thread waits for it."""
-    found: SimpleQueue[list[Address] | Exception] = SimpleQueue()
+    found: Queue[list[Address] | Exception] = Queue()
 
     def ask() -> None:
         try:

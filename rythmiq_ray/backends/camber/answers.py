@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -56,6 +56,9 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    envelope: str = "data"
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The service's names for the contract's, theirs to ours."""
 
     @property
     def ok(self) -> bool:
@@ -64,11 +67,15 @@ class Answer:
     @property
     def accepted(self) -> bool:
         """:attr:`ok`, and its envelope says so too. Not to be asked of a file's bytes, which may look like one."""
-        return self.ok and not (self.code and not self.json.get("data"))
+        return self.ok and not (self.code and not self.json.get(self.envelope))
 
     @cached_property
     def json(self) -> Any:
         """The body; None where it is not JSON. What is odd in one value of many hides none of the others."""
+        return renamed(self._parsed, self.names) if self.names else self._parsed
+
+    @property
+    def _parsed(self) -> Any:
         text = self.body.decode(json.detect_encoding(self.body), errors="replace")
         try:
             return _loads(text)
@@ -85,7 +92,7 @@ class Answer:
     def data(self) -> Any:
         """The body without the envelope, where there is one."""
         body = self.json
-        return body["data"] if isinstance(body, dict) and "data" in body else body
+        return body[self.envelope] if isinstance(body, dict) and self.envelope in body else body
 
     @property
     def code(self) -> int | None:
@@ -132,6 +139,13 @@ class Answer:
                 # Text alone: what is nested deeply enough cannot even be shown.
                 words.append(": ".join(word if isinstance(word, str) else "?" for word in (field, said)))
         return printable("; ".join(words))
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The same JSON with other keys, at every depth."""
+    if isinstance(value, dict):
+        return {names.get(key, key): renamed(item, names) for key, item in value.items()}
+    return [renamed(item, names) for item in value] if isinstance(value, list) else value
 
 
 def _loads(text: str) -> Any:

@@ -13,10 +13,12 @@ from rythmiq_ray.backends import InputOpener, OnCall, Unclear
 from rythmiq_ray.backends.bundle import (
     CANCEL_NAME,
     ENV_NAME,
+    INPUTS_NAME,
     LOG_NAME,
     REMOTE_COMMAND,
     RESULT_NAME,
     SCRIPT_NAME,
+    InputRecorder,
     attempt_path,
     check_input_names,
     env_file,
@@ -90,8 +92,11 @@ class CamberExecutionBackend:
         size = self._size(job)
         wrapper = script(job, timeout_s=timeout_s, cpus=size.cpus if size else None)
         check_input_names(job)
+        recorder = InputRecorder(open_input)
         for file in job.spec.inputs:
-            self.client.stash_stream(self._uri(job, file.name), partial(open_input, file.uri))
+            self.client.stash_stream(self._uri(job, file.name), partial(recorder.open, file))
+        if job.spec.inputs:
+            self.client.stash_write(self._uri(job, INPUTS_NAME), recorder.as_bytes())
         if variables is not None:
             self.client.stash_write(self._uri(job, ENV_NAME), variables)
         # Last, so that a path with a script in it is whole.
@@ -209,16 +214,15 @@ class CamberExecutionBackend:
 
     def cost_credits(self, job: Job, remote: RemoteJob) -> float | None:
         """See the protocol. Camber bills the time in RUNNING, for each node (camber-api, section 4)."""
-        size = self._size(job)
-        if size is None or remote.started_at is None or remote.finished_at is None:
+        an_hour = self._config.catalog.credits_per_hour(job.spec)
+        if an_hour is None or remote.started_at is None or remote.finished_at is None:
             return None
         hours = max(0.0, (remote.finished_at - remote.started_at).total_seconds()) / 3600
-        return hours * size.credits_per_hour * job.spec.num_nodes
+        return hours * an_hour
 
     def _size(self, job: Job) -> NodeSize | None:
         """The size of a node of the job, as the catalog has it."""
-        catalog = self._config.catalog
-        return (catalog.gpu_sizes if job.spec.gpu else catalog.cpu_sizes).get(job.spec.node_size.upper())
+        return self._config.catalog.size(job.spec)
 
     def _pages(self, *, to_the_end: bool) -> Iterator[JobPage]:
         """The list, newest first. ``to_the_end``: only an empty page ends it, whatever its total and sizes say."""

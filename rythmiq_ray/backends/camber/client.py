@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, BinaryIO, Final, Self
 from urllib.parse import quote
@@ -79,6 +80,11 @@ class CamberClient:
         self._key = key or (lambda: config.api_key)
         self._transport = Transport(config.endpoint, self._key, threads)
         self._on_call = on_call
+        fields = config.fields
+        self._sent = {"create": fields.create, "list": fields.list}
+        self._sent |= dict.fromkeys(("stash_list", "stash_read", "stash_write", "stash_remove"), fields.stash)
+        self._received = dict.fromkeys(("create", "get", "list", "cancel"), _inverse(fields.job))
+        self._received |= {"stash_list": _inverse(fields.stash)}
         self._count = threading.Lock()
         self.calls: Counter[str] = Counter()
         """Calls made so far, by operation; each try counts."""
@@ -231,7 +237,7 @@ class CamberClient:
             status = answer.status
         finally:
             self._end(operation, status, began)
-        return answer
+        return replace(answer, envelope=self._config.envelope, names=self._received.get(operation, {}))
 
     @contextmanager
     def _stream(self, operation: str, start: int, **parts: Any) -> Iterator[Iterator[bytes]]:
@@ -278,6 +284,10 @@ class CamberClient:
         fresh: bool = False,
     ) -> Request:
         route = self._config.routes[operation]
+        if (names := self._sent.get(operation)) and isinstance(json, Mapping):
+            json = {names.get(name, name): value for name, value in json.items()}
+        if names and params:
+            params = {names.get(name, name): value for name, value in params.items()}
         path = route.path.replace("{job_id}", str(job_id))
         return Request(
             method=route.method,
@@ -314,6 +324,10 @@ class CamberClient:
         for key in (self._config.api_key, self._key()):
             message = message.replace(key.reveal(), MASK)
         return error if message == error.message else type(error)(message, error.retry_after_s)
+
+
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in names.items()}
 
 
 def _query(params: Mapping[str, str] | None) -> str:

@@ -19,10 +19,12 @@ from rythmiq_ray.backends import InputOpener, Unclear
 from rythmiq_ray.backends.bundle import (
     CANCEL_NAME,
     ENV_NAME,
+    INPUTS_NAME,
     LOG_NAME,
     OWN_PREFIX,
     RESULT_NAME,
     SCRIPT_NAME,
+    InputRecorder,
     Upload,
     attempt_path,
     check_input_names,
@@ -95,9 +97,12 @@ class LocalExecutionBackend:
         with self._translated():
             self._require_ledger()
             _make_folder(folder, mode=0o700)
+        recorder = InputRecorder(open_input)
         for file in job.spec.inputs:
-            with open_input(file.uri) as source:
+            with recorder.open(file) as source:
                 self._write(folder, self._place(job, file.name), Upload(source))
+        if job.spec.inputs:
+            self._write(folder, folder / INPUTS_NAME, [recorder.as_bytes()])
         if variables is not None:
             self._write(folder, folder / ENV_NAME, [variables])
         # Last, so that a path with a script in it is whole.

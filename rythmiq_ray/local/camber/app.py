@@ -28,7 +28,7 @@ from rythmiq_ray.local.camber.calls import CallLog
 from rythmiq_ray.local.camber.creating import read_object, read_request
 from rythmiq_ray.local.camber.faults import Cancelling, Faults, ListShape, Mischief, Outage
 from rythmiq_ray.local.camber.instant import log_of
-from rythmiq_ray.local.camber.ledger import Answer, Job, Ledger, Status
+from rythmiq_ray.local.camber.ledger import CreateAnswer, Job, Ledger, Status
 from rythmiq_ray.local.camber.processes import Processes
 from rythmiq_ray.local.camber.scheduler import Scheduler
 from rythmiq_ray.local.camber.settings import Settings
@@ -187,16 +187,16 @@ class Api:
         wanted = read_request(await request.read())
         if self._mischief.faults.create_latency_s > 0.0:
             await asyncio.sleep(self._mischief.faults.create_latency_s)
-        answer = Answer.SENT
+        answer = CreateAnswer.SENT
         if self._mischief.strikes("lost_answer"):
-            answer = Answer.LOST
+            answer = CreateAnswer.LOST
         elif self._mischief.strikes("ghost_create"):
-            answer = Answer.GHOST
+            answer = CreateAnswer.GHOST
         job = self._ledger.create(wanted, arrived, answer)
         self._scheduler.accept(job)
-        if answer is Answer.LOST:
+        if answer is CreateAnswer.LOST:
             hang_up(request)
-        elif answer is Answer.GHOST:
+        elif answer is CreateAnswer.GHOST:
             raise failed("failed to create job", 500)
         return enveloped(encode(job.as_dict("SUBMITTED")))
 

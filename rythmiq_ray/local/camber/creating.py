@@ -56,9 +56,10 @@ def read_request(body: bytes) -> JobRequest:
     """Raises Refusal for what the service would not create."""
     sent = read_object(body, "CreateJobRequest")
     values: dict[str, Any] = {}
-    for name, expected in _TYPES.items():
-        value = sent.get(name)
-        if value is None:
+    # In the order in which they were sent, as Go's decoder complains.
+    for name, value in sent.items():
+        expected = _TYPES.get(name)
+        if expected is None or value is None:
             continue
         got = _go_type(value)
         if expected == "[]string":

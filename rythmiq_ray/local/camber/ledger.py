@@ -29,7 +29,7 @@ class Status(StrEnum):
         return self not in (Status.PENDING, Status.RUNNING)
 
 
-class Answer(StrEnum):
+class CreateAnswer(StrEnum):
     """What became of the answer to a create; in the journal, for whoever counts creates from outside."""
 
     SENT = "sent"
@@ -40,7 +40,7 @@ class Answer(StrEnum):
 
     @property
     def withheld(self) -> bool:
-        return self is not Answer.SENT
+        return self is not CreateAnswer.SENT
 
 
 def timestamp(time_s: float) -> str:
@@ -60,7 +60,7 @@ class Job:
     job_id: int
     request: JobRequest
     created: float
-    answer: Answer
+    answer: CreateAnswer
     status: Status = Status.PENDING
     started: float | None = None
     ended: float | None = None
@@ -119,7 +119,7 @@ class Ledger:
                     job_id=record["job_id"],
                     request=request,
                     created=record["time"],
-                    answer=Answer(record["answer"]),
+                    answer=CreateAnswer(record["answer"]),
                 )
             )
         elif event in ("start", "end", "cancel"):
@@ -155,7 +155,7 @@ class Ledger:
         counts = Counter(job.status for job in self._jobs)
         return {status.value: counts[status] for status in Status}
 
-    def create(self, request: JobRequest, arrived: float, answer: Answer) -> Job:
+    def create(self, request: JobRequest, arrived: float, answer: CreateAnswer) -> Job:
         job = Job(job_id=FIRST_JOB_ID + len(self._jobs), request=request, created=arrived, answer=answer)
         rest = request.as_dict()
         self._journal.write(

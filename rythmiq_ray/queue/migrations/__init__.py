@@ -18,6 +18,8 @@ from rythmiq_ray.secret import Secret
 
 _HERE: Final = Path(__file__).parent
 _LOCK: Final = 0x72797468  # "ryth": any number that no other program takes
+_BUILD_LOCK: Final = _LOCK + 1
+"""Another one, for a build waits for every open transaction, and so for one that would wait for the same lock."""
 _LOCK_TIMEOUT_S: Final = 3.0
 """Behind a migration that waits for a table wait all that use the table: it gives way after this, and tries again."""
 _TRIES: Final = 20
@@ -26,7 +28,7 @@ _INDEX_TIMEOUT_S: Final = 600.0
 """A build waits for every transaction that is open; one that stays open for so long was forgotten by somebody."""
 _WAITS: Final = ("55P03", "40P01")
 """A lock that was not to be had in time; a deadlock."""
-_DROPPED: Final = ("jobs_finished",)
+_DROPPED: Final = ("jobs_finished", "jobs_unique_key", "jobs_claimable_by_queue")
 """Indexes that others took the place of."""
 
 
@@ -122,7 +124,7 @@ def _build_indexes(dsn: Secret, tell: Callable[[str], object]) -> None:
         # Asked for again and again: a statement that waits for the lock is a transaction, which the build by the one
         # who has the lock would wait for.
         told = False
-        while not fetch(connection, f"SELECT pg_try_advisory_lock({_LOCK}) AS held", {})[0]["held"]:
+        while not fetch(connection, f"SELECT pg_try_advisory_lock({_BUILD_LOCK}) AS held", {})[0]["held"]:
             if not told:
                 tell("Waiting for another migrate that builds the indexes")
             told = True

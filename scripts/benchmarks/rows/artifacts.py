@@ -17,8 +17,8 @@ from uuid import UUID, uuid4
 from boto3.s3.transfer import TransferConfig
 
 from benchmarks.collector import job_of
+from benchmarks.environment import BUCKET, Environment
 from benchmarks.measure import Bench, Goal, Row
-from benchmarks.world import BUCKET, World
 from rythmiq_ray.backends.camber.client import CamberClient
 
 MB = 1024 * 1024
@@ -34,19 +34,19 @@ def measure(bench: Bench) -> Row:
     large_bytes = bench.size(2048, 64) * MB
     small = bench.size(2000, 300)
     for run in range(bench.repeat):
-        with World(bench.root / f"artifacts-{run}", "--instant") as world:
-            warm = _put_job(world, [SMALL_BYTES] * 2)
-            _upload_large(world, WARM_BYTES)
+        with Environment(bench.root / f"artifacts-{run}", "--instant") as environment:
+            warm = _put_job(environment, [SMALL_BYTES] * 2)
+            _upload_large(environment, WARM_BYTES)
             for name, sizes in (("large", [large_bytes]), ("small", [SMALL_BYTES] * small)):
                 megabytes = sum(sizes) / 1e6
-                seconds = _upload_large(world, large_bytes) if name == "large" else _put_small(world, small)
+                seconds = _upload_large(environment, large_bytes) if name == "large" else _put_small(environment, small)
                 row.add(f"{name}: upload from memory", "MB/s", megabytes / seconds)
-                _empty(world)
-                measured = _put_job(world, sizes)
-                result = _collect(world, warm, measured)
+                _empty(environment)
+                measured = _put_job(environment, sizes)
+                result = _collect(environment, warm, measured)
                 row.add(f"{name}: stash to S3", "MB/s", megabytes / result["seconds"])
                 row.add(f"{name}: memory above idle", "MB", result["memory_mb"])
-                _empty(world)
+                _empty(environment)
             bench.say(", ".join(f"{series.name} {series.values[-1]:.0f} {series.unit}" for series in row.series))
     row.compare("large: stash to S3", "large: upload from memory", 0.9)
     row.compare("small: stash to S3", "small: upload from memory", 0.8)
@@ -75,12 +75,12 @@ class _Zeros(io.RawIOBase):
         return self._block * (size // MB) + self._block[: size % MB]
 
 
-def _put_job(world: World, sizes: list[int]) -> UUID:
+def _put_job(environment: Environment, sizes: list[int]) -> UUID:
     """What an ended job leaves: its files and the result that names them."""
     job_id = uuid4()
     path = job_of(job_id).remote_path
     digests: dict[int, str] = {}
-    with closing(CamberClient(world.config(s3=True).camber)) as client:
+    with closing(CamberClient(environment.config(s3=True).camber)) as client:
         folder = f"stash://{client.me()}/{path}"
 
         def put(number: int) -> dict[str, Any]:
@@ -116,10 +116,10 @@ def _put_job(world: World, sizes: list[int]) -> UUID:
     return job_id
 
 
-def _collect(world: World, warm: UUID, measured: UUID) -> dict[str, float]:
+def _collect(environment: Environment, warm: UUID, measured: UUID) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.collector", str(warm), str(measured)],
-        env=world.environ(s3=True),
+        env=environment.environ(s3=True),
         capture_output=True,
         text=True,
         timeout=600,
@@ -129,16 +129,16 @@ def _collect(world: World, warm: UUID, measured: UUID) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def _upload_large(world: World, size: int) -> float:
+def _upload_large(environment: Environment, size: int) -> float:
     config = TransferConfig(multipart_chunksize=16 * MB, max_concurrency=10)
-    client = world.s3.client()
+    client = environment.s3.client()
     begun = time.perf_counter()
     client.upload_fileobj(_Zeros(size), BUCKET, "peer/large.bin", Config=config)
     return time.perf_counter() - begun
 
 
-def _put_small(world: World, count: int) -> float:
-    client = world.s3.client()
+def _put_small(environment: Environment, count: int) -> float:
+    client = environment.s3.client()
     body = bytes(SMALL_BYTES)
     with ThreadPoolExecutor(PUT_THREADS) as pool:
         begun = time.perf_counter()
@@ -146,9 +146,9 @@ def _put_small(world: World, count: int) -> float:
         return time.perf_counter() - begun
 
 
-def _empty(world: World) -> None:
+def _empty(environment: Environment) -> None:
     """So that one measurement's objects do not take the next one's memory."""
-    client = world.s3.client()
+    client = environment.s3.client()
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         if keys := [{"Key": item["Key"]} for item in page.get("Contents", [])]:
             client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys})

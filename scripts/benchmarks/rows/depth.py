@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 
+from benchmarks.environment import Environment
 from benchmarks.measure import Bench, Row
-from benchmarks.world import World
 from rythmiq_ray.queue import Queue
 from rythmiq_ray.secret import Secret
 
@@ -19,33 +19,33 @@ ROUNDS = 7
 def measure(bench: Bench) -> Row:
     row = Row("P7", "claim rate by depth of the queue")
     deep = bench.size(1_000_000, 50_000)
-    with World(bench.root / "depth", "--instant") as world:
+    with Environment(bench.root / "depth", "--instant") as environment:
         for _ in range(bench.repeat):
-            world.clear()
-            row.add("1,000 queued", "jobs/s", _claims(world))
-            world.put(deep)
-            row.add(f"{deep:,} queued", "jobs/s", _claims(world))
-            with world.connection.cursor() as cursor:
+            environment.clear()
+            row.add("1,000 queued", "jobs/s", _claims(environment))
+            environment.put(deep)
+            row.add(f"{deep:,} queued", "jobs/s", _claims(environment))
+            with environment.connection.cursor() as cursor:
                 cursor.execute(
                     "UPDATE rythmiq.jobs SET state = 'SUCCEEDED', phase = NULL, driver_id = NULL, finished_at = now()"
                 )
-                row.add(f"1,000 queued, {deep:,} ended this moment", "jobs/s", _claims(world))
+                row.add(f"1,000 queued, {deep:,} ended this moment", "jobs/s", _claims(environment))
                 # What autovacuum does within a minute.
                 cursor.execute("VACUUM rythmiq.jobs")
-            row.add(f"1,000 queued after {deep:,} ended", "jobs/s", _claims(world))
+            row.add(f"1,000 queued after {deep:,} ended", "jobs/s", _claims(environment))
             bench.say(", ".join(f"{series.name}: {series.values[-1]:.0f}/s" for series in row.series))
     for name in (f"{deep:,} queued", f"1,000 queued after {deep:,} ended"):
         row.compare(name, "1,000 queued", 0.8)
     return row
 
 
-def _claims(world: World) -> float:
+def _claims(environment: Environment) -> float:
     """Jobs a second, with as many put as are claimed, so that the depth stays what it is."""
-    queue = Queue(Secret(world.postgres.url), lease_s=600)
+    queue = Queue(Secret(environment.postgres.url), lease_s=600)
     queue.register()
     rates = []
     for _ in range(ROUNDS):
-        world.put(CLAIMS * BATCH)
+        environment.put(CLAIMS * BATCH)
         begun = time.perf_counter()
         claimed = sum(len(queue.claim(BATCH)) for _ in range(CLAIMS))
         rates.append(claimed / (time.perf_counter() - begun))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from benchmarks.environment import Environment
 from benchmarks.measure import Bench, Row
-from benchmarks.rows.throughput import run_peer
-from benchmarks.world import World
+from benchmarks.peer import run_peer
 
 OURS = "rythmiq-ray"
 PEERS = ("pgqueuer", "procrastinate")
@@ -20,9 +20,9 @@ def measure(bench: Bench) -> Row:
         for name, module in WORKERS.items():
             # Each has a server and a process of its own, so that none pays for what another has left. What vacuum has
             # seen of a table changes a rate twofold.
-            with World(bench.root / f"queue-{run}-{module}", "--instant") as world:
+            with Environment(bench.root / f"queue-{run}-{module}", "--instant") as environment:
                 count = jobs // 10 if name == SLOW else jobs
-                seconds = run_peer(world, module, jobs=count, concurrency=20, empty=True)
+                seconds = run_peer(environment, module, jobs=count, concurrency=20, empty=True)
                 row.add(f"{name} enqueue", "jobs/s", count / seconds["enqueue"])
                 row.add(f"{name} claim to finish", "jobs/s", count / seconds["work"])
         bench.say(", ".join(f"{series.name} {series.values[-1]:.0f}/s" for series in row.series))

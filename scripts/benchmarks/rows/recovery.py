@@ -11,8 +11,8 @@ from threading import Thread
 
 from chaos import ray_head
 
+from benchmarks.environment import Environment
 from benchmarks.measure import Bench, Goal, Row, wait_for
-from benchmarks.world import World
 
 CREATE_TIMEOUT_S = 3
 """A killed driver's creates may still be under way for so long; only then are its attempts looked up or made again."""
@@ -29,22 +29,25 @@ def measure(bench: Bench) -> Row:
     lease_s = bench.size(5, 3)
     unfinished = bench.size(1000, 200)
     # Remote jobs run for such times that at any moment some are in each phase.
-    with World(bench.root / "recovery", "--instant", "1-3" if bench.quick else "2-20") as world, ExitStack() as stack:
-        environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
-        fleet = Fleet(world, stack, environ, lease_s)
+    with (
+        Environment(bench.root / "recovery", "--instant", "1-3" if bench.quick else "2-20") as environment,
+        ExitStack() as stack,
+    ):
+        environ = {"RAY_ADDRESS": stack.enter_context(ray_head(environment.root, environment.environ())), **NO_TOKEN}
+        fleet = Fleet(environment, stack, environ, lease_s)
         total = 0
         for kill in range(kills):
-            missing = unfinished - int(world.one(UNFINISHED))
-            world.put(missing)
+            missing = unfinished - int(environment.one(UNFINISHED))
+            environment.put(missing)
             total += missing
             time.sleep(KILL_AFTER_S)
             row.add("until all of its jobs have a driver", "s", fleet.kill_one(row, replace=kill + 1 < kills))
             if kill % 10 == 0:
                 bench.say(f"kill {kill + 1}: {row['until all of its jobs have a driver'][-1]:.1f} s")
-        world.wait_finished()
-        creates = Counter(record["mount_dir"] for record in world.journal("create"))
+        environment.wait_finished()
+        creates = Counter(record["mount_dir"] for record in environment.journal("create"))
         twice = sum(count > 1 for count in creates.values())
-        good = int(world.one("SELECT count(*) FROM rythmiq.jobs WHERE state = 'SUCCEEDED' AND attempt = 1"))
+        good = int(environment.one("SELECT count(*) FROM rythmiq.jobs WHERE state = 'SUCCEEDED' AND attempt = 1"))
         row.add("kills", "kills", kills)
         row.add("jobs", "jobs", total)
         row.goals += [
@@ -65,16 +68,16 @@ def measure(bench: Bench) -> Row:
 
 def _restart(bench: Bench, row: Row, lease_s: int) -> None:
     """What a rolling restart costs."""
-    with World(bench.root / "rolling", "--instant", "0-0.5") as world, ExitStack() as stack:
-        environ = {"RAY_ADDRESS": stack.enter_context(ray_head(world.root, world.environ())), **NO_TOKEN}
-        fleet = Fleet(world, stack, environ, lease_s)
+    with Environment(bench.root / "rolling", "--instant", "0-0.5") as environment, ExitStack() as stack:
+        environ = {"RAY_ADDRESS": stack.enter_context(ray_head(environment.root, environment.environ())), **NO_TOKEN}
+        fleet = Fleet(environment, stack, environ, lease_s)
         jobs = 5000
-        world.put(60)  # So that Ray's worker processes are there.
-        world.wait_finished()
+        environment.put(60)  # So that Ray's worker processes are there.
+        environment.wait_finished()
         for _ in range(bench.repeat):
             for name, restart in (("undisturbed", False), ("while each driver is restarted in turn", True)):
-                row.add(f"throughput {name}", "jobs/s", jobs / _throughput(world, fleet, jobs, restart=restart))
-        last = world.one("SELECT count(*) FROM rythmiq.jobs WHERE state <> 'SUCCEEDED' OR attempt <> 1")
+                row.add(f"throughput {name}", "jobs/s", jobs / _throughput(environment, fleet, jobs, restart=restart))
+        last = environment.one("SELECT count(*) FROM rythmiq.jobs WHERE state <> 'SUCCEEDED' OR attempt <> 1")
         row.goals.append(Goal("rolling restart: jobs lost or tried again", [float(last)], 0, True))
 
 
@@ -89,14 +92,14 @@ NO_TOKEN = {
 class Fleet:
     """Drivers that are killed and restarted."""
 
-    def __init__(self, world: World, stack: ExitStack, environ: dict[str, str], lease_s: int) -> None:
-        self._world = world
+    def __init__(self, environment: Environment, stack: ExitStack, environ: dict[str, str], lease_s: int) -> None:
+        self._world = environment
         self._stack = stack
         self._environ = environ
         self._lease_s = lease_s
         self._drivers = [self._start(ready=False) for _ in range(DRIVERS)]
         for driver in self._drivers:
-            world.wait_ready(driver)
+            environment.wait_ready(driver)
 
     def kill_one(self, row: Row, *, replace: bool) -> float:
         """Kills the oldest; seconds until its jobs belong to another. Their phases go into the row."""
@@ -140,13 +143,13 @@ class Fleet:
         return self._stack.enter_context(self._world.driver(*overrides, environ=self._environ, ready=ready))
 
 
-def _throughput(world: World, fleet: Fleet, jobs: int, *, restart: bool) -> float:
+def _throughput(environment: Environment, fleet: Fleet, jobs: int, *, restart: bool) -> float:
     """Seconds for so many jobs."""
     begun = time.monotonic()
-    world.put(jobs)
+    environment.put(jobs)
     thread = Thread(target=fleet.restart_each if restart else lambda: None)
     thread.start()
-    world.wait_finished()
+    environment.wait_finished()
     seconds = time.monotonic() - begun
     thread.join()
     return seconds

@@ -16,9 +16,9 @@ from contextlib import closing
 from datetime import UTC, datetime
 from multiprocessing import get_context
 
+from benchmarks.environment import Environment
 from benchmarks.measure import Bench, Row
 from benchmarks.peers.rythmiq_worker import drain
-from benchmarks.world import World
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 
 PAGE = 100
@@ -32,9 +32,9 @@ ENDS = 2000
 def measure(bench: Bench) -> Row:
     row = Row("scale", "how cost grows with jobs that wait and with drivers")
     sizes = (200, 400) if bench.quick else (1_000, 2_000, 5_000, 10_000)
-    with World(bench.root / "scale", "--instant", "7200") as world:
-        interval_s = world.config().driver.poll_interval_s
-        for waiting, seconds in _sweeps(world, sizes).items():
+    with Environment(bench.root / "scale", "--instant", "7200") as environment:
+        interval_s = environment.config().driver.poll_interval_s
+        for waiting, seconds in _sweeps(environment, sizes).items():
             row.add(f"sweep of {waiting:,} waiting", "ms", seconds * 1e3)
         page_s = statistics.median(
             series.values[0] / 1e3 / (size / PAGE) for series, size in zip(row.series, sizes, strict=True)
@@ -42,7 +42,7 @@ def measure(bench: Bench) -> Row:
         row.add("a page of 100 jobs", "ms", page_s * 1e3)
         jobs = bench.size(30_000, 2_000)
         for drivers in DRIVERS:
-            row.add(f"claim to finish, {drivers} drivers", "jobs/s", _queue_rate(world, drivers, jobs))
+            row.add(f"claim to finish, {drivers} drivers", "jobs/s", _queue_rate(environment, drivers, jobs))
     for waiting in MODEL:
         row.add(f"model: sweep of {waiting:,}", "s", page_s * waiting / PAGE)
         row.add(f"model: an end is seen after, p50, {waiting:,} waiting", "s", _seen_after(waiting, page_s, interval_s))
@@ -50,10 +50,10 @@ def measure(bench: Bench) -> Row:
     return row
 
 
-def _sweeps(world: World, sizes: tuple[int, ...]) -> dict[int, float]:
+def _sweeps(environment: Environment, sizes: tuple[int, ...]) -> dict[int, float]:
     """Seconds for one sweep of the list, by how many wait."""
     found: dict[int, float] = {}
-    with closing(CamberExecutionBackend(world.config().camber)) as backend, ThreadPoolExecutor(50) as threads:
+    with closing(CamberExecutionBackend(environment.config().camber)) as backend, ThreadPoolExecutor(50) as threads:
         body = {"command": "true", "engine_type": "BASE", "node_size": "XXSMALL", "num_nodes": 1, "with_gpu": False}
 
         def create(number: int) -> int:
@@ -75,13 +75,13 @@ def _sweeps(world: World, sizes: tuple[int, ...]) -> dict[int, float]:
     return found
 
 
-def _queue_rate(world: World, drivers: int, jobs: int) -> float:
-    world.clear()
-    world.put(jobs)
+def _queue_rate(environment: Environment, drivers: int, jobs: int) -> float:
+    environment.clear()
+    environment.put(jobs)
     with ProcessPoolExecutor(drivers, mp_context=get_context("spawn")) as pool:
         list(pool.map(abs, range(drivers)))
         begun = time.perf_counter()
-        done = sum(pool.map(drain, [world.postgres.url] * drivers))
+        done = sum(pool.map(drain, [environment.postgres.url] * drivers))
         seconds = time.perf_counter() - begun
     if done != jobs:
         raise RuntimeError(f"{done} of {jobs} jobs were finished")

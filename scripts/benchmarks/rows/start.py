@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from benchmarks.environment import Environment, kill
 from benchmarks.measure import Bench, Goal, Row
-from benchmarks.world import World, kill
 
 BARE = "import ray; ray.init(include_dashboard=False); print('ready', flush=True); input()"
 BEYOND_S = 1.0
@@ -19,9 +19,9 @@ STARTS = 3
 
 def measure(bench: Bench) -> Row:
     row = Row("P9", 'cold start, command to "Worker ready"')
-    with World(bench.root / "start", "--instant") as world:
+    with Environment(bench.root / "start", "--instant") as environment:
         for _ in range(bench.repeat):
-            starts = [(_bare(world), _driver(world)) for _ in range(bench.size(STARTS, 1))]
+            starts = [(_bare(environment), _driver(environment)) for _ in range(bench.size(STARTS, 1))]
             for name, seconds in zip(("bare ray.init()", "driver"), map(min, zip(*starts, strict=True)), strict=True):
                 row.add(name, "s", seconds)
             bench.say(", ".join(f"{series.name} {series.values[-1]:.2f} s" for series in row.series))
@@ -33,12 +33,12 @@ def measure(bench: Bench) -> Row:
 
 
 @contextmanager
-def bare_ray(world: World) -> Iterator[subprocess.Popen[str]]:
+def bare_ray(environment: Environment) -> Iterator[subprocess.Popen[str]]:
     """A process that has done ``ray.init()`` and nothing else."""
     process = subprocess.Popen(
         [sys.executable, "-c", BARE],
-        env=world.environ(),
-        cwd=world.root,
+        env=environment.environ(),
+        cwd=environment.root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -53,13 +53,13 @@ def bare_ray(world: World) -> Iterator[subprocess.Popen[str]]:
         kill(process)
 
 
-def _bare(world: World) -> float:
+def _bare(environment: Environment) -> float:
     begun = time.perf_counter()
-    with bare_ray(world):
+    with bare_ray(environment):
         return time.perf_counter() - begun
 
 
-def _driver(world: World) -> float:
+def _driver(environment: Environment) -> float:
     begun = time.perf_counter()
-    with world.driver():
+    with environment.driver():
         return time.perf_counter() - begun

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import psutil
 
+from benchmarks.environment import Environment, kill
 from benchmarks.measure import Bench, Goal, Row, cpu_s, memory_mb, wait_for
 from benchmarks.rows.start import bare_ray
-from benchmarks.world import World, kill
 
 HOURS = "7200"
 WAITING = "SELECT count(*) FROM rythmiq.jobs WHERE phase = 'waiting'"
@@ -25,23 +25,23 @@ def measure(bench: Bench) -> Row:
     watched_s = bench.size(30, 5)
     interval_s = bench.size(2, 1)
     for run in range(bench.repeat):
-        with World(bench.root / f"waiting-{run}", "--instant", HOURS) as world:
-            with bare_ray(world) as bare:
+        with Environment(bench.root / f"waiting-{run}", "--instant", HOURS) as environment:
+            with bare_ray(environment) as bare:
                 row.add("idle Ray", "MB", memory_mb([bare.pid]))
             overrides = [f"camber.max_in_flight={waiting}", f"driver.poll_interval_s={interval_s}"]
-            with world.driver(*overrides) as driver:
+            with environment.driver(*overrides) as driver:
                 row.add("idle driver and its Ray", "MB", memory_mb([driver.pid]))
                 begun = time.perf_counter()
-                world.put(waiting)
-                wait_for(lambda: int(world.one(WAITING)) == waiting, "all wait", every_s=0.5)
+                environment.put(waiting)
+                wait_for(lambda: int(environment.one(WAITING)) == waiting, "all wait", every_s=0.5)
                 row.add("submitted", "jobs/s", waiting / (time.perf_counter() - begun))
                 time.sleep(interval_s)
-                world.reset_calls()
+                environment.reset_calls()
                 cpu, begun = cpu_s(driver.pid), time.monotonic()
                 time.sleep(watched_s)
                 seconds, cpu = time.monotonic() - begun, cpu_s(driver.pid) - cpu
-                times = world.call_times("list")
-                calls = world.calls()
+                times = environment.call_times("list")
+                calls = environment.calls()
                 row.add(f"driver and Ray with {waiting:,} waiting", "MB", memory_mb([driver.pid]))
             starts = _sweeps(times, pause_s=interval_s / 2)
             kept_s = (starts[-1] - starts[0]) / (len(starts) - 1)
@@ -52,7 +52,7 @@ def measure(bench: Bench) -> Row:
             row.add("interval, as kept", "s", kept_s)
             row.add("CPU of driver and Ray", "cores", cpu / seconds)
             if not bench.quick:
-                script_mb = _script(world, row["idle Ray"][-1], PEER_TASKS)
+                script_mb = _script(environment, row["idle Ray"][-1], PEER_TASKS)
                 row.add("plain Ray script, per waiting job", "MB", script_mb)
                 fit = psutil.virtual_memory().total / 1e6 / script_mb
                 row.add("plain Ray script, jobs until memory is full", "jobs", fit)
@@ -81,21 +81,21 @@ def _sweeps(times: list[float], *, pause_s: float) -> list[float]:
     return starts
 
 
-def _script(world: World, idle_mb: float, tasks: int) -> float:
+def _script(environment: Environment, idle_mb: float, tasks: int) -> float:
     """Memory in MB that the plain Ray script takes for each job that waits, beyond an idle Ray."""
-    before = len(world.journal("create"))
+    before = len(environment.journal("create"))
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "benchmarks.peers.ray_script", "--jobs", str(tasks), "--warm", "0"),
             *("--concurrency", str(tasks)),
         ],
-        env=world.environ(),
-        cwd=world.root,
+        env=environment.environ(),
+        cwd=environment.root,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: len(world.journal("create")) - before >= tasks, "the script's jobs wait", timeout_s=120)
+        wait_for(lambda: len(environment.journal("create")) - before >= tasks, "the script's jobs wait", timeout_s=120)
         return (memory_mb([process.pid]) - idle_mb) / tasks
     finally:
         kill(process)

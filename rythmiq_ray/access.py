@@ -1,0 +1,146 @@
+"""What a command or a client needs from outside: the database, the store of an artifact, the backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from rythmiq_ray.errors import NotFound, StoreUnavailable
+from rythmiq_ray.secret import Secret
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+    from rythmiq_ray.artifacts import ArtifactStore
+    from rythmiq_ray.backends import ExecutionBackend
+
+_CHUNK_BYTES: Final = 256 * 1024
+
+
+@cache
+def embedded() -> dict[str, str]:
+    """The variables of the local stack, where it runs and nothing says that another one is meant; else none."""
+    configured = os.environ.get("DATABASE_URL") or os.environ.get("RYTHMIQ_CONFIG")
+    if configured or os.environ.get("SERVICE_ENV", "local") != "local":
+        return {}
+    try:
+        from rythmiq_ray.local.stack import Stack, local_root, parts_needed
+    except ModuleNotFoundError:
+        return {}  # installed without the extra "local"
+    if not (local_root() / "stack.json").exists():
+        return {}
+    stack = Stack(local_root())
+    running = {name for name, pid in stack.status().items() if pid is not None}
+    variables = stack.environment(running & parts_needed(os.environ)) if running else {}
+    for name, value in variables.items():
+        # Boto3 reads its own from the environment; the others go in as a layer, which says where they came from.
+        if name.startswith("AWS_"):
+            os.environ.setdefault(name, value)
+    return variables
+
+
+def database_url() -> Secret:
+    """Where the jobs are; raises ConfigurationError."""
+    from rythmiq_ray import config_loader
+
+    return config_loader.database_url(defaults=embedded())
+
+
+@contextmanager
+def database(*, statement_timeout_s: float = 30.0) -> Iterator[Connection]:
+    """A connection whose transaction is committed at the end; raises ConfigurationError or DatabaseUnavailable."""
+    from rythmiq_ray.queue.connection import translated
+    from rythmiq_ray.queue.schema import connect_checked
+
+    connection = connect_checked(database_url(), statement_timeout_s=statement_timeout_s)
+    try:
+        yield connection
+        with translated():
+            connection.commit()
+    finally:
+        connection.close()
+
+
+def store_of(uri: str) -> ArtifactStore:
+    """The store that an artifact lies in. Its row names it whole, so reading needs no other configuration."""
+    parts = urlsplit(uri)
+    embedded()
+    if parts.scheme == "s3" and parts.netloc:
+        return _store("s3", parts.netloc)
+    if parts.scheme == "file":
+        return _store("local", None)
+    raise NotFound("The row of this artifact names no store that can be read")
+
+
+@cache
+def _store(kind: str, bucket: str | None) -> ArtifactStore:
+    from rythmiq_ray.artifacts import open_store
+    from rythmiq_ray.config import ArtifactsConfig
+
+    return open_store(
+        ArtifactsConfig(
+            type="s3" if kind == "s3" else "local",
+            bucket=bucket,
+            path="/",
+            prefix="",
+            part_size_bytes=_CHUNK_BYTES,
+            concurrency=8,
+            requester_pays=True,
+        )
+    )
+
+
+def own_store() -> ArtifactStore:
+    """The store of the configuration, for local inputs; raises ConfigurationError where there is none."""
+    from rythmiq_ray import config_loader
+    from rythmiq_ray.artifacts import open_store
+
+    return open_store(config_loader.artifacts(defaults=embedded()))
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turns what breaks while an artifact is streamed into StoreUnavailable; opening it does so by itself."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except BotoCoreError as error:
+        raise StoreUnavailable(f"Reading the artifact store broke off: {type(error).__name__}") from None
+
+
+def read(uri: str) -> Iterator[bytes]:
+    """Streams an artifact; raises NotFound or StoreUnavailable."""
+    with reading(), store_of(uri).open(uri) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            yield chunk
+
+
+class Backends:
+    """The execution backend, made when first asked for: a log from the store needs no key of Camber's."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._backend: ExecutionBackend | None = None
+
+    def __enter__(self) -> Backends:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def get(self) -> ExecutionBackend:
+        """Raises ConfigurationError."""
+        if self._backend is None:
+            from rythmiq_ray import config_loader
+            from rythmiq_ray.assembly import open_backend
+
+            config = config_loader.load(defaults=embedded()).config
+            backend = open_backend(config.execution, config.camber)
+            self._stack.callback(backend.close)
+            self._backend = backend
+        return self._backend

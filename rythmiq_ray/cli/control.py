@@ -1,0 +1,246 @@
+"""``rythmiq limit``, ``budget``, ``pause``, ``resume`` and ``cost``: the brakes, and what was spent."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rythmiq_ray.access import database
+from rythmiq_ray.cli import output
+from rythmiq_ray.cli.filters import Wanted, filtered
+from rythmiq_ray.cli.jobs import Json
+
+if TYPE_CHECKING:
+    from rythmiq_ray.queue.control import Limit
+
+limit = typer.Typer(
+    rich_markup_mode=None,
+    help="How many jobs may run at once, and begin in a minute, of all drivers together.",
+)
+budget = typer.Typer(rich_markup_mode=None, help="How many credits may be spent in a day, a month, or in all.")
+Scope = Annotated[
+    str, typer.Argument(metavar="SCOPE", help="account, queue:NAME, user:NAME, user:* (each user) or group:ID.")
+]
+CancelRunning = Annotated[bool, typer.Option("--cancel-running", help="Cancel what runs, too.")]
+
+
+class Period(StrEnum):
+    """Of a budget; days and months are of UTC."""
+
+    DAY = "day"
+    MONTH = "month"
+    ALL = "all"
+
+
+@limit.command("set")
+def set_limit(
+    scope: Scope,
+    max_running: Annotated[int | None, typer.Option(min=0, metavar="N", help="Jobs that run at once.")] = None,
+    per_minute: Annotated[int | None, typer.Option(min=0, metavar="N", help="Attempts begun in any minute.")] = None,
+) -> None:
+    """Set a limit; what it does not name stays. What runs already goes on.
+
+    \b
+    Examples:
+      rythmiq limit set account --max-running 200
+      rythmiq limit set 'user:*' --max-running 20
+      rythmiq limit set queue:gpu --per-minute 30
+    """
+    from rythmiq_ray.queue import control
+
+    if max_running is None and per_minute is None:
+        raise typer.BadParameter("give --max-running or --per-minute")
+    with database() as connection:
+        found = control.scope_of(connection, scope)
+        control.set_limit(connection, found, max_running=max_running, per_minute=per_minute)
+
+
+@limit.command("show")
+def show_limits(as_json: Json = False) -> None:
+    """List limits, pauses and budgets, with what is used of each.
+
+    \b
+    Example:
+      rythmiq limit show --json | jq -r '.items[] | select(.paused) | .scope'
+    """
+    _show(as_json=as_json, budgets=False)
+
+
+@limit.command("unset")
+def unset_limit(scope: Scope) -> None:
+    """Take a limit away.
+
+    \b
+    Example:
+      rythmiq limit unset queue:gpu
+    """
+    from rythmiq_ray.queue import control
+
+    with database() as connection:
+        control.unset_limit(connection, control.scope_of(connection, scope))
+
+
+@budget.command("set")
+def set_budget(
+    scope: Scope,
+    credits_: Annotated[float, typer.Option("--credits", min=0, metavar="N", help="Camber's credits.")],
+    period: Annotated[Period, typer.Option(help="In which so much may be spent.")] = Period.MONTH,
+    cancel_running: CancelRunning = False,
+) -> None:
+    """Set a budget: once it is reached nothing new is submitted, until the period is over.
+
+    What ended counts, and what runs by its time so far. What runs when the budget is reached goes on and passes it, by
+    what it costs up to its time-out at most; --cancel-running stops it instead, within a poll interval or two.
+
+    \b
+    Examples:
+      rythmiq budget set account --credits 500 --period month
+      rythmiq budget set 'user:*' --credits 20 --period day --cancel-running
+    """
+    from rythmiq_ray.queue import control
+
+    with database() as connection:
+        found = control.scope_of(connection, scope)
+        control.set_budget(connection, found, credits_, period, cancel_running=cancel_running)
+
+
+@budget.command("show")
+def show_budgets(as_json: Json = False) -> None:
+    """List budgets, and what of each is spent.
+
+    \b
+    Example:
+      rythmiq budget show
+    """
+    _show(as_json=as_json, budgets=True)
+
+
+@budget.command("unset")
+def unset_budget(scope: Scope, period: Annotated[Period | None, typer.Option(help="Only this one.")] = None) -> None:
+    """Take a scope's budgets away.
+
+    \b
+    Example:
+      rythmiq budget unset account --period day
+    """
+    from rythmiq_ray.queue import control
+
+    with database() as connection:
+        control.unset_budget(connection, control.scope_of(connection, scope), period)
+
+
+def pause(
+    scope: Scope,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for others to see.")] = None,
+    cancel_running: CancelRunning = False,
+) -> None:
+    """Let nothing new be submitted of the account, a queue, a user or a group, until it is resumed.
+
+    \b
+    Examples:
+      rythmiq pause account --reason 'the store is being moved'
+      rythmiq pause queue:gpu --cancel-running
+    """
+    from rythmiq_ray.queue import control
+
+    with database() as connection:
+        found = control.scope_of(connection, scope)
+        jobs = control.pause(connection, found, reason=reason, cancel_running=cancel_running)
+    typer.echo(f"{output.printable(scope)} is paused" + (f", {jobs:,} running jobs are being stopped" if jobs else ""))
+
+
+def resume(scope: Scope) -> None:
+    """End a pause.
+
+    \b
+    Example:
+      rythmiq resume queue:gpu
+    """
+    from rythmiq_ray.queue import control
+
+    with database() as connection:
+        control.resume(connection, control.scope_of(connection, scope))
+    typer.echo(f"{output.printable(scope)} goes on")
+
+
+@filtered
+def cost(
+    wanted: Wanted,
+    by: Annotated[str, typer.Option(metavar="WHAT", help="day, user, queue, group, label:KEY, or all.")] = "day",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell what was spent, in Camber's credits: estimates, from run time and price. Days are of UTC.
+
+    Running jobs are counted by their time so far. The sums outlive the jobs: `rythmiq prune` changes none. The filters
+    --user, --queue, --group, --label, --since and --until (whole days) count here.
+
+    \b
+    Examples:
+      rythmiq cost --by user --since 30d
+      rythmiq cost --by label:project --csv > projects.csv
+    """
+    from rythmiq_ray.queue import control
+
+    kind, _, label = by.partition(":")
+    if kind not in ("day", "user", "queue", "group", "label", "all") or (kind == "label") != bool(label):
+        raise typer.BadParameter(f"{by!r} is not day, user, queue, group, label:KEY or all", param_hint="--by")
+    if wanted.filter.states or wanted.filter.name or wanted.filter.errors:
+        raise typer.BadParameter("costs are kept by user, queue, group, label and day alone")
+    since, until = wanted.filter.since, wanted.filter.until
+    with database() as connection:
+        found = control.cost(
+            connection,
+            by=kind,
+            label=label or None,
+            since=None if since is None else since.date(),
+            until=None if until is None else until.date(),
+            wanted=wanted.resolved(connection),
+        )
+    if as_json:
+        output.print_items(map(output.record, found))
+    elif as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow([label or kind, "credits", "jobs", "running_credits"])
+        writer.writerows([each.key, each.credits, each.jobs, each.running_credits] for each in found)
+    else:
+        output.rows(
+            {(label or kind).upper(): "~", "CREDITS": ">", "JOBS": ">", "RUNNING": ">"},
+            [
+                [each.key or "none", f"{each.credits:,.4f}", f"{each.jobs:,}", f"{each.running_credits:,.4f}"]
+                for each in found
+            ],
+        )
+
+
+def _show(*, as_json: bool, budgets: bool) -> None:
+    from rythmiq_ray.queue import control
+
+    with database() as connection:
+        found = [each for each in control.limits(connection) if each.credits is not None or not budgets]
+    if as_json:
+        output.print_items(output.record(each) for each in found)
+        return
+    output.rows(
+        {"SCOPE": "~", "RUNNING": ">", "A MINUTE": ">", "CREDITS": ">", "STATE": "<", "SET BY": "<", "WHY": "<"},
+        list(_rows(found)),
+    )
+
+
+def _rows(found: Iterable[Limit]) -> Iterable[list[object]]:
+    for each in found:
+        spent = None if each.credits is None else f"{each.spent or 0:,.2f} of {each.credits:,.2f} {each.period}"
+        yield [
+            each.shown,
+            None if each.max_running is None else f"{each.running:,} of {each.max_running:,}",
+            each.per_minute,
+            spent,
+            "paused" if each.paused else "reached" if each.over else "open",
+            output.clipped(each.set_by),
+            output.clipped(each.reason or "", 30),
+        ]

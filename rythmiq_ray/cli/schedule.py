@@ -1,0 +1,243 @@
+"""``rythmiq schedule``: jobs and sweeps that come again and again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from rythmiq_ray.access import database
+from rythmiq_ray.cli import output
+from rythmiq_ray.cli.enqueue import Queued, Work, checked_all, job_from, job_options, prepared
+from rythmiq_ray.cli.jobs import Json
+from rythmiq_ray.model import NewJob
+from rythmiq_ray.schedules import CatchUp, Overlap
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    help="Jobs and sweeps that come again and again.\n\n"
+    "Any living driver fires a due time, and only one does, within driver.poll_interval_s.",
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
+
+
+@app.command()
+@job_options
+def add(
+    context: typer.Context,
+    name_: Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name, and the job's where it has none.")],
+    cron: Annotated[str, typer.Argument(metavar="CRON", help="Five fields: minute, hour, day, month, weekday.")],
+    work: Work,
+    queued: Queued,
+    time_zone: Annotated[
+        str, typer.Option(metavar="ZONE", help="Where these hours are, such as Europe/Berlin.")
+    ] = "UTC",
+    overlap: Annotated[
+        Overlap, typer.Option(help="While the run before is unfinished: skip, queue another, or cancel that one.")
+    ] = Overlap.SKIP,
+    catch_up: Annotated[
+        CatchUp, typer.Option(help="Of times that were missed: none, the last one, or all.")
+    ] = CatchUp.ONE,
+    params: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=A,B|NAME=1..10", help="Makes it a sweep; may be given again."),
+    ] = None,
+    max_parallel: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of a sweep: so many at once.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the schedule of that name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Add a schedule: the options are those of `rythmiq enqueue`, and --param makes a sweep of it.
+
+    Around a change of clocks a job of a fixed hour runs once: what would fall into the hour that is left out runs when
+    that is over, and of an hour that comes twice the first counts.
+
+    \b
+    Examples:
+      rythmiq schedule add nightly '0 2 * * *' --time-zone Europe/Berlin --command 'make report' --output report.pdf
+      rythmiq schedule add scan '*/15 * * * *' --command ./scan --overlap cancel --catch-up none
+      rythmiq schedule add weekly '0 6 * * mon' --command './fit $REGION' --param REGION=north,south --max-parallel 1
+    """
+    from rythmiq_ray import sweeps
+    from rythmiq_ray.queue import schedules
+
+    if work.data["command"] is None:
+        raise typer.BadParameter("give --command", ctx=context)
+    job = job_from(work, queued)
+    rows = sweeps.grid(**dict(sweeps.param_of(text) for text in params)) if params else []
+    members = list(sweeps.expand(job, rows)) if rows else [job]
+    checked_all(members)
+    lines = [_line(member) for member in prepared(members)]
+    sweep = {"jobs": lines, "max_parallel": max_parallel, "user_id": job.user_id, "name": job.name} if rows else None
+    with database() as connection:
+        next_at = schedules.add(
+            connection,
+            name_,
+            cron,
+            time_zone=time_zone,
+            job=None if rows else lines[0],
+            sweep=sweep,
+            overlap=overlap,
+            catch_up=catch_up,
+            replace=replace,
+        )
+    if as_json:
+        output.print_json({"name": name_, "next_at": _iso(next_at)})
+    else:
+        typer.echo(f"{output.printable(name_)} is due first at {_shown(next_at)}")
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List schedules.
+
+    \b
+    Example:
+      rythmiq schedule list --json | jq -r '.items[] | select(.last_state == "FAILED") | .name'
+    """
+    from rythmiq_ray.queue import schedules
+
+    with database() as connection:
+        found = schedules.schedules(connection)
+    if as_json:
+        output.print_items(map(output.record, found))
+        return
+    now = datetime.now(UTC)
+    output.rows(
+        {"NAME": "~", "CRON": "<", "ZONE": "<", "NEXT": ">", "LAST": ">", "STATE": "<"},
+        [
+            [
+                each.name,
+                output.clipped(each.cron),
+                output.clipped(each.time_zone),
+                "paused" if each.paused else output.age(each.next_at, now),
+                output.age(each.last_at, now),
+                each.last_state,
+            ]
+            for each in found
+        ],
+    )
+
+
+@app.command()
+def show(name: Name, as_json: Json = False) -> None:
+    """Show a schedule, and what became of its last time.
+
+    \b
+    Example:
+      rythmiq schedule show nightly
+    """
+    from rythmiq_ray.queue import schedules
+
+    with database() as connection:
+        (found,) = schedules.schedules(connection, name)
+    if as_json:
+        output.print_json(output.record(found))
+        return
+    lines: list[Any] = [found.job] if found.job is not None else (found.sweep or {}).get("jobs", [])
+    output.pairs(
+        {
+            "schedule": found.name,
+            "cron": f"{found.cron} ({found.time_zone})",
+            "next": f"paused: {found.reason or 'no reason given'}" if found.paused else _shown(found.next_at),
+            "jobs": f"{len(lines):,}" if found.sweep is not None else None,
+            "command": lines[0].get("command") if lines else None,
+            "overlap": found.overlap,
+            "catch up": found.catch_up,
+            "last": None if found.last_at is None else _shown(found.last_at),
+            "last outcome": found.last_outcome,
+            "last run": found.last_job_id or found.last_group_id,
+            "last state": found.last_state,
+            "enqueues as": found.enqueued_by,
+        }
+    )
+
+
+@app.command()
+def run(name: Name) -> None:
+    """Enqueue it now, beside its times. Prints the id of the job or group.
+
+    \b
+    Example:
+      rythmiq wait "$(rythmiq schedule run nightly)"
+    """
+    from rythmiq_ray.cli.failure import FAILED, Ended
+    from rythmiq_ray.queue import schedules
+
+    with database() as connection:
+        made = schedules.run(connection, name)
+    if made is None:
+        raise Ended(FAILED, f"{name} was skipped: the run before is unfinished, and its overlap is skip")
+    typer.echo(made)
+
+
+@app.command()
+def pause(
+    name: Name, reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for others to see.")] = None
+) -> None:
+    """Let it fire no more until it is resumed.
+
+    \b
+    Example:
+      rythmiq schedule pause nightly --reason 'the source is being moved'
+    """
+    from rythmiq_ray.queue import schedules
+
+    with database() as connection:
+        schedules.pause(connection, name, reason)
+
+
+@app.command()
+def resume(name: Name) -> None:
+    """Let it go on; what it missed meanwhile is caught up as its --catch-up says.
+
+    \b
+    Example:
+      rythmiq schedule resume nightly
+    """
+    from rythmiq_ray.queue import schedules
+
+    with database() as connection:
+        next_at = schedules.resume(connection, name)
+    typer.echo(f"{output.printable(name)} is due at {_shown(next_at)}")
+
+
+@app.command()
+def remove(name: Name) -> None:
+    """Remove a schedule; what it has enqueued stays.
+
+    \b
+    Example:
+      rythmiq schedule remove nightly
+    """
+    from rythmiq_ray.queue import schedules
+
+    with database() as connection:
+        schedules.remove(connection, name)
+
+
+def _line(job: NewJob) -> dict[str, Any]:
+    """A job as a line of `rythmiq schema`, without what has its default."""
+    line: dict[str, Any] = job.spec.as_dict()
+    fallback = NewJob(spec=job.spec)
+    for name in ("queue", "priority", "max_attempts", "user_id", "unique_key", "name"):
+        if (value := getattr(job, name)) != getattr(fallback, name):
+            line[name] = value
+    if job.delay_s:
+        line["delay"] = job.delay_s
+    if job.labels:
+        line["labels"] = dict(job.labels)
+    if job.params:
+        line["params"] = dict(job.params)
+    for name in ("after", "after_ended"):
+        if references := getattr(job, name):
+            line[name] = [str(reference) for reference in references]
+    return line
+
+
+def _iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _shown(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,292 @@
+"""What the console and the report read beside the listings: bounded looks, however large the tables are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+import psycopg2.extensions
+
+from rythmiq_ray.model import Group, Job, JobState
+from rythmiq_ray.queue import listing
+from rythmiq_ray.queue.connection import fetch
+from rythmiq_ray.queue.rows import finite, job_from_row, state_of, texts_of
+from rythmiq_ray.queue.sql import queries
+
+_FILTER: Final = queries("listing")["filter"]
+_SQL: Final = {name: text.replace(":filter", _FILTER) for name, text in queries("console").items()}
+
+Connection = psycopg2.extensions.connection
+
+MOST_ENDS: Final = 250_000
+"""Of each way to end so many are counted: some 60 ms."""
+MOST_QUEUED: Final = 10_000
+"""So many of a queue are counted, and so many blocked ones of all."""
+_MOST_QUEUES: Final = 200
+WINDOW: Final = 30_000
+"""So many rows one page of jobs looks through at most, where no index leads to those that are meant: some 50 ms."""
+FEW: Final = 20_000
+"""Up to so many jobs of a state are read by that state's index."""
+MOST_POINTS: Final = 20_000
+"""Members of a group that a chart shows."""
+_GLOB: Final = frozenset("*?[")
+_ODD_AFTER: Final = timedelta(days=1)
+_SLACK: Final = timedelta(hours=1)
+"""Between the clock of who enqueues, which an id is of, and the database's, which the row's time is of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ends:
+    """How many jobs ended in a step of time, and how."""
+
+    at: datetime
+    """When the step begins."""
+    state: JobState
+    jobs: int
+
+
+def ends(connection: Connection, *, since: datetime, step_s: float, most: int = MOST_ENDS) -> list[Ends]:
+    """The ends since then, by steps of time; of each way to end the newest ``most``."""
+    rows = fetch(connection, _SQL["ends"], {"since": since, "step_s": step_s, "most": most})
+    return [
+        Ends(at=datetime.fromtimestamp(row["step"] * step_s, UTC), state=state_of(row["state"]), jobs=row["jobs"])
+        for row in rows
+    ]
+
+
+def errors(
+    connection: Connection, *, since: datetime, most: int = 5_000, limit: int = 10, alike: bool = False
+) -> list[listing.ErrorKind]:
+    """With which errors jobs FAILED since then, of the newest ``most``; ``alike``: by message too, but for numbers."""
+    parameters = {"since": since, "most": most, "limit": limit}
+    rows = fetch(connection, _SQL["alike_errors" if alike else "errors"], parameters)
+    return [listing.ErrorKind(**row) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holdup:
+    """Running jobs that wait for the same, or that the service has not started yet."""
+
+    reason: str | None
+    pending: bool
+    jobs: int
+    since: datetime | None
+    job_id: UUID
+    """One of them."""
+
+
+def holdups(connection: Connection) -> list[Holdup]:
+    """Running jobs by what they wait for; the reason is None where they wait for nothing."""
+    return [
+        Holdup(
+            reason=row["wait_reason"],
+            pending=bool(row["pending"]),
+            jobs=row["jobs"],
+            since=row["since"],
+            job_id=row["job_id"],
+        )
+        for row in fetch(connection, _SQL["running"], {})
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unstored:
+    """Attempts whose files are kept at the service, because they could not be stored."""
+
+    attempts: int
+    until: datetime | None
+    """When the first of them go."""
+    job_id: UUID | None
+
+
+def unstored(connection: Connection, *, most: int = 1_000) -> Unstored:
+    """How many there are, up to ``most``."""
+    (row,) = fetch(connection, _SQL["unstored"], {"most": most})
+    return Unstored(**row)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueLook:
+    """What is unfinished in a queue; of each state :data:`MOST_QUEUED` at most are counted."""
+
+    queue: str
+    blocked: int
+    queued: int
+    retrying: int
+    running: int
+    pending: int
+    """Of the running ones, those that the service has not started."""
+    oldest_s: float | None
+    """For how long the oldest job that could be claimed has been so, among those counted."""
+    drivers: int
+    """Living drivers that serve it."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether more wait than were counted."""
+        return self.queued + self.retrying >= MOST_QUEUED
+
+
+def queues(connection: Connection) -> list[QueueLook]:
+    """Queues with unfinished jobs, by name."""
+    parameters = {"most": MOST_QUEUED, "queues": _MOST_QUEUES}
+    return [
+        QueueLook(**{**row, "oldest_s": finite(row["oldest_s"])})
+        for row in fetch(connection, _SQL["queues"], parameters)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ a page of jobs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """Jobs that are meant, the newest first."""
+
+    jobs: list[Job]
+    next: UUID | None
+    """Behind which the next page goes on; None where there is no more."""
+    searched: int | None
+    """So many rows were looked through and there are older ones still; None where the page is full or all was seen."""
+
+
+def page(
+    connection: Connection,
+    wanted: listing.Filter,
+    *,
+    limit: int,
+    before: UUID | None = None,
+    counts: Collection[listing.Count] | None = None,
+    window: int = WINDOW,
+) -> Page:
+    """A page of jobs within a bounded time, whatever the filter.
+
+    ``counts``: of all jobs by state, as :func:`listing.counts` has them; states with few jobs are read by their index.
+    Where no index leads to what is meant, ``window`` rows are looked through, and the next page goes on behind them.
+    """
+    if (wanted.groups is not None and len(wanted.groups) == 1) or wanted.ids is not None:
+        jobs = list(listing.jobs(connection, wanted, limit=limit + 1, before=before))
+        return _paged(jobs, limit)
+    parameters = {**wanted.parameters(), "before": before, "limit": limit + 1, "window": window}
+    if wanted.states is not None and counts is not None and _few(wanted.states, counts):
+        return _paged([job_from_row(row) for row in fetch(connection, _SQL["few"], parameters)], limit)
+    those = "all"
+    if wanted.users is not None and len(wanted.users) == 1:
+        those, parameters["user"] = "user", next(iter(wanted.users))
+    elif wanted.name is not None and not _GLOB & set(wanted.name):
+        those, parameters["exact"] = "name", wanted.name
+    elif wanted.since is not None or wanted.until is not None:
+        those = "time"
+        parameters |= _bounds(wanted)
+    statement = "window_of_time" if those == "time" else "window"
+    jobs = [job_from_row(row) for row in fetch(connection, _of(statement, those), parameters)]
+    if len(jobs) > limit:
+        return _paged(jobs, limit)
+    end = fetch(connection, _of("window_end", those), parameters)
+    return Page(jobs=jobs, next=end[0]["job_id"] if end else None, searched=window if end else None)
+
+
+def _of(statement: str, those: str) -> str:
+    """A statement about those rows that an index leads to."""
+    return _SQL[statement].replace(":those", _SQL[f"those_of_{those}"])
+
+
+def _paged(jobs: list[Job], limit: int) -> Page:
+    more = len(jobs) > limit
+    return Page(jobs=jobs[:limit], next=jobs[limit - 1].job_id if more else None, searched=None)
+
+
+def _few(states: Collection[JobState], counts: Collection[listing.Count]) -> bool:
+    found = [count for count in counts if count.state in states]
+    return not any(count.bounded for count in found) and sum(count.jobs for count in found) <= FEW
+
+
+def _bounds(wanted: listing.Filter, now: datetime | None = None) -> dict[str, UUID]:
+    now = now or datetime.now(UTC)
+    return {
+        "odd": id_at(now + _ODD_AFTER),
+        "until_id": id_at(now + _ODD_AFTER if wanted.until is None else wanted.until + _SLACK),
+        "since_id": UUID(int=0) if wanted.since is None else id_at(wanted.since - _SLACK),
+    }
+
+
+def id_at(time: datetime) -> UUID:
+    """The least id of version 7 of that time."""
+    return UUID(int=max(0, int(time.timestamp() * 1000)) << 80)
+
+
+# ------------------------------------------------------------------------------------------------------------- a group
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A member of a group, as a chart shows it."""
+
+    job_id: UUID
+    place: int
+    state: JobState
+    name: str | None
+    params: Mapping[str, str]
+    credits: float | None
+    error_code: str | None
+    seconds: float | None
+    """How long its command ran; None before its end."""
+
+
+def points(connection: Connection, group_id: UUID, *, most: int = MOST_POINTS) -> list[Point]:
+    """The members of a group in their order, ``most`` at most."""
+    return [
+        Point(
+            row["job_id"],
+            row["group_index"] or 0,
+            state_of(row["state"]),
+            row["name"],
+            texts_of(row["params"]) if row["params"] else {},
+            finite(row["cost_credits"]),
+            row["error_code"],
+            row["seconds"],
+        )
+        for row in fetch(connection, _SQL["points"], {"group_id": group_id, "most": most})
+    ]
+
+
+def member(connection: Connection, group_id: UUID, place: int) -> UUID | None:
+    """The member at a place; None where there is none."""
+    rows = fetch(connection, _SQL["member"], {"group_id": group_id, "place": place})
+    return rows[0]["job_id"] if rows else None
+
+
+def file_names(connection: Connection, group_id: UUID, *, most_bytes: int) -> list[str]:
+    """Names of files that some members stored and that are no larger than that."""
+    rows = fetch(connection, _SQL["file_names"], {"group_id": group_id, "bytes": most_bytes})
+    return list(dict.fromkeys(row["name"] for row in rows if row["small"]))
+
+
+def groups_since(connection: Connection, since: datetime, *, limit: int) -> list[Group]:
+    """Groups that were made since then, those with most members first."""
+    rows = fetch(connection, _SQL["groups_of_time"], {"since": since, "limit": limit})
+    return [listing.group_from_row(row) for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------- cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """What ended in a stretch of time, of a user in a queue."""
+
+    user_id: str | None
+    queue: str
+    jobs: int
+    failed: int
+    credits: float
+    """Estimated; what no price is known of counts as nothing."""
+
+
+def spent(connection: Connection, since: datetime, until: datetime) -> list[Spent]:
+    """Jobs that ended from ``since`` to before ``until``. It reads each of them: some seconds for a million."""
+    rows = fetch(connection, _SQL["day"], {"since": since, "until": until})
+    return [Spent(**{**row, "credits": finite(row["credits"]) or 0.0}) for row in rows]

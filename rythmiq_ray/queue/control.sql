@@ -1,0 +1,66 @@
+-- Limits, pauses, budgets and costs, as people set and read them.
+
+-- name: limits
+-- What bounds a scope, and how much of it is used: of * by the user with most.
+WITH used AS MATERIALIZED (
+    SELECT coalesce(j.user_id, '') AS user_id, j.queue, coalesce(j.group_id::text, '') AS group_id, count(*) AS running
+    FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING' GROUP BY 1, 2, 3
+)
+SELECT l.scope, CASE WHEN l.scope = 'group' THEN coalesce(g.name, l.name) ELSE l.name END AS label, l.name, l.max_running,
+       l.per_minute, l.credits, l.period, l.paused, l.cancel_running, l.reason, l.set_by::text, l.set_at, l.spent, l.over,
+       coalesce(CASE WHEN l.scope = 'user' AND l.name = '*'
+                     THEN (SELECT max(u.n) FROM (SELECT sum(running) AS n FROM used GROUP BY user_id) AS u)
+                     ELSE (SELECT sum(u.running) FROM used AS u
+                           WHERE CASE l.scope WHEN 'account' THEN true WHEN 'queue' THEN u.queue = l.name
+                                              WHEN 'user' THEN u.user_id = l.name ELSE u.group_id = l.name END) END,
+                0)::bigint AS running
+FROM rythmiq.limits AS l LEFT JOIN rythmiq.groups AS g ON l.scope = 'group' AND g.group_id::text = l.name
+ORDER BY l.scope, l.name, l.period NULLS FIRST
+
+-- name: rooms
+-- Of a job's scopes those that have no room now.
+SELECT r.scope, r.name, min(r.room) AS room FROM rythmiq.rooms(now()) AS r
+WHERE r.room <= 0 AND (r.scope = 'account' OR (r.scope = 'queue' AND r.name = %(queue)s)
+                       OR (r.scope = 'user' AND r.name IN (coalesce(%(user_id)s, ''), '*'))
+                       OR (r.scope = 'group' AND r.name = %(group_id)s::text))
+GROUP BY r.scope, r.name
+
+-- name: set_limit
+SELECT rythmiq.set_limit(%(scope)s, %(name)s, %(max_running)s, %(per_minute)s)
+
+-- name: unset_limit
+SELECT rythmiq.unset_limit(%(scope)s, %(name)s) AS found
+
+-- name: set_budget
+SELECT rythmiq.set_budget(%(scope)s, %(name)s, %(credits)s, %(period)s, %(cancel_running)s)
+
+-- name: unset_budget
+SELECT rythmiq.unset_budget(%(scope)s, %(name)s, %(period)s) AS found
+
+-- name: pause
+SELECT rythmiq.pause(%(scope)s, %(name)s, %(reason)s, %(cancel_running)s) AS jobs
+
+-- name: resume
+SELECT rythmiq.resume(%(scope)s, %(name)s) AS found
+
+-- name: drain
+SELECT rythmiq.drain(%(driver_id)s) AS found
+
+-- name: cost
+-- Credits by day, user, queue, group or the value of a label; what runs is counted by its time so far.
+SELECT CASE %(by)s WHEN 'group' THEN nullif(coalesce(max(k.group_name), k.key), '00000000-0000-0000-0000-000000000000')
+                   ELSE k.key END AS key,
+       sum(k.credits) AS credits, sum(k.jobs)::bigint AS jobs,
+       coalesce(sum(k.credits) FILTER (WHERE k.running), 0) AS running_credits
+FROM (
+    SELECT s.*, CASE %(by)s WHEN 'day' THEN s.day::text WHEN 'user' THEN s.user_id WHEN 'queue' THEN s.queue
+                            WHEN 'group' THEN s.group_id::text WHEN 'all' THEN 'all' ELSE s.labels ->> %(label)s END AS key
+    FROM rythmiq.spending AS s
+    WHERE (%(since)s::date IS NULL OR s.day >= %(since)s) AND (%(until)s::date IS NULL OR s.day < %(until)s)
+      AND (%(users)s::text[] IS NULL OR s.user_id = ANY(%(users)s::text[]))
+      AND (%(queues)s::text[] IS NULL OR s.queue = ANY(%(queues)s::text[]))
+      AND (%(groups)s::uuid[] IS NULL OR s.group_id = ANY(%(groups)s::uuid[]))
+      AND (%(labels)s::jsonb IS NULL OR s.labels @> %(labels)s::jsonb)
+) AS k
+GROUP BY k.key
+ORDER BY CASE WHEN %(by)s = 'day' THEN 0 ELSE sum(k.credits) END DESC, k.key

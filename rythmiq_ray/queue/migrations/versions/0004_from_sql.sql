@@ -1,0 +1,480 @@
+-- What any language has: functions to enqueue and cancel, a view to follow. And the queues that a driver serves.
+
+ALTER TABLE rythmiq.drivers ADD COLUMN queues text[];
+
+COMMENT ON COLUMN rythmiq.drivers.queues IS 'what it serves; NULL = all, and drivers from before this column';
+
+CREATE FUNCTION rythmiq.unserved(queues text[]) RETURNS SETOF text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT q.queue FROM unnest(queues) AS q(queue)
+    WHERE EXISTS (SELECT FROM rythmiq.drivers AS d WHERE d.stopped_at IS NULL AND d.lease_expires_at > now())
+      AND NOT EXISTS (
+        SELECT FROM rythmiq.drivers AS d
+        WHERE d.stopped_at IS NULL AND d.lease_expires_at > now() AND (d.queues IS NULL OR q.queue = ANY(d.queues)))
+$$;
+
+COMMENT ON FUNCTION rythmiq.unserved IS 'of these queues those that no living driver serves, where there is one at all';
+
+CREATE FUNCTION rythmiq.new_job_id() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog AS $$
+    -- Version 7 of RFC 9562, with fractions of a millisecond behind the milliseconds: ids made later sort later.
+    SELECT (lpad(to_hex(floor(t.us / 1000)::bigint), 12, '0') || '7'
+            || lpad(to_hex((mod(t.us, 1000) * 4096 / 1000)::integer), 3, '0')
+            || substr(replace(gen_random_uuid()::text, '-', ''), 17))::uuid
+    FROM (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000) AS us) AS t
+$$;
+
+CREATE FUNCTION rythmiq.refuse(field text, said text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = field || ': ' || said, COLUMN = field;
+END
+$$;
+
+CREATE FUNCTION rythmiq.duration_s(value jsonb, field text) RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+DECLARE
+    found text[];
+    said CONSTANT text := 'must be seconds, or a text such as 90s, 2h or 1d';
+BEGIN
+    IF jsonb_typeof(value) = 'number' THEN
+        RETURN (value #>> '{}')::double precision;
+    END IF;
+    found := regexp_match(coalesce(CASE WHEN jsonb_typeof(value) = 'string' THEN value #>> '{}' END, ''),
+                          '^\s*([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d|w)?\s*$');
+    IF found IS NULL THEN
+        PERFORM rythmiq.refuse(field, said);
+    END IF;
+    RETURN found[1]::double precision * CASE coalesce(found[2], 's')
+        WHEN 'ms' THEN 0.001 WHEN 's' THEN 1 WHEN 'm' THEN 60 WHEN 'h' THEN 3600 WHEN 'd' THEN 86400 ELSE 604800 END;
+END
+$$;
+
+CREATE FUNCTION rythmiq.check_text(job jsonb, field text, lowest integer, highest integer) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+DECLARE
+    value CONSTANT jsonb := job -> field;
+    found CONSTANT text := value #>> '{}';
+BEGIN
+    IF value IS NULL OR jsonb_typeof(value) = 'null' THEN
+        RETURN NULL;
+    END IF;
+    IF jsonb_typeof(value) <> 'string' THEN
+        PERFORM rythmiq.refuse(field, 'must be a string');
+    END IF;
+    IF length(found) NOT BETWEEN lowest AND highest THEN
+        PERFORM rythmiq.refuse(field, 'must have ' || lowest || ' to ' || highest || ' characters');
+    END IF;
+    IF found ~ '[\x01-\x1f\x7f]' THEN
+        PERFORM rythmiq.refuse(field, 'holds a control character');
+    END IF;
+    RETURN found;
+END
+$$;
+
+CREATE FUNCTION rythmiq.check_integer(job jsonb, field text, lowest integer, highest integer, otherwise integer)
+RETURNS integer LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+DECLARE
+    value CONSTANT jsonb := job -> field;
+BEGIN
+    IF value IS NULL THEN
+        RETURN otherwise;
+    END IF;
+    IF jsonb_typeof(value) <> 'number' OR (value #>> '{}')::numeric <> trunc((value #>> '{}')::numeric)
+       OR (value #>> '{}')::numeric NOT BETWEEN lowest AND highest THEN
+        PERFORM rythmiq.refuse(field, 'must be a whole number from ' || lowest || ' to ' || highest);
+    END IF;
+    RETURN (value #>> '{}')::numeric::integer;
+END
+$$;
+
+CREATE FUNCTION rythmiq.check_texts(job jsonb, field text, pattern text, said text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+DECLARE
+    value CONSTANT jsonb := coalesce(job -> field, '[]');
+    item jsonb;
+    at integer := 0;
+BEGIN
+    IF jsonb_typeof(value) <> 'array' THEN
+        PERFORM rythmiq.refuse(field, 'must be a list');
+    END IF;
+    IF jsonb_array_length(value) > 1000 THEN
+        PERFORM rythmiq.refuse(field, 'has more than 1000 entries');
+    END IF;
+    FOR item IN SELECT jsonb_array_elements(value) LOOP
+        IF jsonb_typeof(item) <> 'string' OR (item #>> '{}') !~ pattern OR length(item #>> '{}') > 900 THEN
+            PERFORM rythmiq.refuse(field || '[' || at || ']', said);
+        END IF;
+        at := at + 1;
+    END LOOP;
+    RETURN value;
+END
+$$;
+
+CREATE FUNCTION rythmiq.check_pairs(job jsonb, field text, pattern text, said text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+DECLARE
+    value CONSTANT jsonb := CASE WHEN jsonb_typeof(job -> field) = 'null' THEN '{}' ELSE coalesce(job -> field, '{}') END;
+    pair record;
+BEGIN
+    IF jsonb_typeof(value) <> 'object' THEN
+        PERFORM rythmiq.refuse(field, 'must be an object');
+    END IF;
+    FOR pair IN SELECT * FROM jsonb_each(value) LOOP
+        IF pair.key !~ pattern THEN
+            PERFORM rythmiq.refuse(field || '.' || pair.key, said);
+        END IF;
+        IF jsonb_typeof(pair.value) <> 'string' THEN
+            PERFORM rythmiq.refuse(field || '.' || pair.key, 'must be a string');
+        END IF;
+    END LOOP;
+    RETURN value;
+END
+$$;
+
+-- The jobs or groups that a reference means: an id, or the name of a job of the same group, or of a group.
+CREATE FUNCTION rythmiq.referred(reference text, within uuid) RETURNS TABLE (id uuid, is_job boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    IF reference ~* '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$' THEN
+        RETURN QUERY SELECT j.job_id, true FROM rythmiq.jobs AS j WHERE j.job_id = reference::uuid
+            UNION ALL SELECT g.group_id, false FROM rythmiq.groups AS g WHERE g.group_id = reference::uuid;
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT j.job_id, true FROM rythmiq.jobs AS j WHERE j.group_id = within AND j.name = reference;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT g.group_id, false FROM rythmiq.groups AS g WHERE g.name = reference
+            ORDER BY g.created_at DESC LIMIT 1;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION rythmiq.check_inputs(job jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+DECLARE
+    value CONSTANT jsonb := coalesce(job -> 'inputs', '[]');
+    item jsonb;
+    uri text;
+    name text;
+    made jsonb := '[]';
+    at integer := 0;
+BEGIN
+    IF jsonb_typeof(value) <> 'array' THEN
+        PERFORM rythmiq.refuse('inputs', 'must be a list of objects with uri and name');
+    END IF;
+    IF jsonb_array_length(value) > 1000 THEN
+        PERFORM rythmiq.refuse('inputs', 'has more than 1000 entries');
+    END IF;
+    FOR item IN SELECT jsonb_array_elements(value) LOOP
+        IF jsonb_typeof(item) <> 'object' OR jsonb_typeof(item -> 'uri') IS DISTINCT FROM 'string' THEN
+            PERFORM rythmiq.refuse('inputs[' || at || '].uri', 'is missing');
+        END IF;
+        uri := item ->> 'uri';
+        IF uri !~ '^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.|file://(localhost)?/.|https?://[^\s/?#@]|(job|group):[^/]+/.)'
+           OR uri ~ '[\x01-\x1f\x7f]' THEN
+            PERFORM rythmiq.refuse('inputs[' || at || '].uri',
+                'must be s3://bucket/key, file:///path, http://…, https://…, job:ID/GLOB or group:ID/GLOB');
+        END IF;
+        name := coalesce(item ->> 'name', CASE
+            WHEN uri ~ '^group:' OR uri ~ '^(job:|s3://).*[*?\[]' THEN './'
+            WHEN uri ~ '^s3://.*/$' THEN regexp_replace(uri, '^.*/([^/]+)/+$', '\1/')
+            ELSE regexp_replace(regexp_replace(uri, CASE WHEN uri ~ '^http' THEN '[?#].*$' ELSE '$^' END, ''), '^.*/', '')
+        END);
+        IF name = '' OR name ~ '(^/|(^|/)\.\.(/|$)|//|\\|[\x01-\x1f\x7f])' OR length(name) > 900
+           OR (name ~ '(^|/)\.(/|$)' AND name <> './')
+           OR lower(split_part(name, '/', 1)) IN ('run.sh', 'job.json') OR name ~* '^rythmiq-' THEN
+            PERFORM rythmiq.refuse('inputs[' || at || '].name', 'is no name of a file in the working directory');
+        END IF;
+        made := made || jsonb_build_array(jsonb_build_object('uri', uri, 'name', name));
+        at := at + 1;
+    END LOOP;
+    RETURN made;
+END
+$$;
+
+CREATE FUNCTION rythmiq.enqueue(job jsonb) RETURNS uuid LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+#variable_conflict use_column
+DECLARE
+    env_name CONSTANT text := '^[A-Za-z_][A-Za-z0-9_]{0,254}$';
+    made CONSTANT uuid := rythmiq.new_job_id();
+    known CONSTANT text[] := ARRAY['command', 'engine', 'node_size', 'num_nodes', 'gpu', 'inputs', 'outputs', 'env', 'secrets',
+        'timeout', 'timeout_s', 'retry_exit_codes', 'queue', 'priority', 'max_attempts', 'user_id', 'unique_key', 'delay',
+        'delay_s', 'name', 'labels', 'params', 'group', 'after', 'after_ended'];
+    spec jsonb;
+    value jsonb;
+    word text;
+    wanted text;
+    params jsonb;
+    labels jsonb;
+    delay_s double precision := 0;
+    unique_key text;
+    joined uuid;
+    limited boolean := false;
+    index integer;
+    awaited uuid[] := '{}';
+    awaited_groups uuid[] := '{}';
+    waits integer := 0;
+    need_ids uuid[] := '{}';
+    need_jobs boolean[] := '{}';
+    need_words text[] := '{}';
+    holder uuid;
+    added uuid;
+    place integer;
+BEGIN
+    IF job IS NULL OR jsonb_typeof(job) <> 'object' THEN
+        PERFORM rythmiq.refuse('job', 'must be an object');
+    END IF;
+    SELECT key INTO word FROM jsonb_object_keys(job) AS key WHERE NOT key = ANY(known) ORDER BY key LIMIT 1;
+    IF FOUND THEN
+        PERFORM rythmiq.refuse(word, 'is not a field of a job');
+    END IF;
+
+    value := job -> 'command';
+    IF jsonb_typeof(value) IS DISTINCT FROM 'string' THEN
+        PERFORM rythmiq.refuse('command', CASE WHEN value IS NULL THEN 'is missing' ELSE 'must be a string' END);
+    END IF;
+    IF (job ->> 'command') !~ '\S' THEN
+        PERFORM rythmiq.refuse('command', 'is empty');
+    END IF;
+    IF octet_length(job ->> 'command') > 262144 THEN
+        PERFORM rythmiq.refuse('command', 'has more than 262144 bytes');
+    END IF;
+    spec := jsonb_build_object('command', job ->> 'command');
+    FOREACH word IN ARRAY ARRAY['engine', 'node_size'] LOOP
+        wanted := coalesce(rythmiq.check_text(job, word, 1, 50), CASE word WHEN 'engine' THEN 'base' ELSE 'xsmall' END);
+        IF wanted !~ '^[A-Za-z0-9_]+$' THEN
+            PERFORM rythmiq.refuse(word, 'there is no ' || quote_literal(wanted));
+        END IF;
+        spec := spec || jsonb_build_object(word, wanted);
+    END LOOP;
+    IF job ? 'num_nodes' THEN
+        spec := spec || jsonb_build_object('num_nodes', rythmiq.check_integer(job, 'num_nodes', 1, 100, 1));
+    END IF;
+    IF job ? 'gpu' THEN
+        IF jsonb_typeof(job -> 'gpu') <> 'boolean' THEN
+            PERFORM rythmiq.refuse('gpu', 'must be true or false');
+        END IF;
+        spec := spec || jsonb_build_object('gpu', job -> 'gpu');
+    END IF;
+    IF job ? 'outputs' THEN
+        spec := spec || jsonb_build_object('outputs', rythmiq.check_texts(job, 'outputs',
+            '^(?!/)(?!.*(^|/)\.\.(/|$))(?!.*[\x01-\x1f\x7f\\]).+$', 'must be a relative glob that stays inside'));
+    END IF;
+    params := CASE WHEN coalesce(jsonb_typeof(job -> 'params'), 'null') <> 'null'
+                   THEN rythmiq.check_pairs(job, 'params', env_name, 'is no name of a variable') END;
+    value := rythmiq.check_pairs(job, 'env', env_name, 'is no name of a variable') || coalesce(params, '{}');
+    SELECT key INTO word FROM jsonb_object_keys(value) AS key WHERE key ~* '^rythmiq_' LIMIT 1;
+    IF FOUND THEN
+        PERFORM rythmiq.refuse('env.' || word, 'is a name that rythmiq uses itself');
+    END IF;
+    IF value <> '{}' THEN
+        spec := spec || jsonb_build_object('env', value);
+    END IF;
+    IF job ? 'secrets' THEN
+        spec := spec || jsonb_build_object('secrets', rythmiq.check_texts(job, 'secrets', '^[A-Z][A-Z0-9_]{0,254}$',
+            'must be the name of a secret: capitals, digits and _'));
+    END IF;
+    FOREACH word IN ARRAY ARRAY['timeout', 'timeout_s'] LOOP
+        IF coalesce(jsonb_typeof(job -> word), 'null') <> 'null' THEN
+            IF rythmiq.duration_s(job -> word, word) NOT BETWEEN 0.001 AND 2592000 THEN
+                PERFORM rythmiq.refuse(word, 'must be above 0 and 30 days at most');
+            END IF;
+            spec := spec || jsonb_build_object('timeout_s', rythmiq.duration_s(job -> word, word));
+        END IF;
+    END LOOP;
+    IF coalesce(jsonb_typeof(job -> 'retry_exit_codes'), 'null') <> 'null' THEN
+        IF jsonb_typeof(job -> 'retry_exit_codes') <> 'array' OR EXISTS (
+            SELECT FROM jsonb_array_elements(job -> 'retry_exit_codes') AS code
+            WHERE jsonb_typeof(code) <> 'number' OR (code #>> '{}') !~ '^([1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$') THEN
+            PERFORM rythmiq.refuse('retry_exit_codes', 'must be a list of whole numbers from 1 to 255');
+        END IF;
+        spec := spec || jsonb_build_object('retry_exit_codes', job -> 'retry_exit_codes');
+    END IF;
+    labels := rythmiq.check_pairs(job, 'labels', '^[^\x01-\x1f\x7f]{1,63}$', 'must be a text of 1 to 63 characters');
+    FOREACH word IN ARRAY ARRAY['delay', 'delay_s'] LOOP
+        IF coalesce(jsonb_typeof(job -> word), 'null') <> 'null' THEN
+            delay_s := rythmiq.duration_s(job -> word, word);
+            IF delay_s NOT BETWEEN 0 AND 31536000 THEN
+                PERFORM rythmiq.refuse(word, 'must be 0 or more and a year at most');
+            END IF;
+        END IF;
+    END LOOP;
+
+    unique_key := rythmiq.check_text(job, 'unique_key', 1, 500);
+    SELECT j.job_id INTO holder FROM rythmiq.jobs AS j
+    WHERE j.unique_key = rythmiq.check_text(job, 'unique_key', 1, 500)
+      AND j.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING');
+    IF FOUND THEN
+        RETURN holder;
+    END IF;
+
+    wanted := rythmiq.check_text(job, 'group', 1, 200);
+    IF wanted ~* '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$' THEN
+        SELECT g.group_id INTO joined FROM rythmiq.groups AS g WHERE g.group_id = wanted::uuid;
+        IF NOT FOUND THEN
+            PERFORM rythmiq.refuse('group', 'there is no group ' || wanted);
+        END IF;
+    ELSIF wanted IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || wanted, 0));
+        SELECT g.group_id INTO joined FROM rythmiq.groups AS g
+        WHERE g.name = wanted AND g.finished_at IS NULL AND g.enqueued_by = session_user
+        ORDER BY g.created_at DESC LIMIT 1;
+        IF NOT FOUND THEN
+            joined := gen_random_uuid();
+            INSERT INTO rythmiq.groups (group_id, name) VALUES (joined, wanted);
+        END IF;
+    END IF;
+    IF joined IS NOT NULL THEN
+        SELECT coalesce(g.places, g.max_parallel) IS NOT NULL INTO limited FROM rythmiq.groups AS g WHERE g.group_id = joined;
+        SELECT coalesce(max(j.group_index) + 1, 0) INTO index FROM rythmiq.jobs AS j WHERE j.group_id = joined;
+    END IF;
+
+    -- What it waits for: after and after_ended, and the jobs and groups that inputs are of.
+    FOREACH word IN ARRAY ARRAY['after_ended', 'after'] LOOP
+        place := 0;
+        FOR wanted IN SELECT jsonb_array_elements_text(rythmiq.check_texts(job, word, '^.{1,200}$', 'must be an id or a name')) LOOP
+            SELECT need_ids || array_agg(r.id), need_jobs || array_agg(r.is_job),
+                   need_words || array_agg(CASE word WHEN 'after' THEN 'succeeded' ELSE 'ended' END), count(*)
+            INTO need_ids, need_jobs, need_words, waits
+            FROM rythmiq.referred(wanted, joined) AS r;
+            IF waits = 0 THEN
+                PERFORM rythmiq.refuse(word || '[' || place || ']', 'there is no job or group ' || quote_literal(wanted));
+            END IF;
+            place := place + 1;
+        END LOOP;
+    END LOOP;
+    value := rythmiq.check_inputs(job);
+    FOR place IN 0 .. jsonb_array_length(value) - 1 LOOP
+        wanted := value -> place ->> 'uri';
+        CONTINUE WHEN wanted !~ '^(job|group):[^/]';
+        SELECT r.id INTO added FROM rythmiq.referred(split_part(split_part(wanted, '/', 1), ':', 2), joined) AS r
+        WHERE r.is_job = (wanted ~ '^job:') LIMIT 1;
+        IF NOT FOUND THEN
+            PERFORM rythmiq.refuse('inputs[' || place || '].uri', 'there is no ' || split_part(wanted, '/', 1));
+        END IF;
+        IF NOT added = ANY(need_ids) THEN
+            need_ids := need_ids || added;
+            need_jobs := need_jobs || (wanted ~ '^job:');
+            need_words := need_words || 'succeeded'::text;
+        END IF;
+        value := jsonb_set(value, ARRAY[place::text, 'uri'],
+            to_jsonb(split_part(wanted, ':', 1) || ':' || added || substr(wanted, strpos(wanted, '/'))));
+    END LOOP;
+    IF value <> '[]' THEN
+        spec := spec || jsonb_build_object('inputs', value);
+    END IF;
+    SELECT count(DISTINCT n.id), coalesce(array_agg(DISTINCT n.id) FILTER (WHERE n.is_job), '{}'),
+           coalesce(array_agg(DISTINCT n.id) FILTER (WHERE NOT n.is_job), '{}')
+    INTO waits, awaited, awaited_groups FROM unnest(need_ids, need_jobs) AS n(id, is_job);
+    IF joined IS NOT NULL AND waits > 0 THEN
+        -- Two who add to groups that are there could close a circle together that neither sees.
+        PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0));
+        PERFORM FROM (
+            WITH RECURSIVE above(job_id, group_id) AS (
+                SELECT unnest(awaited), NULL::uuid
+                UNION
+                SELECT NULL::uuid, unnest(awaited_groups)
+                UNION
+                SELECT next.job_id, next.group_id
+                FROM above CROSS JOIN LATERAL (
+                    SELECT d.on_job_id AS job_id, d.on_group_id AS group_id
+                    FROM rythmiq.dependencies AS d WHERE d.job_id = above.job_id AND NOT d.satisfied
+                    UNION ALL
+                    SELECT j.job_id, NULL FROM rythmiq.jobs AS j
+                    WHERE j.group_id = above.group_id AND j.state = 'BLOCKED'
+                ) AS next
+            )
+            SELECT FROM above WHERE above.group_id = joined
+        ) AS circle;
+        IF FOUND THEN
+            PERFORM rythmiq.refuse('after', 'what this job waits for waits for its group: a circle never ends');
+        END IF;
+    END IF;
+
+    INSERT INTO rythmiq.jobs (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key, name, labels,
+                              params, group_id, group_index, waits_for, state)
+    VALUES (made, rythmiq.check_text(job, 'user_id', 0, 200), coalesce(rythmiq.check_text(job, 'queue', 1, 100), 'default'),
+            rythmiq.check_integer(job, 'priority', -1000, 1000, 0), spec,
+            rythmiq.check_integer(job, 'max_attempts', 1, 100, 3), now() + make_interval(secs => delay_s), unique_key,
+            rythmiq.check_text(job, 'name', 1, 200), labels, params, joined, index, waits,
+            CASE WHEN waits > 0 OR limited THEN 'BLOCKED' ELSE 'QUEUED' END)
+    ON CONFLICT DO NOTHING
+    RETURNING job_id INTO added;
+    IF NOT FOUND THEN
+        -- Somebody took the key meanwhile, and may have ended since.
+        RETURN rythmiq.enqueue(job);
+    END IF;
+    INSERT INTO rythmiq.dependencies (job_id, on_job_id, on_group_id, needs)
+    SELECT made, CASE WHEN n.is_job THEN n.id END, CASE WHEN NOT n.is_job THEN n.id END,
+           CASE WHEN bool_or(n.needs = 'succeeded') THEN 'succeeded' ELSE 'ended' END
+    FROM unnest(need_ids, need_jobs, need_words) AS n(id, is_job, needs) GROUP BY n.id, n.is_job;
+    IF waits > 0 THEN
+        PERFORM rythmiq.settle_sources(awaited, awaited_groups);
+    END IF;
+    RETURN made;
+END
+$$;
+
+COMMENT ON FUNCTION rythmiq.enqueue IS 'adds a job, in the caller''s transaction: the fields are those of `rythmiq schema`; a fault
+is SQLSTATE 22023 and begins with its field; what Camber offers is not checked';
+
+-- Whether the login may see every job: it owns the tables, or is a member of a role that does.
+CREATE FUNCTION rythmiq.sees_all() RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass), 'MEMBER')
+        OR EXISTS (SELECT FROM pg_roles AS r
+                   WHERE r.rolname IN ('rythmiq_reader', 'rythmiq_operator', 'rythmiq_worker')
+                     AND pg_has_role(session_user, r.oid, 'MEMBER'))
+$$;
+
+CREATE VIEW rythmiq.job_status WITH (security_barrier) AS
+SELECT j.job_id, j.name, j.labels, j.group_id, j.group_index, j.params, j.user_id, j.queue, j.state, j.phase, j.priority,
+       j.attempt, j.max_attempts, j.waits_for, j.wait_reason, j.exit_code, j.error_code, j.error_message, j.warnings,
+       j.cost_credits, j.cancel_requested_at, j.created_at, j.started_at, j.finished_at, j.enqueued_by,
+       j.artifact_uri,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', x.name, 'uri', x.uri, 'bytes', x.bytes, 'sha256', x.sha256,
+                                                     'content_type', x.content_type) ORDER BY x.name), '[]')
+        FROM rythmiq.artifacts AS x WHERE x.job_id = j.job_id AND x.attempt = j.attempt) AS artifacts
+FROM rythmiq.jobs AS j
+WHERE (SELECT rythmiq.sees_all()) OR j.enqueued_by = session_user;
+
+COMMENT ON VIEW rythmiq.job_status IS 'how jobs stand, without their specs: of a login that enqueues its own ones';
+
+CREATE FUNCTION rythmiq.cancel(id uuid) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    all_of CONSTANT boolean := pg_has_role(session_user,
+            (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass), 'MEMBER')
+        OR EXISTS (SELECT FROM pg_roles AS r WHERE r.rolname = 'rythmiq_operator' AND pg_has_role(session_user, r.oid, 'MEMBER'));
+    now_is text;
+BEGIN
+    -- Rows are locked in the order of their ids, as wherever else a statement waits for them.
+    PERFORM FROM rythmiq.jobs AS j
+    WHERE (j.job_id = id OR j.group_id = id) AND j.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING')
+      AND (all_of OR j.enqueued_by = session_user)
+    ORDER BY j.job_id FOR NO KEY UPDATE;
+    UPDATE rythmiq.jobs AS j
+    SET cancel_requested_at = coalesce(cancel_requested_at, now()), updated_at = now(),
+        state = CASE WHEN state = 'RUNNING' THEN state ELSE 'CANCELLED' END,
+        finished_at = CASE WHEN state = 'RUNNING' THEN NULL ELSE now() END,
+        error_code = CASE WHEN state = 'RUNNING' THEN error_code ELSE 'cancelled' END,
+        error_message = CASE WHEN state = 'RUNNING' THEN error_message ELSE 'cancelled before it started' END,
+        retryable = CASE WHEN state = 'RUNNING' THEN retryable ELSE false END
+    WHERE (j.job_id = id OR j.group_id = id) AND j.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING')
+      AND (all_of OR j.enqueued_by = session_user);
+    PERFORM pg_notify('rythmiq', 'cancel');
+    SELECT j.state INTO now_is FROM rythmiq.jobs AS j WHERE j.job_id = id AND (all_of OR j.enqueued_by = session_user);
+    IF NOT FOUND THEN
+        SELECT CASE WHEN g.finished_at IS NULL THEN 'RUNNING' WHEN g.failed > 0 THEN 'FAILED'
+                    WHEN g.cancelled > 0 THEN 'CANCELLED' ELSE 'SUCCEEDED' END
+        INTO now_is FROM rythmiq.groups AS g WHERE g.group_id = id AND (all_of OR g.enqueued_by = session_user);
+    END IF;
+    IF now_is IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'P0002', MESSAGE = 'there is no job or group ' || id || ' that this login put in';
+    END IF;
+    RETURN now_is;
+END
+$$;
+
+COMMENT ON FUNCTION rythmiq.cancel IS 'cancels a job or a group that the login put in, and returns its state: RUNNING where its driver
+is still to stop it; SQLSTATE P0002 where there is none';
+
+REVOKE ALL ON FUNCTION rythmiq.cancel(uuid) FROM PUBLIC;

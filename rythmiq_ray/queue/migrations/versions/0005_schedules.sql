@@ -1,0 +1,108 @@
+-- Jobs and sweeps that come again and again: any driver fires each due time, and only once.
+
+CREATE TABLE rythmiq.schedules (
+    name          text PRIMARY KEY CHECK (length(name) BETWEEN 1 AND 200),
+    cron          text NOT NULL,
+    time_zone     text NOT NULL DEFAULT 'UTC',
+    job           jsonb,
+    sweep         jsonb,
+    overlap       text NOT NULL DEFAULT 'skip' CHECK (overlap IN ('skip', 'queue', 'cancel')),
+    catch_up      text NOT NULL DEFAULT 'one' CHECK (catch_up IN ('none', 'one', 'all')),
+    paused        boolean NOT NULL DEFAULT false,
+    reason        text,
+    next_at       timestamptz NOT NULL,
+    last_at       timestamptz,
+    last_job_id   uuid,
+    last_group_id uuid,
+    last_outcome  text,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    enqueued_by   name NOT NULL DEFAULT session_user,
+    CHECK (num_nonnulls(job, sweep) = 1)
+);
+
+COMMENT ON TABLE rythmiq.schedules IS 'job is a line of `rythmiq schema`; sweep has jobs, a list of such lines, and what a group has';
+COMMENT ON COLUMN rythmiq.schedules.last_outcome IS 'what became of the last due time: enqueued, skipped, or why it could not be enqueued';
+
+-- Enqueues what a schedule has, once, as the login that made it. Returns the job, or the group of a sweep.
+CREATE FUNCTION rythmiq.run_schedule(schedule text, at timestamptz) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    s rythmiq.schedules;
+    line jsonb;
+    marks jsonb;
+    made uuid;
+    made_group uuid;
+    unfinished boolean;
+BEGIN
+    SELECT * INTO STRICT s FROM rythmiq.schedules AS x WHERE x.name = schedule FOR UPDATE;
+    unfinished := EXISTS (SELECT FROM rythmiq.jobs AS j WHERE j.job_id = s.last_job_id AND j.finished_at IS NULL)
+        OR EXISTS (SELECT FROM rythmiq.groups AS g WHERE g.group_id = s.last_group_id AND g.finished_at IS NULL);
+    IF unfinished AND s.overlap = 'skip' THEN
+        UPDATE rythmiq.schedules AS x SET last_outcome = 'skipped: the run before is unfinished' WHERE x.name = schedule;
+        RETURN NULL;
+    END IF;
+    IF unfinished AND s.overlap = 'cancel' THEN
+        UPDATE rythmiq.jobs AS j
+        SET cancel_requested_at = coalesce(cancel_requested_at, now()), updated_at = now(),
+            state = CASE WHEN state = 'RUNNING' THEN state ELSE 'CANCELLED' END,
+            finished_at = CASE WHEN state = 'RUNNING' THEN NULL ELSE now() END,
+            error_code = CASE WHEN state = 'RUNNING' THEN error_code ELSE 'cancelled' END,
+            error_message = CASE WHEN state = 'RUNNING' THEN error_message ELSE 'its schedule was due again' END,
+            retryable = CASE WHEN state = 'RUNNING' THEN retryable ELSE false END
+        WHERE (j.job_id = s.last_job_id OR j.group_id = s.last_group_id)
+          AND j.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING');
+        PERFORM pg_notify('rythmiq', 'cancel');
+    END IF;
+    marks := jsonb_build_object('schedule', s.name, 'scheduled_at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'));
+    IF s.job IS NOT NULL THEN
+        line := jsonb_build_object('name', s.name) || s.job
+            || jsonb_build_object('labels', coalesce(s.job -> 'labels', '{}') || marks);
+        made := rythmiq.enqueue(line);
+        UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.job_id = made;
+    ELSE
+        made_group := gen_random_uuid();
+        INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, enqueued_by)
+        VALUES (made_group, coalesce(s.sweep ->> 'name', s.name), s.sweep ->> 'user_id',
+                coalesce(s.sweep -> 'labels', '{}') || marks, (s.sweep ->> 'max_parallel')::integer,
+                (s.sweep ->> 'stop_after_failures')::integer, s.enqueued_by);
+        FOR line IN SELECT jsonb_array_elements(s.sweep -> 'jobs') LOOP
+            PERFORM rythmiq.enqueue(line || jsonb_build_object('group', made_group,
+                'labels', coalesce(line -> 'labels', '{}') || marks));
+        END LOOP;
+        UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.group_id = made_group;
+    END IF;
+    UPDATE rythmiq.schedules AS x
+    SET last_at = at, last_job_id = made, last_group_id = made_group, last_outcome = 'enqueued'
+    WHERE x.name = schedule;
+    RETURN coalesce(made, made_group);
+END
+$$;
+
+-- Fires due times of a schedule, unless another driver has: whoever moves next_at on from what it was does it.
+CREATE FUNCTION rythmiq.fire_schedule(schedule text, was timestamptz, following timestamptz, times timestamptz[])
+RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    at timestamptz;
+    fired integer := 0;
+BEGIN
+    UPDATE rythmiq.schedules AS x SET next_at = following
+    WHERE x.name = schedule AND x.next_at = was AND NOT x.paused;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    FOREACH at IN ARRAY times LOOP
+        BEGIN
+            IF rythmiq.run_schedule(schedule, at) IS NOT NULL THEN
+                fired := fired + 1;
+            END IF;
+        EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
+            -- One that cannot be enqueued any more keeps no other from being fired.
+            UPDATE rythmiq.schedules AS x SET last_outcome = 'not enqueued: ' || SQLERRM WHERE x.name = schedule;
+        END;
+    END LOOP;
+    RETURN fired;
+END
+$$;
+
+REVOKE ALL ON FUNCTION rythmiq.run_schedule(text, timestamptz),
+    rythmiq.fire_schedule(text, timestamptz, timestamptz, timestamptz[]) FROM PUBLIC;

@@ -1,0 +1,635 @@
+-- What bounds the work of all drivers together: limits, turns between users, pauses, budgets; and what it cost.
+
+ALTER TABLE rythmiq.drivers ADD COLUMN draining_at timestamptz;
+ALTER TABLE rythmiq.jobs ADD COLUMN credits_per_hour double precision;
+
+COMMENT ON COLUMN rythmiq.drivers.draining_at IS 'since then it ends what it has, takes nothing new, and goes';
+COMMENT ON COLUMN rythmiq.jobs.credits_per_hour IS 'of the running or last attempt, by the price that its driver knows';
+
+CREATE TABLE rythmiq.limits (
+    scope          text NOT NULL CHECK (scope IN ('account', 'queue', 'user', 'group')),
+    name           text NOT NULL DEFAULT '',
+    max_running    integer CHECK (max_running >= 0),
+    per_minute     integer CHECK (per_minute >= 0),
+    credits        double precision CHECK (credits >= 0 AND credits < 'infinity'),
+    period         text CHECK (period IN ('day', 'month', 'all')),
+    paused         boolean NOT NULL DEFAULT false,
+    cancel_running boolean NOT NULL DEFAULT false,
+    reason         text,
+    set_by         name NOT NULL DEFAULT session_user,
+    set_at         timestamptz NOT NULL DEFAULT now(),
+    spent          double precision,
+    over           text[] NOT NULL DEFAULT '{}',
+    CHECK ((credits IS NULL) = (period IS NULL)),
+    CHECK ((scope = 'account') = (name = ''))
+) WITH (fillfactor = 50);
+
+CREATE UNIQUE INDEX limits_scope ON rythmiq.limits (scope, name, (coalesce(period, '')));
+
+COMMENT ON TABLE rythmiq.limits IS 'a row for a scope, and one more for each period of a budget; all of them hold';
+COMMENT ON COLUMN rythmiq.limits.name IS 'of the queue or user, * for each user; of a group its id; empty for the account';
+COMMENT ON COLUMN rythmiq.limits.cancel_running IS 'once the budget is reached, what runs is cancelled too';
+COMMENT ON COLUMN rythmiq.limits.spent IS 'of the budget, when a driver looked last: of * the most of any user';
+COMMENT ON COLUMN rythmiq.limits.over IS 'the names that have reached the budget; of * they are users';
+
+CREATE TABLE rythmiq.costs (
+    day      date NOT NULL,
+    user_id  text NOT NULL,
+    queue    text NOT NULL,
+    group_id uuid NOT NULL,
+    labels   jsonb NOT NULL,
+    part     integer NOT NULL DEFAULT 0,
+    credits  double precision NOT NULL,
+    jobs     bigint NOT NULL,
+    group_name text
+) WITH (fillfactor = 70);
+
+-- Hashes, because an index holds no long text.
+CREATE UNIQUE INDEX costs_key ON rythmiq.costs (day, md5(user_id), md5(queue), group_id, md5(labels::text), part);
+
+COMMENT ON TABLE rythmiq.costs IS 'what ended, by the day in UTC on which it ended; it stays when jobs are pruned';
+COMMENT ON COLUMN rythmiq.costs.group_id IS 'all zeros where a job is in no group';
+COMMENT ON COLUMN rythmiq.costs.part IS 'another row of the same key, where a session held the first one';
+
+INSERT INTO rythmiq.costs (day, user_id, queue, group_id, labels, credits, jobs)
+SELECT (coalesce(j.finished_at, j.updated_at) AT TIME ZONE 'UTC')::date, coalesce(j.user_id, ''), j.queue,
+       coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), j.labels, sum(j.cost_credits), count(*)
+FROM rythmiq.jobs AS j
+WHERE j.cost_credits > 0 AND j.cost_credits < 'infinity' AND isfinite(coalesce(j.finished_at, j.updated_at))
+GROUP BY 1, 2, 3, 4, 5;
+
+CREATE FUNCTION rythmiq.jobs_priced() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET lock_timeout = '2s' AS $$
+DECLARE
+    parts integer := 0;
+BEGIN
+    LOOP
+        BEGIN
+            INSERT INTO rythmiq.costs AS c (day, user_id, queue, group_id, labels, part, credits, jobs, group_name)
+            SELECT (now() AT TIME ZONE 'UTC')::date, coalesce(n.user_id, ''), n.queue,
+                   coalesce(n.group_id, '00000000-0000-0000-0000-000000000000'), n.labels, parts,
+                   sum(coalesce(n.cost_credits, 0) - coalesce(o.cost_credits, 0)),
+                   count(*) FILTER (WHERE o.cost_credits IS NULL), max(g.name)
+            FROM new_rows AS n JOIN old_rows AS o USING (job_id) LEFT JOIN rythmiq.groups AS g ON g.group_id = n.group_id
+            WHERE n.cost_credits IS DISTINCT FROM o.cost_credits AND n.cost_credits < 'infinity'
+              AND coalesce(o.cost_credits, 0) < 'infinity'
+            GROUP BY 2, 3, 4, 5
+            ORDER BY 2, 3, 4, 5 -- In one order, so that two never wait for each other both.
+            ON CONFLICT (day, md5(user_id), md5(queue), group_id, md5(labels::text), part) DO UPDATE
+            SET credits = c.credits + excluded.credits, jobs = c.jobs + excluded.jobs;
+            RETURN NULL;
+        EXCEPTION WHEN lock_not_available THEN
+            IF parts <> 0 THEN RAISE; END IF;
+            parts := pg_backend_pid();
+        END;
+    END LOOP;
+END
+$$;
+
+CREATE TRIGGER jobs_priced AFTER UPDATE ON rythmiq.jobs
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.jobs_priced();
+
+CREATE VIEW rythmiq.spending AS
+SELECT c.day, c.user_id, c.queue, c.group_id, c.group_name, c.labels, c.credits, c.jobs, false AS running
+FROM rythmiq.costs AS c
+UNION ALL
+SELECT (now() AT TIME ZONE 'UTC')::date, coalesce(j.user_id, ''), j.queue,
+       coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), g.name, j.labels,
+       j.credits_per_hour * greatest(0, extract(epoch FROM coalesce(j.ended_at, now()) - j.running_at)) / 3600, 1, true
+FROM rythmiq.jobs AS j LEFT JOIN rythmiq.groups AS g USING (group_id)
+WHERE j.state = 'RUNNING' AND isfinite(j.running_at) AND coalesce(isfinite(j.ended_at), true)
+  AND j.credits_per_hour IS NOT NULL;
+
+COMMENT ON VIEW rythmiq.spending IS 'what ended, and beside it what runs, by its price and the time that it has run';
+
+-- ------------------------------------------------------------------------------------------------------------- groups
+
+-- A limit of a group, or a pause, holds by way of its places: what has none is BLOCKED, and no claim meets it.
+CREATE FUNCTION rythmiq.place_group(id uuid) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    bound integer;
+BEGIN
+    PERFORM FROM rythmiq.groups AS g WHERE g.group_id = id FOR NO KEY UPDATE;
+    SELECT min(CASE WHEN l.paused OR l.over <> '{}' THEN 0 ELSE least(l.max_running, l.per_minute) END) INTO bound
+    FROM rythmiq.limits AS l WHERE l.scope = 'group' AND l.name = id::text;
+    UPDATE rythmiq.groups AS g SET places = least(bound, CASE WHEN bound IS NOT NULL THEN g.max_parallel END)
+    WHERE g.group_id = id;
+    IF bound IS NOT NULL THEN
+        UPDATE rythmiq.jobs AS j SET state = 'BLOCKED', updated_at = now()
+        WHERE j.job_id IN (
+            SELECT q.job_id FROM rythmiq.jobs AS q
+            WHERE q.group_id = id AND q.state IN ('QUEUED', 'RETRYING')
+            ORDER BY q.group_index, q.job_id
+            OFFSET greatest(0, bound - (SELECT count(*) FROM rythmiq.jobs AS r WHERE r.group_id = id AND r.state = 'RUNNING'))
+            FOR NO KEY UPDATE SKIP LOCKED);
+    END IF;
+    PERFORM rythmiq.settle_soon('{}', ARRAY[id]);
+END
+$$;
+
+CREATE FUNCTION rythmiq.limits_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    old_name text := CASE WHEN TG_OP <> 'INSERT' AND OLD.scope = 'group' THEN OLD.name END;
+    new_name text := CASE WHEN TG_OP <> 'DELETE' AND NEW.scope = 'group' THEN NEW.name END;
+BEGIN
+    IF new_name IS NOT NULL THEN PERFORM rythmiq.place_group(new_name::uuid); END IF;
+    IF old_name IS NOT NULL AND old_name IS DISTINCT FROM new_name THEN PERFORM rythmiq.place_group(old_name::uuid); END IF;
+    PERFORM pg_notify('rythmiq', 'limits');
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER limits_new AFTER INSERT OR DELETE ON rythmiq.limits
+    FOR EACH ROW EXECUTE FUNCTION rythmiq.limits_changed();
+CREATE TRIGGER limits_changed AFTER UPDATE ON rythmiq.limits FOR EACH ROW
+    WHEN ((OLD.scope, OLD.name, OLD.max_running, OLD.per_minute, OLD.paused, OLD.over)
+          IS DISTINCT FROM (NEW.scope, NEW.name, NEW.max_running, NEW.per_minute, NEW.paused, NEW.over))
+    EXECUTE FUNCTION rythmiq.limits_changed();
+
+CREATE FUNCTION rythmiq.group_gone() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    DELETE FROM rythmiq.limits AS l WHERE l.scope = 'group' AND l.name = OLD.group_id::text;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER groups_gone AFTER DELETE ON rythmiq.groups FOR EACH ROW EXECUTE FUNCTION rythmiq.group_gone();
+
+-- -------------------------------------------------------------------------------------------------------- set and unset
+
+CREATE FUNCTION rythmiq.as_uuid(value text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN value ~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' THEN value::uuid END
+$$;
+
+-- Whether the login may bound this scope: it is on call, or it has put that group in.
+CREATE FUNCTION rythmiq.check_scope(of_scope text, of_name text) RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    IF of_scope NOT IN ('account', 'queue', 'user', 'group') OR of_scope IS NULL THEN
+        PERFORM rythmiq.refuse('scope', 'must be account, queue, user or group');
+    END IF;
+    IF (of_scope = 'account') <> (coalesce(of_name, '') = '') THEN
+        PERFORM rythmiq.refuse('name', 'is for a queue, a user or a group');
+    END IF;
+    IF of_scope = 'group' AND NOT EXISTS (SELECT FROM rythmiq.groups AS g WHERE g.group_id = rythmiq.as_uuid(of_name)) THEN
+        PERFORM rythmiq.refuse('name', 'there is no group ' || of_name);
+    END IF;
+    IF NOT (pg_has_role(session_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'rythmiq.jobs'::regclass), 'MEMBER')
+            OR EXISTS (SELECT FROM pg_roles AS r WHERE r.rolname = 'rythmiq_operator'
+                       AND pg_has_role(session_user, r.oid, 'MEMBER'))
+            OR (of_scope = 'group' AND EXISTS (SELECT FROM rythmiq.groups AS g
+                                            WHERE g.group_id = rythmiq.as_uuid(of_name) AND g.enqueued_by = session_user))) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'this login may bound the groups that it put in, and nothing else';
+    END IF;
+END
+$$;
+
+CREATE FUNCTION rythmiq.set_limit(scope text, name text, max_running integer, per_minute integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM rythmiq.check_scope($1, $2);
+    IF $3 < 0 OR $4 < 0 OR coalesce($3, $4) IS NULL THEN
+        PERFORM rythmiq.refuse('max_running', 'and per_minute: give one of them, 0 or more');
+    END IF;
+    INSERT INTO rythmiq.limits AS l (scope, name, max_running, per_minute) VALUES ($1, coalesce($2, ''), $3, $4)
+    ON CONFLICT (scope, name, (coalesce(period, ''))) DO UPDATE
+    SET max_running = coalesce($3, l.max_running), per_minute = coalesce($4, l.per_minute),
+        set_by = session_user, set_at = now();
+END
+$$;
+
+CREATE FUNCTION rythmiq.unset_limit(scope text, name text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    found_one boolean;
+BEGIN
+    PERFORM rythmiq.check_scope($1, $2);
+    UPDATE rythmiq.limits AS l SET max_running = NULL, per_minute = NULL
+    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND coalesce(l.max_running, l.per_minute) IS NOT NULL;
+    found_one := FOUND;
+    DELETE FROM rythmiq.limits AS l
+    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND NOT l.paused AND l.credits IS NULL
+      AND coalesce(l.max_running, l.per_minute) IS NULL;
+    RETURN found_one;
+END
+$$;
+
+CREATE FUNCTION rythmiq.set_budget(scope text, name text, credits double precision, period text, cancel_running boolean)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM rythmiq.check_scope($1, $2);
+    IF $3 IS NULL OR NOT ($3 >= 0 AND $3 < 'infinity') THEN
+        PERFORM rythmiq.refuse('credits', 'must be a number, 0 or more');
+    END IF;
+    IF $4 IS NULL OR $4 NOT IN ('day', 'month', 'all') THEN
+        PERFORM rythmiq.refuse('period', 'must be day, month or all');
+    END IF;
+    INSERT INTO rythmiq.limits (scope, name, credits, period, cancel_running)
+    VALUES ($1, coalesce($2, ''), $3, $4, coalesce($5, false))
+    ON CONFLICT (scope, name, (coalesce(period, ''))) DO UPDATE
+    SET credits = $3, cancel_running = coalesce($5, false), set_by = session_user, set_at = now();
+    PERFORM rythmiq.check_budgets();
+END
+$$;
+
+CREATE FUNCTION rythmiq.unset_budget(scope text, name text, period text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    PERFORM rythmiq.check_scope($1, $2);
+    DELETE FROM rythmiq.limits AS l
+    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND l.period IS NOT NULL AND ($3 IS NULL OR l.period = $3);
+    RETURN FOUND;
+END
+$$;
+
+-- Asks for the end of what runs in a scope; of * of these users. Returns how many there were.
+CREATE FUNCTION rythmiq.cancel_running(scope text, names text[]) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    jobs integer;
+BEGIN
+    UPDATE rythmiq.jobs AS j SET cancel_requested_at = now(), updated_at = now()
+    WHERE j.job_id IN (
+        SELECT r.job_id FROM rythmiq.jobs AS r
+        WHERE r.state = 'RUNNING' AND r.cancel_requested_at IS NULL
+          AND CASE $1 WHEN 'account' THEN true WHEN 'queue' THEN r.queue = ANY($2)
+                      WHEN 'group' THEN r.group_id::text = ANY($2)
+                      ELSE '*' = ANY($2) OR coalesce(r.user_id, '') = ANY($2) END
+        ORDER BY r.job_id
+        FOR NO KEY UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS jobs = ROW_COUNT;
+    IF jobs > 0 THEN PERFORM pg_notify('rythmiq', 'cancel'); END IF;
+    RETURN jobs;
+END
+$$;
+
+CREATE FUNCTION rythmiq.pause(scope text, name text, reason text, cancel_running boolean) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM rythmiq.check_scope($1, $2);
+    INSERT INTO rythmiq.limits (scope, name, paused, reason) VALUES ($1, coalesce($2, ''), true, $3)
+    ON CONFLICT (scope, name, (coalesce(period, ''))) DO UPDATE
+    SET paused = true, reason = $3, set_by = session_user, set_at = now();
+    RETURN CASE WHEN $4 THEN rythmiq.cancel_running($1, ARRAY[coalesce($2, '')]) ELSE 0 END;
+END
+$$;
+
+CREATE FUNCTION rythmiq.resume(scope text, name text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    found_one boolean;
+BEGIN
+    PERFORM rythmiq.check_scope($1, $2);
+    UPDATE rythmiq.limits AS l SET paused = false, reason = NULL
+    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND l.paused;
+    found_one := FOUND;
+    DELETE FROM rythmiq.limits AS l
+    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND l.credits IS NULL
+      AND coalesce(l.max_running, l.per_minute) IS NULL;
+    RETURN found_one;
+END
+$$;
+
+CREATE FUNCTION rythmiq.drain(id uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    UPDATE rythmiq.drivers AS d SET draining_at = coalesce(d.draining_at, now())
+    WHERE d.driver_id = id AND d.stopped_at IS NULL AND d.lease_expires_at > now();
+    PERFORM pg_notify('rythmiq', 'limits');
+    RETURN FOUND;
+END
+$$;
+
+-- What budgets have been spent, and which are reached. A row that another session holds is looked at next time.
+CREATE FUNCTION rythmiq.check_budgets() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    b rythmiq.limits;
+    today CONSTANT date := (now() AT TIME ZONE 'UTC')::date;
+    most double precision;
+    reached text[];
+BEGIN
+    FOR b IN SELECT * FROM rythmiq.limits AS l WHERE l.credits IS NOT NULL
+             ORDER BY l.scope, l.name, l.period FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        SELECT coalesce(max(t.credits), 0), coalesce(array_agg(t.name) FILTER (WHERE t.credits >= b.credits), '{}')
+        INTO most, reached
+        FROM (
+            SELECT CASE b.scope WHEN 'account' THEN '' WHEN 'queue' THEN s.queue WHEN 'user' THEN s.user_id
+                                ELSE s.group_id::text END AS name, sum(s.credits) AS credits
+            FROM rythmiq.spending AS s
+            WHERE s.day >= CASE b.period WHEN 'day' THEN today WHEN 'month' THEN date_trunc('month', today)::date
+                                         ELSE '-infinity'::date END
+              AND CASE b.scope WHEN 'account' THEN true WHEN 'queue' THEN s.queue = b.name
+                               WHEN 'user' THEN b.name = '*' OR s.user_id = b.name ELSE s.group_id::text = b.name END
+            GROUP BY 1
+        ) AS t;
+        IF b.credits = 0 THEN reached := ARRAY[b.name]; END IF;
+        UPDATE rythmiq.limits AS l SET spent = most, over = reached
+        WHERE l.scope = b.scope AND l.name = b.name AND l.period = b.period
+          AND (l.spent, l.over) IS DISTINCT FROM (most, reached);
+        IF b.cancel_running AND reached <> '{}' THEN PERFORM rythmiq.cancel_running(b.scope, reached); END IF;
+    END LOOP;
+END
+$$;
+
+-- The value that camber.max_in_flight=auto has found, for all drivers of the account together.
+CREATE TABLE rythmiq.account (
+    one         boolean PRIMARY KEY DEFAULT true CHECK (one),
+    found_limit double precision,
+    lowered_at  timestamptz
+);
+
+COMMENT ON TABLE rythmiq.account IS 'one row, which also is what drivers lock while they choose their next jobs';
+
+INSERT INTO rythmiq.account DEFAULT VALUES;
+
+CREATE FUNCTION rythmiq.adjust_account(first double precision, grown double precision, share double precision,
+                                       sent_age_s double precision) RETURNS SETOF rythmiq.account
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    -- What was sent before the limit was lowered speaks of the limit before it: one burst is one sign, also of several
+    -- drivers.
+    RETURN QUERY UPDATE rythmiq.account AS a
+        SET found_limit = CASE WHEN sign.counts THEN greatest(1, coalesce(a.found_limit, first) * share)
+                               ELSE least(100000, coalesce(a.found_limit, first) + grown) END,
+            lowered_at = CASE WHEN sign.counts THEN now() ELSE a.lowered_at END
+        FROM (SELECT share IS NOT NULL AND now() - make_interval(secs => sent_age_s)
+                     >= coalesce(x.lowered_at, '-infinity') AS counts FROM rythmiq.account AS x) AS sign
+        RETURNING a.*;
+END
+$$;
+
+-- -------------------------------------------------------------------------------------------------------------- claims
+
+CREATE FUNCTION rythmiq.users_between(of_priority integer, of_queue text, low text, high text) RETURNS SETOF text
+LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE walk AS (
+        (SELECT coalesce(j.user_id, '') AS who FROM rythmiq.jobs AS j
+         WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority AND j.queue = of_queue
+           AND coalesce(j.user_id, '') >= low AND (high IS NULL OR coalesce(j.user_id, '') < high)
+         ORDER BY coalesce(j.user_id, '') LIMIT 1)
+        UNION ALL
+        SELECT next.who
+        FROM walk CROSS JOIN LATERAL (
+            SELECT coalesce(j.user_id, '') AS who FROM rythmiq.jobs AS j
+            WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority AND j.queue = of_queue
+              AND coalesce(j.user_id, '') > walk.who AND (high IS NULL OR coalesce(j.user_id, '') < high)
+            ORDER BY coalesce(j.user_id, '') LIMIT 1
+        ) AS next
+    )
+    SELECT walk.who FROM walk
+$$;
+
+CREATE FUNCTION rythmiq.queues_waiting(of_priority integer) RETURNS SETOF text LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE walk AS (
+        (SELECT j.queue FROM rythmiq.jobs AS j
+         WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority ORDER BY j.queue LIMIT 1)
+        UNION ALL
+        SELECT next.queue
+        FROM walk CROSS JOIN LATERAL (
+            SELECT j.queue FROM rythmiq.jobs AS j
+            WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority AND j.queue > walk.queue
+            ORDER BY j.queue LIMIT 1
+        ) AS next
+    )
+    SELECT walk.queue FROM walk
+$$;
+
+-- What each bounded scope has room for. "used" counts jobs that run and attempts that were begun within a minute.
+CREATE FUNCTION rythmiq.rooms(moment timestamptz) RETURNS TABLE (scope text, name text, room bigint)
+LANGUAGE sql STABLE AS $$
+    WITH used AS MATERIALIZED (
+        SELECT coalesce(j.user_id, '') AS user_id, j.queue, coalesce(j.group_id::text, '') AS group_id,
+               count(*) AS running, 0::bigint AS begun
+        FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING' GROUP BY 1, 2, 3
+        UNION ALL
+        SELECT coalesce(j.user_id, ''), j.queue, coalesce(j.group_id::text, ''), 0, count(*)
+        FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
+        WHERE a.started_at > moment - interval '1 minute'
+          AND EXISTS (SELECT FROM rythmiq.limits AS l WHERE l.per_minute IS NOT NULL)
+        GROUP BY 1, 2, 3
+    ), scopes AS MATERIALIZED (
+        SELECT 'account' AS scope, '' AS name, sum(u.running) AS running, sum(u.begun) AS begun FROM used AS u
+        UNION ALL SELECT 'queue', u.queue, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.queue
+        UNION ALL SELECT 'user', u.user_id, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.user_id
+        UNION ALL SELECT 'group', u.group_id, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.group_id
+    ), each_user AS (
+        SELECT min(l.max_running) AS max_running, min(l.per_minute) AS per_minute, bool_or(l.paused OR '*' = ANY(l.over)) AS paused,
+               array_agg(o.who) FILTER (WHERE o.who IS NOT NULL) AS over
+        FROM rythmiq.limits AS l LEFT JOIN LATERAL unnest(l.over) AS o(who) ON true
+        WHERE l.scope = 'user' AND l.name = '*'
+    ), bounds AS (
+        SELECT l.scope, l.name, min(l.max_running) AS max_running, min(l.per_minute) AS per_minute,
+               bool_or(l.paused OR l.over <> '{}') AS closed
+        FROM rythmiq.limits AS l WHERE NOT (l.scope = 'user' AND l.name = '*') GROUP BY l.scope, l.name
+    )
+    SELECT coalesce(b.scope, s.scope), coalesce(b.name, s.name),
+           CASE WHEN b.closed OR (coalesce(b.scope, s.scope) = 'user'
+                                  AND (e.paused OR coalesce(b.name, s.name) = ANY(e.over))) THEN 0
+                ELSE least(coalesce(b.max_running, CASE WHEN coalesce(b.scope, s.scope) = 'user' THEN e.max_running END)
+                               - coalesce(s.running, 0),
+                           coalesce(b.per_minute, CASE WHEN coalesce(b.scope, s.scope) = 'user' THEN e.per_minute END)
+                               - coalesce(s.begun, 0)) END::bigint
+    FROM bounds AS b FULL JOIN scopes AS s ON s.scope = b.scope AND s.name = b.name, each_user AS e
+    UNION ALL
+    SELECT 'user', o.who, 0 FROM each_user AS e, unnest(e.over) AS o(who)
+    UNION ALL
+    SELECT 'user', '*', CASE WHEN e.paused THEN 0 ELSE least(e.max_running, e.per_minute) END FROM each_user AS e
+$$;
+
+-- The next jobs to be claimed, locked: the highest priority first, users by turns, each user's oldest first, and none
+-- for which a limit has no room. Drivers choose one after the other, so that no two take the same room.
+CREATE FUNCTION rythmiq.next_jobs(served text[], wanted integer, account integer, age_s double precision, after text,
+                                  skipped uuid[], only_one uuid, at timestamptz) RETURNS SETOF uuid
+LANGUAGE plpgsql ROWS 100 SET lock_timeout = '2s' AS $$
+DECLARE
+    moment CONSTANT timestamptz := coalesce(at, now());
+    age CONSTANT interval := make_interval(secs => age_s);
+    most_lanes CONSTANT integer := greatest(2 * wanted, 100);
+    room bigint := wanted;
+    users jsonb := '{}';
+    queues jsonb := '{}';
+    groups jsonb := '{}';
+    each_user bigint;
+    slices jsonb;
+    depth integer := 1;
+    share bigint;
+    lane_queues text[];
+    lane_users text[];
+    chosen uuid[];
+    cut boolean;
+    bounded boolean;
+BEGIN
+    bounded := EXISTS (SELECT FROM rythmiq.limits);
+    IF bounded OR account IS NOT NULL THEN
+        BEGIN
+            -- A row rather than an advisory lock, which every login may take, and hold.
+            PERFORM FROM rythmiq.account FOR NO KEY UPDATE;
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN;
+        END;
+    END IF;
+    IF bounded THEN
+        SELECT coalesce(jsonb_object_agg(r.name, r.free) FILTER (WHERE r.scope = 'user' AND r.name <> '*'), '{}'),
+               coalesce(jsonb_object_agg(r.name, r.free) FILTER (WHERE r.scope = 'queue'), '{}'),
+               coalesce(jsonb_object_agg(r.name, r.free) FILTER (WHERE r.scope = 'group' AND r.name <> ''), '{}'),
+               min(r.free) FILTER (WHERE r.scope = 'user' AND r.name = '*'),
+               least(room, min(r.free) FILTER (WHERE r.scope = 'account'))
+        INTO users, queues, groups, each_user, room
+        FROM (SELECT x.scope, x.name, min(x.room) AS free FROM rythmiq.rooms(moment) AS x
+              WHERE x.room IS NOT NULL GROUP BY x.scope, x.name) AS r;
+    END IF;
+    IF account IS NOT NULL AND NOT EXISTS (SELECT FROM rythmiq.limits AS l
+                                           WHERE l.scope = 'account' AND l.max_running IS NOT NULL) THEN
+        room := least(room, account - (SELECT count(*) FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING'));
+    END IF;
+    IF room <= 0 THEN
+        RETURN;
+    END IF;
+
+    -- Each priority that waits, and, of those below the highest, what has waited for so long that it counts as one step
+    -- higher, or as several: a slice is a priority, the class that it counts as, and from when to when it was put in.
+    WITH RECURSIVE heads AS (
+        (SELECT j.priority, j.next_visible_at, 0 AS rank FROM rythmiq.jobs AS j
+         WHERE j.state IN ('QUEUED', 'RETRYING') ORDER BY j.priority DESC, j.next_visible_at LIMIT 1)
+        UNION ALL
+        SELECT next.priority, next.next_visible_at, heads.rank + 1
+        FROM heads CROSS JOIN LATERAL (
+            SELECT j.priority, j.next_visible_at FROM rythmiq.jobs AS j
+            WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority < heads.priority
+            ORDER BY j.priority DESC, j.next_visible_at LIMIT 1
+        ) AS next
+        WHERE heads.rank < 99
+    )
+    SELECT jsonb_agg(jsonb_build_object(
+               'class', h.rank - k.steps, 'priority', h.priority,
+               'until', CASE WHEN k.steps = 0 THEN moment ELSE moment - k.steps * age END,
+               'since', CASE WHEN age IS NOT NULL AND k.steps < h.rank THEN moment - (k.steps + 1) * age END))
+    INTO slices
+    FROM heads AS h
+    CROSS JOIN LATERAL generate_series(0, CASE WHEN age IS NULL THEN 0 ELSE h.rank END) AS k(steps)
+    WHERE h.next_visible_at <= CASE WHEN k.steps = 0 THEN moment ELSE moment - k.steps * age END;
+    IF slices IS NULL THEN
+        RETURN;
+    END IF;
+
+    -- One user of one queue alone takes no turns with anybody.
+    IF NOT bounded AND jsonb_array_length(slices) = 1 THEN
+        SELECT array_agg(l.queue), array_agg(l.who) INTO lane_queues, lane_users
+        FROM (
+            SELECT q.queue, u.who
+            FROM (SELECT DISTINCT s.queue FROM unnest(served) AS s(queue)
+                  UNION ALL
+                  SELECT w.queue FROM rythmiq.queues_waiting((slices -> 0 ->> 'priority')::integer) AS w(queue)
+                  WHERE served IS NULL) AS q
+            CROSS JOIN LATERAL (
+                SELECT w.who
+                FROM rythmiq.users_between((slices -> 0 ->> 'priority')::integer, q.queue, '', NULL) AS w(who) LIMIT 2
+            ) AS u
+            LIMIT 2
+        ) AS l;
+        IF cardinality(lane_users) = 1 THEN
+            RETURN QUERY
+                SELECT j.job_id FROM rythmiq.jobs AS j
+                WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = (slices -> 0 ->> 'priority')::integer
+                  AND j.queue = lane_queues[1] AND coalesce(j.user_id, '') = lane_users[1] AND j.next_visible_at <= moment
+                  AND (only_one IS NULL OR j.job_id = only_one)
+                  AND (skipped IS NULL OR j.job_id <> ALL(skipped))
+                ORDER BY j.next_visible_at, j.job_id
+                LIMIT room
+                FOR NO KEY UPDATE SKIP LOCKED;
+            RETURN;
+        END IF;
+    END IF;
+
+    LOOP
+        WITH slice AS MATERIALIZED (
+            SELECT s.* FROM jsonb_to_recordset(slices) AS s(class integer, priority integer, since timestamptz, until timestamptz)
+            WHERE s.class < depth
+        ), open_queues AS MATERIALIZED (
+            SELECT s.*, q.queue, coalesce((queues ->> q.queue)::bigint, room) AS of_queue
+            FROM slice AS s
+            CROSS JOIN LATERAL (
+                SELECT DISTINCT u.queue FROM unnest(served) AS u(queue)
+                UNION ALL
+                SELECT w.queue FROM rythmiq.queues_waiting(s.priority) AS w(queue) WHERE served IS NULL
+            ) AS q
+            WHERE coalesce((queues ->> q.queue)::bigint, 1) > 0
+        ), lanes AS MATERIALIZED (
+            SELECT o.*, u.who, coalesce((users ->> u.who)::bigint, each_user, room) AS of_user
+            FROM (SELECT * FROM open_queues ORDER BY class, random()) AS o
+            CROSS JOIN LATERAL (
+                SELECT w.who FROM rythmiq.users_between(o.priority, o.queue, coalesce(after, ''), NULL) AS w(who)
+                UNION ALL
+                SELECT w.who FROM rythmiq.users_between(o.priority, o.queue, '', after) AS w(who) WHERE after > ''
+            ) AS u
+            WHERE coalesce((users ->> u.who)::bigint, each_user, 1) > 0
+            LIMIT most_lanes
+        ), counted AS MATERIALIZED (
+            SELECT l.*, least(l.of_user, l.of_queue, room,
+                              coalesce(share, greatest(2 * room / count(*) OVER (), 1))) AS part,
+                   least(l.of_user, l.of_queue, room) AS whole,
+                   (SELECT count(*) FROM rythmiq.jobs AS r
+                    WHERE r.state = 'RUNNING' AND coalesce(r.user_id, '') = l.who) AS running
+            FROM lanes AS l
+        ), candidates AS MATERIALIZED (
+            SELECT c.*, first.*
+            FROM counted AS c
+            CROSS JOIN LATERAL (
+                SELECT j.job_id, coalesce(j.group_id::text, '') AS group_id, j.next_visible_at
+                FROM rythmiq.jobs AS j
+                WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = c.priority AND j.queue = c.queue
+                  AND coalesce(j.user_id, '') = c.who AND (c.since IS NULL OR j.next_visible_at > c.since) AND j.next_visible_at <= c.until
+                  AND (only_one IS NULL OR j.job_id = only_one)
+                  AND (skipped IS NULL OR j.job_id <> ALL(skipped))
+                ORDER BY j.next_visible_at, j.job_id
+                LIMIT c.part
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS first
+        ), turns AS (
+            SELECT c.*, c.running + row_number() OVER (PARTITION BY c.class, c.who ORDER BY c.next_visible_at, c.job_id) AS turn
+            FROM candidates AS c
+        ), fitting AS (
+            SELECT t.*, row_number() OVER (PARTITION BY t.who ORDER BY t.class, t.turn, t.next_visible_at, t.job_id) AS nth_of_user,
+                   row_number() OVER (PARTITION BY t.queue ORDER BY t.class, t.turn, t.next_visible_at, t.job_id) AS nth_of_queue,
+                   row_number() OVER (PARTITION BY t.group_id ORDER BY t.class, t.turn, t.next_visible_at, t.job_id) AS nth_of_group
+            FROM turns AS t
+        ), taken AS (
+            SELECT f.job_id, f.class, f.turn, f.next_visible_at FROM fitting AS f
+            WHERE f.nth_of_user <= f.of_user AND f.nth_of_queue <= f.of_queue
+              AND f.nth_of_group <= coalesce((groups ->> f.group_id)::bigint, room)
+            ORDER BY f.class, f.turn, f.next_visible_at, f.job_id
+            LIMIT room
+        )
+        SELECT array_agg(t.job_id ORDER BY t.class, t.turn, t.next_visible_at, t.job_id),
+               EXISTS (SELECT FROM candidates AS c WHERE c.part < c.whole
+                       GROUP BY c.class, c.priority, c.queue, c.who, c.part HAVING count(*) >= c.part)
+        INTO chosen, cut
+        FROM taken AS t;
+        EXIT WHEN coalesce(cardinality(chosen), 0) >= room OR (NOT cut AND depth > 100);
+        IF cut THEN share := room; ELSE depth := depth * 8; END IF;
+    END LOOP;
+    RETURN QUERY SELECT unnest(chosen);
+END
+$$;
+
+-- The roles that a login is a member of, itself first, and whether it owns the tables or is on call; none for a login that
+-- is gone.
+CREATE FUNCTION rythmiq.roles_of(login name) RETURNS TABLE (roles name[], trusted boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT array_agg(r.rolname ORDER BY r.rolname <> login, r.rolname),
+           coalesce(bool_or(r.rolname = 'rythmiq_operator'
+                            OR r.oid = (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'rythmiq.jobs'::regclass)), false)
+    FROM pg_roles AS me JOIN pg_roles AS r ON pg_has_role(me.oid, r.oid, 'MEMBER')
+    WHERE me.rolname = login
+$$;
+
+REVOKE EXECUTE ON FUNCTION rythmiq.place_group(uuid), rythmiq.check_scope(text, text),
+    rythmiq.set_limit(text, text, integer, integer), rythmiq.unset_limit(text, text),
+    rythmiq.set_budget(text, text, double precision, text, boolean), rythmiq.unset_budget(text, text, text),
+    rythmiq.cancel_running(text, text[]), rythmiq.pause(text, text, text, boolean), rythmiq.resume(text, text),
+    rythmiq.drain(uuid), rythmiq.check_budgets(), rythmiq.roles_of(name),
+    rythmiq.adjust_account(double precision, double precision, double precision, double precision) FROM PUBLIC;

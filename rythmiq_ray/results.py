@@ -1,0 +1,139 @@
+"""Results of many jobs as one table: parameters, state, time, cost, and the fields of a file that each left."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+from uuid import UUID
+
+from rythmiq_ray.errors import RythmiqError
+from rythmiq_ray.model import Artifact, Job
+
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of a file that goes into a table."""
+_AT_ONCE: Final = 16
+_DEEPEST: Final = 5
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The rows, and what could not be read: a sentence for each member."""
+
+    rows: list[Row]
+    faults: list[str]
+
+    @property
+    def columns(self) -> list[str]:
+        """All names, in the order in which they first come."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def seconds_of(job: Job) -> float | None:
+    """How long the command ran, as the service saw it, else from claim to end; None before that."""
+    end = job.ended_at or job.finished_at
+    start = job.running_at or job.started_at
+    return None if end is None or start is None else max(0.0, (end - start).total_seconds())
+
+
+def gather(
+    members: Sequence[Job],
+    files: Mapping[UUID, Artifact],
+    read: Callable[[str], Iterable[bytes]],
+    progress: Callable[[], object] = lambda: None,
+) -> Gathered:
+    """A row for each member, more where its file has several; ``files``: of each member that left one.
+
+    ``read`` streams what lies at a URI. A member without a file has a row with its state alone.
+    """
+    faults: list[str] = []
+
+    def rows_of(job: Job) -> list[Row]:
+        about: Row = {**(job.params or {})}
+        if job.name is not None:
+            about = {"name": job.name, **about}
+        about |= {"state": str(job.state), "seconds": seconds_of(job), "credits": job.cost_credits}
+        file = files.get(job.job_id)
+        if file is None:
+            return [about]
+        try:
+            return [_joined(about, fields, file.name) for fields in fields_of(file, read)] or [about]
+        except (RythmiqError, ValueError, RecursionError) as error:
+            said = error.message if isinstance(error, RythmiqError) else f"cannot be read: {error}"
+            faults.append(f"{job.name or job.job_id}: {file.name}: {said}")
+            return [about]
+        finally:
+            progress()
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return Gathered([row for rows in pool.map(rows_of, members) for row in rows], faults)
+
+
+def _joined(about: Row, fields: Row, file: str) -> Row:
+    stem = PurePosixPath(file).stem
+    return about | {(f"{stem}.{name}" if name in about else name): value for name, value in fields.items()}
+
+
+def fields_of(file: Artifact, read: Callable[[str], Iterable[bytes]]) -> list[Row]:
+    """The rows of a file of JSON, JSON lines, CSV or TSV; of any other its text, as a number where it is one.
+
+    Raises ValueError, RecursionError, and whatever ``read`` raises.
+    """
+    if file.bytes > MOST_BYTES:
+        raise ValueError(f"has {file.bytes:,} bytes; the most for a table is {MOST_BYTES:,}")
+    text = b"".join(read(file.uri)).decode("utf-8-sig")
+    path = PurePosixPath(file.name)
+    match path.suffix.lower():
+        case ".json":
+            return _of_json(json.loads(text), path.stem)
+        case ".jsonl" | ".ndjson":
+            return [row for line in text.splitlines() if line.strip() for row in _of_json(json.loads(line), path.stem)]
+        case ".csv" | ".tsv":
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            return [
+                {name: _number(value) for name, value in row.items() if isinstance(name, str)}
+                for row in csv.DictReader(io.StringIO(text), delimiter=delimiter)
+            ]
+    return [{path.stem: _number(text.strip())}]
+
+
+def _of_json(data: Any, name: str) -> list[Row]:
+    if isinstance(data, dict):
+        return [_flat(data)]
+    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
+        return [_flat(item) for item in data]
+    return [{name: data}]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Row:
+    """Objects in objects as ``outer.inner``; lists as they are."""
+    row: Row = {}
+    for name, value in data.items():
+        if isinstance(value, dict) and depth < _DEEPEST:
+            row |= _flat(value, f"{prefix}{name}.", depth + 1)
+        else:
+            row[f"{prefix}{name}"] = value
+    return row
+
+
+def _number(text: Any) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            continue
+    return text
+
+
+def cell(value: object) -> str:
+    """A value in a CSV file or a table: nothing for None, JSON for lists and objects."""
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, list | dict | bool) else str(value)

@@ -1,0 +1,153 @@
+"""What a page may change, where the console was started with ``--actions``: each is asked for once, then done.
+
+An action is a line of :data:`ACTIONS`. Its pages, its buttons and its CSRF token follow from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+from uuid import UUID
+
+from rythmiq_ray.errors import InvalidJob, NotFound
+from rythmiq_ray.model import JobState
+from rythmiq_ray.queue import inspect, listing
+from rythmiq_ray.web import words
+from rythmiq_ray.web.filters import Asked
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+Kind = Literal["job", "group", "filter", "queue", "user", "schedule"]
+"""What an action is done to; a queue, a user and a schedule are named by their name."""
+UNFINISHED: Final = frozenset({JobState.BLOCKED, JobState.QUEUED, JobState.RETRYING, JobState.RUNNING})
+ENDED_BADLY: Final = frozenset({JobState.FAILED, JobState.CANCELLED})
+MOST_CHANGED: Final = 100_000
+"""Jobs that one action by filter may change; more is for the command line."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an action is done to."""
+
+    kind: Kind
+    id: UUID | None = None
+    """Of a job or group."""
+    name: str = ""
+    """Of what is named."""
+    asked: Asked | None = None
+    """The filters, of kind ``filter``."""
+
+    @property
+    def path(self) -> str:
+        """Behind the action's name in an address."""
+        from urllib.parse import quote
+
+        if self.kind == "filter":
+            return f"filter?{self.asked.query if self.asked else ''}"
+        return f"{self.kind}/{self.id or quote(self.name, safe='')}"
+
+
+@dataclass(frozen=True)
+class Action:
+    """A thing that a page may do."""
+
+    name: str
+    """In addresses."""
+    label: str
+    """On its button."""
+    meaning: str
+    """What will happen, in a sentence."""
+    kinds: Collection[Kind]
+    states: Collection[JobState]
+    """Jobs in one of these are changed; a button is only there where there can be one. None: it is not about jobs."""
+    run: Callable[[Connection, Target, bool], str]
+    """Does it, and says what was done. The last argument is the box that ``option`` names."""
+    option: str = ""
+    """What a box beside the button says."""
+    danger: bool = False
+
+
+def job_ids(connection: Connection, target: Target, states: Collection[JobState]) -> list[UUID]:
+    """Jobs of a target in one of these states, ``MOST_CHANGED`` at most. Raises InvalidJob for a larger filter."""
+    if target.kind == "job":
+        assert target.id is not None  # noqa: S101 - the route has it
+        wanted = listing.Filter(ids=[target.id])
+    elif target.kind == "group":
+        assert target.id is not None  # noqa: S101 - the route has it
+        wanted = listing.Filter(groups=[target.id])
+    else:
+        assert target.asked is not None  # noqa: S101 - the route has it
+        wanted = target.asked.filter
+        if wanted.empty or target.asked.faults:
+            raise InvalidJob(["filter: give at least one that can be read: an empty one would mean every job"])
+        if listing.total(connection, wanted, most=MOST_CHANGED) is None:
+            raise InvalidJob([f"filter: means more than {MOST_CHANGED:,} jobs; use the command line for so many"])
+    return [job_id for job_id, state in listing.ids(connection, wanted).items() if state in states]
+
+
+def _cancel(connection: Connection, target: Target, _option: bool) -> str:
+    if target.kind == "group":
+        assert target.id is not None  # noqa: S101 - the route has it
+        asked = inspect.cancel(connection, groups=[target.id])
+    else:
+        ids = job_ids(connection, target, UNFINISHED)
+        connection.rollback()  # What follows is repeated after a deadlock where it is its transaction's first.
+        asked = inspect.cancel(connection, ids=ids) if ids else {}
+    if not asked:
+        return "Nothing was left to cancel."
+    running = sum(state is JobState.RUNNING for state in asked.values())
+    rest = f", {running:,} of them will be stopped by their drivers" if running else ""
+    return f"Cancelled {words.plural(len(asked), 'job')}{rest}."
+
+
+def _retry(connection: Connection, target: Target, downstream: bool) -> str:
+    ids = job_ids(connection, target, ENDED_BADLY)
+    connection.rollback()
+    queued = inspect.retry(connection, ids, downstream=downstream) if ids else set()
+    if not queued:
+        return (
+            "Nothing was queued again: what is meant has not FAILED, another job has its unique key, or what it needs"
+            " can never come."
+        )
+    left = len(ids) - len(queued.intersection(ids))
+    return f"Queued {words.plural(len(queued), 'job')} again{f'; {left:,} were left alone' if left else ''}."
+
+
+ACTIONS: Final = {
+    action.name: action
+    for action in (
+        Action(
+            name="cancel",
+            label="Cancel",
+            meaning="What waits ends at once, what runs as soon as its driver has stopped it.",
+            kinds=("job", "group", "filter"),
+            states=UNFINISHED,
+            run=_cancel,
+            danger=True,
+        ),
+        Action(
+            name="retry",
+            label="Retry",
+            meaning="Each that FAILED or was CANCELLED gets one attempt more, which costs what an attempt costs.",
+            kinds=("job", "group", "filter"),
+            states=ENDED_BADLY,
+            run=_retry,
+            option="Those too that were cancelled because they needed one of these",
+        ),
+    )
+}
+
+
+def action_of(name: str, kind: str) -> Action:
+    """Raises NotFound."""
+    action = ACTIONS.get(name)
+    if action is None or kind not in action.kinds:
+        raise NotFound("There is no such action")
+    return action
+
+
+def offered(kind: Kind, states: Collection[JobState]) -> list[Action]:
+    """Those that can change something of what is in these states."""
+    return [action for action in ACTIONS.values() if kind in action.kinds and set(action.states) & set(states)]

@@ -1,0 +1,148 @@
+"""How values are said on a page: numbers with units, times with their zone, texts that cannot pretend to be others."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from markupsafe import Markup, escape
+
+from rythmiq_ray.model import Job, JobState, Phase
+from rythmiq_ray.queue.connection import EARLIEST, LATEST
+
+NOTHING: Final = "\u2013"
+_KEPT: Final = "\n\t"
+
+
+def visible(value: object) -> str:
+    """Text in which every character is seen: what steers the direction of others or is none is written out."""
+    text = NOTHING if value is None or value == "" else str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _KEPT else _written(c) for c in text)
+
+
+def _written(character: str) -> str:
+    return "" if character == "\r" else repr(character)[1:-1]
+
+
+def number(value: float | None, *, bounded: bool = False) -> str:
+    """``12,345``; with a plus where there may be more."""
+    if value is None:
+        return NOTHING
+    text = f"{value:,}" if isinstance(value, int) else measure(value)
+    return f"{text}+" if bounded else text
+
+
+def measure(value: float | None) -> str:
+    """Any number in a few digits."""
+    if value is None:
+        return NOTHING
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1_000_000:
+        return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def credits(value: float | None) -> str:
+    """``0.0123 credits``."""
+    if value is None:
+        return NOTHING
+    if value == 0:
+        return "0 credits"
+    if abs(value) < 0.0001:
+        return "<0.0001 credits"
+    text = f"{value:,.4f}" if abs(value) < 10 else f"{value:,.2f}"
+    return f"{text} credits"
+
+
+def duration(seconds: float | None) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 0:
+        return f"in {duration(-seconds)}"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // part
+            return f"{whole // unit:,} {name} {rest} {small}" if rest else f"{whole // unit:,} {name}"
+    return f"{whole} s"
+
+
+def size(count: int | None) -> str:
+    """Bytes in binary units: ``812 B``, ``3.4 MiB``."""
+    if count is None:
+        return NOTHING
+    amount = float(count)
+    if count < 1024:
+        return f"{count} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        amount /= 1024
+        if amount < 1024 or unit == "TiB":
+            break
+    return f"{amount:.1f} {unit}"
+
+
+def moment(time: datetime | None) -> Markup:
+    """A date and time, in UTC, to the second."""
+    if time is None:
+        return escape(NOTHING)
+    if time in (EARLIEST, LATEST):
+        return escape("long ago" if time == EARLIEST else "never")
+    at = time.astimezone(UTC)
+    return Markup('<time datetime="{}">{}</time>').format(f"{at:%Y-%m-%dT%H:%M:%SZ}", f"{at:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def ago(time: datetime | None, now: datetime | None = None) -> Markup:
+    """``3 min ago``, with the time itself beside it for who points at it."""
+    if time is None:
+        return escape(NOTHING)
+    if time in (EARLIEST, LATEST):
+        return moment(time)
+    at = time.astimezone(UTC)
+    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
+    text = f"in {rough(-seconds)}" if seconds < -0.5 else f"{rough(max(0.0, seconds))} ago"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        f"{at:%Y-%m-%dT%H:%M:%SZ}", f"{at:%Y-%m-%d %H:%M:%S} UTC", text
+    )
+
+
+def rough(seconds: float | None) -> str:
+    """A duration to its largest unit: ``12 s``, ``3 min``, ``5 h``, ``2 d``."""
+    if seconds is None:
+        return NOTHING
+    whole = int(seconds)
+    for unit, name in ((86400 * 2, "d"), (3600 * 2, "h"), (60 * 2, "min")):
+        if whole >= unit:
+            return f"{whole // (unit // 2):,} {name}"
+    return f"{whole} s"
+
+
+def called(job: Job) -> str:
+    """A job's name and the parameters in which it differs, else the first line of its command."""
+    params = " ".join(f"{name}={value}" for name, value in (job.params or {}).items())
+    named = " ".join(part for part in (job.name, params) if part)
+    return short(named or " ".join(job.spec.command.split()) or str(job.job_id))
+
+
+def short(text: str, most: int = 400) -> str:
+    """A text that a page can hold by the hundred."""
+    return text if len(text) <= most else f"{text[:most]}\u2026"
+
+
+def stage(job: Job) -> str:
+    """What is being done about a running job; empty for others."""
+    if job.state is not JobState.RUNNING or job.phase is None:
+        return ""
+    if job.phase is Phase.WAITING and job.remote_status is not None:
+        return "running" if job.remote_status.started else "pending"
+    return str(job.phase)

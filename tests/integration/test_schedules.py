@@ -1,0 +1,189 @@
+"""Schedules in the queue: each due time is fired once, by whichever driver comes first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import psycopg2
+import pytest
+
+from rythmiq_ray import cli
+from rythmiq_ray.errors import InvalidJob, NotFound
+from rythmiq_ray.model import Job, JobState
+from rythmiq_ray.queue import Ending, Queue, inspect, listing, schedules
+from rythmiq_ray.queue.listing import Connection
+from rythmiq_ray.schedules import CatchUp, Overlap
+from rythmiq_ray.secret import Secret
+
+JOB = {"command": "true", "labels": {"team": "ml"}}
+
+
+@pytest.fixture
+def connection(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    opened = psycopg2.connect(database_url)
+    opened.autocommit = True
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def drivers(database_url: str) -> Iterator[list[Queue]]:
+    made = [Queue(Secret(database_url), lease_s=600) for _ in range(4)]
+    for each in made:
+        each.register()
+    yield made
+    for each in made:
+        each.close()
+
+
+def at(drivers: list[Queue], now: datetime) -> int:
+    """All drivers look at this time, at once; how many runs they fired."""
+    for driver in drivers:
+        driver.now = now
+    with ThreadPoolExecutor(len(drivers)) as pool:
+        return sum(pool.map(lambda driver: driver.fire_schedules(100), drivers))
+
+
+def put_jobs(connection: Connection) -> list[Job]:
+    return list(listing.jobs(connection, limit=None))
+
+
+def end(driver: Queue, state: JobState = JobState.SUCCEEDED) -> None:
+    driver.now = None
+    for job in driver.claim(100):
+        driver.finish([Ending(job_id=job.job_id, attempt=job.attempt, state=state)])
+
+
+def test_each_time_is_fired_once_by_any_number_of_drivers(connection: Connection, drivers: list[Queue]) -> None:
+    first = schedules.add(connection, "quarter", "*/15 * * * *", job=JOB, overlap=Overlap.QUEUE, catch_up=CatchUp.ALL)
+    fired = sum(at(drivers, first + timedelta(minutes=minute)) for minute in range(0, 24 * 60, 5))
+    assert fired == 96
+    jobs = put_jobs(connection)
+    times = [job.labels["scheduled_at"] for job in jobs]
+    assert len(times) == len(set(times)) == 96
+    assert {(job.name, job.labels["team"], job.labels["schedule"]) for job in jobs} == {("quarter", "ml", "quarter")}
+    assert {job.enqueued_by for job in jobs} == {"postgres"}
+    (shown,) = schedules.schedules(connection, "quarter")
+    assert (shown.last_outcome, shown.last_state, shown.last_job_id) == ("enqueued", "QUEUED", jobs[0].job_id)
+
+
+def test_a_run_that_is_unfinished_is_skipped_queued_behind_or_cancelled(
+    connection: Connection, drivers: list[Queue]
+) -> None:
+    for overlap in Overlap:
+        first = schedules.add(connection, overlap, "0 * * * *", job=JOB, overlap=overlap)
+    at(drivers, first)
+    at(drivers, first + timedelta(hours=1))
+    states = {name: sorted(job.state for job in put_jobs(connection) if job.name == name) for name in Overlap}
+    assert states == {"skip": ["QUEUED"], "queue": ["QUEUED", "QUEUED"], "cancel": ["CANCELLED", "QUEUED"]}
+    (skipped,) = schedules.schedules(connection, "skip")
+    assert skipped.last_outcome == "skipped: the run before is unfinished"
+    assert schedules.run(connection, "skip") is None
+    end(drivers[0])
+    assert schedules.run(connection, "skip") is not None
+
+
+def test_a_sweep_is_one_group_each_time(connection: Connection, drivers: list[Queue]) -> None:
+    lines = [{**JOB, "params": {"N": str(n)}} for n in range(3)]
+    first = schedules.add(connection, "many", "0 6 * * mon", sweep={"jobs": lines, "max_parallel": 2})
+    assert at(drivers, first) == 1
+    (group,) = listing.groups(connection)
+    assert (group.name, group.members, group.max_parallel, group.labels["schedule"]) == ("many", 3, 2, "many")
+    members = listing.members(connection, [group.group_id])
+    assert [(job.state, job.params, job.group_index) for job in members] == [
+        ("QUEUED", {"N": "0"}, 0),
+        ("QUEUED", {"N": "1"}, 1),
+        ("BLOCKED", {"N": "2"}, 2),
+    ]
+    assert at(drivers, first + timedelta(days=7)) == 0, "the week before is unfinished"
+    inspect.cancel(connection, groups=[group.group_id])
+    assert at(drivers, first + timedelta(days=14)) == 1
+
+
+def test_a_paused_one_waits_and_catches_up_as_asked(connection: Connection, drivers: list[Queue]) -> None:
+    for catch_up in CatchUp:
+        schedules.add(connection, catch_up, "* * * * *", job=JOB, overlap=Overlap.QUEUE, catch_up=catch_up)
+        schedules.pause(connection, catch_up, "because")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE rythmiq.schedules SET next_at = date_trunc('minute', now()) - interval '5 minutes'")
+    assert at(drivers, datetime.now(UTC)) == 0
+    for catch_up in CatchUp:
+        schedules.resume(connection, catch_up)
+    now = schedules.now(connection)
+    at(drivers, now)
+    fired = {name: sum(job.name == name for job in put_jobs(connection)) for name in CatchUp}
+    assert fired["one"] == 1
+    assert fired["all"] >= 6
+    assert fired["none"] <= 1
+
+
+def test_what_cannot_be_enqueued_keeps_no_other_from_it(connection: Connection, drivers: list[Queue]) -> None:
+    first = schedules.add(connection, "broken", "0 * * * *", job={"command": "true", "after": ["nobody"]})
+    schedules.add(connection, "good", "0 * * * *", job=JOB)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO rythmiq.schedules (name, cron, job, next_at)"
+            " VALUES ('odd', 'not a cron', '{}', now() - interval '1 h')"
+        )
+    assert at(drivers, first) == 1
+    (broken,) = schedules.schedules(connection, "broken")
+    assert broken.last_outcome is not None
+    assert broken.last_outcome.startswith("not enqueued: after[0]: there is no job or group 'nobody'")
+    assert broken.next_at == first + timedelta(hours=1)
+
+
+def test_the_command_line(connection: Connection, drivers: list[Queue], capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        found = cli.run(["schedule", *arguments])
+        printed = capsys.readouterr()
+        assert found == code, printed.err
+        return printed.out + printed.err
+
+    assert "nightly is due first at " in run(
+        "add", "nightly", "0 2 * * *", "--time-zone", "Europe/Berlin", "--command", "make"
+    )
+    assert "already; --replace" in run("add", "nightly", "0 3 * * *", "--command", "make", code=2)
+    run("add", "nightly", "0 3 * * *", "--command", "make all", "--replace", "--priority", "5", "--timeout", "1h")
+    run("add", "sweep", "@hourly", "--command", "x", code=2)
+    run("add", "sweep", "0 * * * *", "--command", "fit $N", "--param", "N=1..3", "--max-parallel", "1")
+    for arguments, said in (
+        (("61 * * * *", "--command", "x"), "cron: "),
+        (("* * * * *", "--command", "x", "--time-zone", "Nowhere"), "time_zone: "),
+        (("* * * * *", "--command", "x", "--node-size", "huge"), "node_size: "),
+        (("* * * * *",), "give --command"),
+    ):
+        assert said in run("add", "bad", *arguments, code=2)
+    listed = json.loads(run("list", "--json"))
+    assert [item["name"] for item in listed["items"]] == ["nightly", "sweep"]
+    assert listed["items"][0]["job"] == {
+        "command": "make all",
+        "engine": "base",
+        "node_size": "xsmall",
+        "timeout_s": 3600.0,
+        "priority": 5,
+    }
+    assert "nightly" in run("list")
+    job_id = run("run", "nightly").strip()
+    assert inspect.job(connection, job_id).priority == 5
+    assert "was skipped" in run("run", "nightly", code=1)
+    run("pause", "nightly", "--reason", "moving")
+    assert "paused: moving" in run("show", "nightly")
+    assert "nightly is due at" in run("resume", "nightly")
+    group_id = run("run", "sweep").strip()
+    assert listing.find(connection, group_id).is_job is False
+    run("remove", "nightly")
+    for command in ("show", "run", "pause", "resume", "remove"):
+        run(command, "nightly", code=4)
+
+
+def test_python_names_what_is_not_there(connection: Connection) -> None:
+    with pytest.raises(NotFound):
+        schedules.pause(connection, "nobody")
+    with pytest.raises(InvalidJob):
+        schedules.add(connection, "x", "never", job=JOB)
+    with pytest.raises(InvalidJob):
+        schedules.add(connection, "x", "0 0 30 2 *", job=JOB)
