@@ -151,6 +151,7 @@ class Client:
         user_id: str | None = None,
         unique_key: str | None = None,
         delay: float | str = 0.0,
+        notify: str | None = None,
         connection: Any = None,
     ) -> JobHandle:
         """Adds one job. The fields are those of :class:`~rythmiq_ray.model.NewJob`; ``after`` takes handles too.
@@ -171,6 +172,7 @@ class Client:
             user_id=user_id,
             unique_key=unique_key,
             delay=delay,
+            notify=notify,
         )
         return self.submit_many([job], connection=connection)[0]
 
@@ -199,12 +201,13 @@ class Client:
         priority: int = 0,
         max_attempts: int = 3,
         user_id: str | None = None,
+        notify: str | None = None,
         connection: Any = None,
     ) -> GroupHandle:
         """Adds a group with a member for each of ``params``, which :func:`~rythmiq_ray.sweeps.grid` makes.
 
-        A member has its parameters as variables; ``{NAME}`` is replaced in command, inputs and outputs. Raises as
-        :meth:`submit`.
+        A member has its parameters as variables; ``{NAME}`` is replaced in command, inputs and outputs. ``notify``
+        is told once, when the last member has ended. Raises as :meth:`submit`.
         """
         job = NewJob(
             spec=spec,
@@ -223,6 +226,7 @@ class Client:
             labels=dict(labels or {}),
             max_parallel=max_parallel,
             stop_after_failures=stop_after_failures,
+            notify=notify,
         )
         return self.submit_group(sweeps.expand(job, rows), group=group, connection=connection)
 

@@ -190,6 +190,10 @@ class NewJob:
     it, or of jobs in its group."""
     after_ended: tuple[str | UUID, ...] = ()
     """It starts once these have ended, however they did."""
+    notify: str | None = None
+    """A URL that gets a signed POST each time the job has ended."""
+    traceparent: str | None = None
+    """The trace that its attempts belong to, as W3C Trace Context writes it; None = each has one of its own."""
 
     @property
     def delay_s(self) -> float:
@@ -208,6 +212,8 @@ class NewGroup:
     """So many of its members may be queued or running at once; None = all."""
     stop_after_failures: int | None = None
     """Once so many have FAILED the rest is cancelled, running ones too; None = never."""
+    notify: str | None = None
+    """A URL that gets a signed POST each time its last member has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +306,10 @@ class Job:
     """The variables in which it differs from the other members of its group."""
     waits_for: int = 0
     """How many of its dependencies are not satisfied yet."""
+    notify: str | None = None
+    """A URL that gets a signed POST each time the job has ended."""
+    traceparent: str | None = None
+    """The trace of whoever put it in."""
     enqueued_by: str | None = None
     """The database login that put it in."""
 

@@ -95,6 +95,11 @@ _QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
         None,
         _several("--after-ended", "ID|GROUP", "Start once this has ended, however it did."),
     ),
+    "notify": (
+        str | None,
+        None,
+        typer.Option(metavar="URL", help="It gets a signed POST when the job, or a sweep as a whole, has ended."),
+    ),
 }
 
 

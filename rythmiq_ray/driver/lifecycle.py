@@ -21,6 +21,7 @@ from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.config_loader import Loaded, load
 from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
+from rythmiq_ray.driver.notifier import Notifier
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.retention import Retention
@@ -47,6 +48,7 @@ from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
 from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
 from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
+from rythmiq_ray.webhooks import Webhooks
 
 log = get_logger("driver")
 
@@ -208,7 +210,17 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
     cluster = Cluster(config.ray, lambda: factory.renewed(key), wake=wakeup.set, on_call=on_call)
     retention = Retention(config.retention, queue, delete=executor.store.delete, wake=wakeup.set)
-    loop = Loop(config, queue, heartbeat, cluster, poller, wakeup, retention=retention, metrics=metrics)
+    loop = Loop(
+        config,
+        queue,
+        heartbeat,
+        cluster,
+        poller,
+        wakeup,
+        retention=retention,
+        notifier=_notifier(config, queue, wakeup),
+        metrics=metrics,
+    )
     vitals = Vitals(config, loop, cluster, queue, metrics)
     loop.after_tick = vitals.publish
 
@@ -281,6 +293,21 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     return EXIT_JOBS_FAILED if drain and loop.any_failed else 0
 
 
+def _notifier(config: Config, queue: Queue, wakeup: Wakeup) -> Notifier | None:
+    """None where this driver has no secret to sign with. Raises ConfigurationError."""
+    if not config.notify.secret:
+        return None
+    try:
+        webhooks = Webhooks(
+            config.notify.secret,
+            timeout_s=config.notify.timeout_s,
+            private_networks=config.notify.private_networks,
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"notify: {error}") from None
+    return Notifier(config.notify, queue, send=webhooks.send, wake=wakeup.set)
+
+
 def _key_changed(key: Secret) -> None:
     mask_also(key)
     log.info("Camber's API key was read anew")
@@ -291,7 +318,7 @@ def _secrets(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
     values = [environ[name] for name in names if environ.get(name)]
     values.extend(value for name, value in environ.items() if name.startswith(SECRET_PREFIX) and value)
-    return [config.database.url, config.camber.api_key, *map(Secret, values)]
+    return [config.database.url, config.camber.api_key, config.notify.secret, *map(Secret, values)]
 
 
 def _backend_of(config: Config) -> str:

@@ -20,6 +20,7 @@ from rythmiq_ray.driver.completer import Completer
 from rythmiq_ray.driver.concurrency_limit import FIRST, ConcurrencyLimit
 from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.lease import Heartbeat, Lease
+from rythmiq_ray.driver.notifier import Notifier
 from rythmiq_ray.driver.outages import BACKEND, Outages, Place
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
@@ -97,6 +98,7 @@ class Loop:
         wakeup: Wakeup,
         *,
         retention: Retention | None = None,
+        notifier: Notifier | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = now_s,
         environ: Mapping[str, str] = os.environ,
@@ -120,6 +122,7 @@ class Loop:
         )
         self._completer = Completer(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
         self._retention = retention
+        self._notifier = notifier
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
         self._strays: dict[int, tuple[float, float]] = {}
         """Second remote jobs of an attempt: when each is asked to end again, and how long after that."""
@@ -226,6 +229,9 @@ class Loop:
             self._send_steps(only_clean=True)
             self._cluster.dispatch()
         self.with_database(self._write_outcomes, self._clock(), force=True)
+        if self._notifier is not None:
+            notifier = self._notifier
+            self.with_database(lambda _now: notifier.look_round(due=False), self._clock(), force=True)
         # A submit that goes on may create up to the end of the lease, so nobody may take over before that.
         may_create |= any(a.request is not None and isinstance(a.state, Submitting) for a in self.attempts)
         self.with_database(lambda _now: self.lease.stop(resign=not may_create), self._clock(), force=True)
@@ -312,6 +318,8 @@ class Loop:
             self._end(self.attempts.give_back(unsent[job_id]))
         if found.unsettled:
             self._settle_at = 0.0
+        if self._notifier is not None:
+            self._notifier.look_round(due=found.notifications_due)
         if found.schedules_due and (fired := self._queue.fire_schedules(self._config.driver.batch_size)):
             log.info("Schedules fired", runs=fired)
         if self.attempts and not self.limit.fixed:
@@ -432,7 +440,7 @@ class Loop:
 
     def _queue_is_empty(self) -> bool:
         try:
-            return not self._queue.unfinished()
+            return not self._queue.unfinished(telling=self._notifier is not None)
         except DatabaseUnavailable:
             return False
 
@@ -687,7 +695,8 @@ class Loop:
     # ------------------------------------------------------------------ ends
 
     def _idle(self) -> bool:
-        return not self.attempts and not self._completer.endings
+        telling = self._notifier is not None and self._notifier.busy
+        return not self.attempts and not self._completer.endings and not telling
 
     def _all_cleaned(self, idle_since: float) -> bool:
         done = not self.attempts.cleaning and not len(self._completer)

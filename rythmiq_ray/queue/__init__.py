@@ -2,7 +2,7 @@
 
 from rythmiq_ray.queue.connection import connect
 from rythmiq_ray.queue.producer import enqueue, enqueue_group, enqueue_many, insert, insert_group
-from rythmiq_ray.queue.queue import Adopted, Ending, Progress, Queue, Refusal, Stored, Written
+from rythmiq_ray.queue.queue import Adopted, Ending, Notification, Progress, Queue, Refusal, Stored, Told, Written
 from rythmiq_ray.queue.schema import check_database, check_schema
 from rythmiq_ray.queue.session import Heartbeat
 
@@ -10,10 +10,12 @@ __all__ = [
     "Adopted",
     "Ending",
     "Heartbeat",
+    "Notification",
     "Progress",
     "Queue",
     "Refusal",
     "Stored",
+    "Told",
     "Written",
     "check_database",
     "check_schema",

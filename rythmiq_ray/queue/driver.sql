@@ -372,14 +372,16 @@ SELECT job_id FROM rythmiq.jobs
 WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND cancel_requested_at IS NOT NULL
 
 -- name: unfinished
--- Whether anything is claimable, scheduled or running, or may become so by what is left to be settled.
+-- Whether anything is claimable, scheduled or running, or may become so by what is left to be settled; or, for a driver
+-- that tells of ends, whether one was never told of.
 SELECT EXISTS (
     SELECT FROM rythmiq.jobs
     WHERE state IN ('QUEUED', 'RETRYING') AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
 ) OR EXISTS (
     SELECT FROM rythmiq.jobs
     WHERE state = 'RUNNING' AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
-) OR EXISTS (SELECT FROM rythmiq.unsettled) AS unfinished
+) OR EXISTS (SELECT FROM rythmiq.unsettled)
+  OR (%(telling)s AND EXISTS (SELECT FROM rythmiq.notifications WHERE next_at IS NOT NULL AND tries = 0)) AS unfinished
 
 -- name: due_schedules
 SELECT name, cron, time_zone, next_at, catch_up, coalesce(%(now)s, clock_timestamp()) AS now
@@ -390,6 +392,33 @@ LIMIT %(limit)s
 
 -- name: fire_schedule
 SELECT rythmiq.fire_schedule(%(schedule)s, %(was)s, %(next_at)s, %(times)s::timestamptz[]) AS fired
+
+-- name: take_notifications
+-- Those that are due, for as long as a driver may need to deliver them; and those that are done with for long go.
+WITH old AS (
+    SELECT notification_id FROM rythmiq.notifications
+    WHERE next_at IS NULL AND created_at < coalesce(%(now)s, now()) - make_interval(secs => %(keep_s)s)
+    ORDER BY created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM rythmiq.notifications AS n USING old WHERE n.notification_id = old.notification_id
+), due AS MATERIALIZED (
+    SELECT notification_id FROM rythmiq.notifications
+    WHERE next_at <= coalesce(%(now)s, clock_timestamp())
+    ORDER BY next_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE rythmiq.notifications AS n
+SET tries = n.tries + 1, next_at = coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(hold_s)s)
+FROM due
+WHERE n.notification_id = due.notification_id
+RETURNING n.notification_id, n.job_id, n.group_id, n.url, n.body::text AS body, n.tries
+
+-- name: told
+-- What became of notifications: delivered, to be tried again, or given up.
+UPDATE rythmiq.notifications AS n
+SET delivered_at = CASE WHEN v.error IS NULL THEN coalesce(%(now)s, clock_timestamp()) END, error = v.error,
+    next_at = coalesce(%(now)s, clock_timestamp()) + make_interval(secs => v.again_s)
+FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(notification_id uuid, error text, again_s double precision)
+WHERE n.notification_id = v.notification_id AND n.delivered_at IS NULL
 
 -- name: settle_left
 -- What follows from the end of jobs and groups, where another session was in the way when they ended.
@@ -403,6 +432,7 @@ SELECT rythmiq.check_budgets() IS NULL AS checked,
        (SELECT min(max_running) FROM rythmiq.limits WHERE scope = 'account') AS account_limit,
        EXISTS (SELECT FROM rythmiq.schedules
                WHERE NOT paused AND next_at <= coalesce(%(now)s, clock_timestamp())) AS schedules_due,
+       EXISTS (SELECT FROM rythmiq.notifications WHERE next_at <= coalesce(%(now)s, clock_timestamp())) AS notifications_due,
        EXISTS (SELECT FROM rythmiq.drivers WHERE driver_id = %(driver_id)s AND draining_at IS NOT NULL) AS draining,
        array(SELECT j.job_id FROM rythmiq.jobs AS j
              WHERE j.job_id = ANY(%(ids)s::uuid[])

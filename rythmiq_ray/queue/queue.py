@@ -137,10 +137,37 @@ class Round:
     """See :meth:`Queue.settle_left`."""
     schedules_due: bool
     """See :meth:`Queue.fire_schedules`."""
+    notifications_due: bool
+    """See :meth:`Queue.take_notifications`."""
     account_limit: int | None
     """Jobs that may run at once, where somebody set it; else the configuration says it."""
     closed: frozenset[UUID]
     """Jobs asked about whose scope was paused, or its budget reached, after they were claimed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notification:
+    """A row of ``rythmiq.notifications`` that is due."""
+
+    notification_id: UUID
+    job_id: UUID | None
+    group_id: UUID | None
+    url: str
+    body: str
+    """JSON, as it is to be sent."""
+    tries: int
+    """With the one that is to come."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What became of a try."""
+
+    notification_id: UUID
+    error: str | None
+    """None = it was delivered."""
+    again_s: float | None
+    """Seconds until the next try; None = there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,6 +246,7 @@ class Queue(Session):
             draining=row["draining"],
             unsettled=row["unsettled"],
             schedules_due=row["schedules_due"],
+            notifications_due=row["notifications_due"],
             account_limit=row["account_limit"],
             closed=frozenset(row["closed"]),
         )
@@ -248,6 +276,18 @@ class Queue(Session):
         rows = self._isolated("adopt", "adoptable", queues=self._queues, limit=limit)
         seconds = {row["job_id"]: {name: row[name] for name in _DURATIONS} for row in rows}
         return [Adopted(job=job, **seconds[job.job_id]) for job in self._readable(rows)]
+
+    def take_notifications(self, limit: int, *, hold_s: float, keep_s: float) -> list[Notification]:
+        """Those that are due, which no other driver takes for ``hold_s``; deletes what was done ``keep_s`` ago."""
+        rows = self._run("take_notifications", limit=limit, hold_s=hold_s, keep_s=keep_s)
+        return [Notification(**row) for row in rows]
+
+    def told(self, answers: Iterable[Told]) -> None:
+        """Writes what became of tries."""
+        rows = [
+            {"notification_id": str(one.notification_id), "error": one.error, "again_s": one.again_s} for one in answers
+        ]
+        self._run("told", rows=json.dumps(rows))
 
     def fire_schedules(self, limit: int) -> int:
         """Enqueues what schedules have due, each due time once, whichever driver comes first; returns how many.
@@ -310,9 +350,12 @@ class Queue(Session):
         handled: int = self._run("settle_left", limit=limit)[0]["handled"]
         return handled
 
-    def unfinished(self) -> bool:
-        """Whether anything of the served queues is claimable, scheduled or running, with whichever driver."""
-        return bool(self._run("unfinished", queues=self._queues)[0]["unfinished"])
+    def unfinished(self, *, telling: bool = False) -> bool:
+        """Whether anything of the served queues is claimable, scheduled or running, with whichever driver.
+
+        ``telling``: or whether a notification was never tried.
+        """
+        return bool(self._run("unfinished", queues=self._queues, telling=telling)[0]["unfinished"])
 
     def depth(self) -> Depth:
         """How much waits. It costs some 10 ms at most, however long the queue is."""

@@ -10,8 +10,8 @@ from typing import Final
 import requests
 from urllib3.exceptions import HTTPError
 
-from rythmiq_ray.backends.camber.adapter import STEP_BYTES
 from rythmiq_ray.errors import ArtifactCorrupt, BackendUnavailable
+from rythmiq_ray.http_adapter import STEP_BYTES
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
@@ -25,7 +25,7 @@ class Download:
     ``open_at`` opens the resource from a byte on, by ``Range`` where the server honours it (206, or 416 at its very
     end) and from its start where not (200). An answer that is encoded (``Content-Encoding``) is decoded; its ranges
     count the encoded bytes, so it is read from its start. ``attempts`` bounds the breaks in a row that got no
-    further, by :data:`~rythmiq_ray.backends.camber.adapter.STEP_BYTES` at least, than those before.
+    further, by :data:`~rythmiq_ray.http_adapter.STEP_BYTES` at least, than those before.
 
     Iterating raises BackendUnavailable when that bound is reached, ArtifactCorrupt when the resource has changed
     since it was opened, and what ``open_at`` raises.

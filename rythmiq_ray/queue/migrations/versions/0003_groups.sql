@@ -10,6 +10,8 @@ ALTER TABLE rythmiq.jobs
     ADD COLUMN group_index integer,
     ADD COLUMN params      jsonb,
     ADD COLUMN waits_for   integer NOT NULL DEFAULT 0,
+    ADD COLUMN notify      text,
+    ADD COLUMN traceparent text,
     ADD COLUMN enqueued_by name;
 -- Not in the same step: rows that are there already would get the login of whoever migrates.
 ALTER TABLE rythmiq.jobs ALTER COLUMN enqueued_by SET DEFAULT session_user;
@@ -21,6 +23,8 @@ ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_state_check
 
 COMMENT ON COLUMN rythmiq.jobs.params IS 'of a member of a sweep: the variables in which it differs from the others';
 COMMENT ON COLUMN rythmiq.jobs.waits_for IS 'how many of its dependencies are not satisfied yet';
+COMMENT ON COLUMN rythmiq.jobs.notify IS 'a URL that gets a signed POST each time the job has ended';
+COMMENT ON COLUMN rythmiq.jobs.traceparent IS 'the trace of whoever put it in, as W3C Trace Context writes it';
 COMMENT ON COLUMN rythmiq.jobs.enqueued_by IS 'the login that put it in; NULL for jobs from before this column';
 
 CREATE TABLE rythmiq.groups (
@@ -31,6 +35,7 @@ CREATE TABLE rythmiq.groups (
     max_parallel        integer CHECK (max_parallel >= 1),
     stop_after_failures integer CHECK (stop_after_failures >= 1),
     places              integer CHECK (places >= 0),
+    notify              text,
     members             integer NOT NULL DEFAULT 0,
     succeeded           integer NOT NULL DEFAULT 0,
     failed              integer NOT NULL DEFAULT 0,
@@ -44,6 +49,7 @@ CREATE TABLE rythmiq.groups (
 COMMENT ON TABLE rythmiq.groups IS 'what was submitted as one thing; it goes with its last member';
 COMMENT ON COLUMN rythmiq.groups.max_parallel IS 'so many members may be queued or running at once; the others are BLOCKED';
 COMMENT ON COLUMN rythmiq.groups.places IS 'what holds in place of max_parallel while the group is paused or has a limit';
+COMMENT ON COLUMN rythmiq.groups.notify IS 'a URL that gets a signed POST each time the last member has ended';
 COMMENT ON COLUMN rythmiq.groups.stopped_at IS 'when stop_after_failures was reached and the rest was cancelled';
 COMMENT ON COLUMN rythmiq.groups.finished_at IS 'when the last member ended; NULL again once one is retried or added';
 

@@ -197,7 +197,7 @@ DECLARE
     made CONSTANT uuid := rythmiq.new_job_id();
     known CONSTANT text[] := ARRAY['command', 'engine', 'node_size', 'num_nodes', 'gpu', 'inputs', 'outputs', 'env', 'secrets',
         'timeout', 'timeout_s', 'retry_exit_codes', 'queue', 'priority', 'max_attempts', 'user_id', 'unique_key', 'delay',
-        'delay_s', 'name', 'labels', 'params', 'group', 'after', 'after_ended'];
+        'delay_s', 'name', 'labels', 'params', 'group', 'after', 'after_ended', 'notify', 'traceparent'];
     spec jsonb;
     value jsonb;
     word text;
@@ -298,6 +298,12 @@ BEGIN
         END IF;
     END LOOP;
 
+    IF job ->> 'notify' !~ '^https?://[^\s/?#@]+([/?#]\S*)?$' THEN
+        PERFORM rythmiq.refuse('notify', 'must be an http or https URL without credentials in it');
+    END IF;
+    IF job ->> 'traceparent' !~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+        PERFORM rythmiq.refuse('traceparent', 'must be one of W3C Trace Context, version 00');
+    END IF;
     unique_key := rythmiq.check_text(job, 'unique_key', 1, 500);
     SELECT j.job_id INTO holder FROM rythmiq.jobs AS j
     WHERE j.unique_key = rythmiq.check_text(job, 'unique_key', 1, 500)
@@ -390,11 +396,12 @@ BEGIN
     END IF;
 
     INSERT INTO rythmiq.jobs (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key, name, labels,
-                              params, group_id, group_index, waits_for, state)
+                              params, group_id, group_index, waits_for, notify, traceparent, state)
     VALUES (made, rythmiq.check_text(job, 'user_id', 0, 200), coalesce(rythmiq.check_text(job, 'queue', 1, 100), 'default'),
             rythmiq.check_integer(job, 'priority', -1000, 1000, 0), spec,
             rythmiq.check_integer(job, 'max_attempts', 1, 100, 3), now() + make_interval(secs => delay_s), unique_key,
             rythmiq.check_text(job, 'name', 1, 200), labels, params, joined, index, waits,
+            rythmiq.check_text(job, 'notify', 1, 2000), rythmiq.check_text(job, 'traceparent', 55, 55),
             CASE WHEN waits > 0 OR limited THEN 'BLOCKED' ELSE 'QUEUED' END)
     ON CONFLICT DO NOTHING
     RETURNING job_id INTO added;

@@ -61,10 +61,10 @@ BEGIN
         UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.job_id = made;
     ELSE
         made_group := gen_random_uuid();
-        INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, enqueued_by)
+        INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify, enqueued_by)
         VALUES (made_group, coalesce(s.sweep ->> 'name', s.name), s.sweep ->> 'user_id',
                 coalesce(s.sweep -> 'labels', '{}') || marks, (s.sweep ->> 'max_parallel')::integer,
-                (s.sweep ->> 'stop_after_failures')::integer, s.enqueued_by);
+                (s.sweep ->> 'stop_after_failures')::integer, s.sweep ->> 'notify', s.enqueued_by);
         FOR line IN SELECT jsonb_array_elements(s.sweep -> 'jobs') LOOP
             PERFORM rythmiq.enqueue(line || jsonb_build_object('group', made_group,
                 'labels', coalesce(line -> 'labels', '{}') || marks));

@@ -17,13 +17,16 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from http.client import HTTPResponse
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, Final
 
+import certifi
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.ssl_ import create_urllib3_context
 
 from rythmiq_ray.clock import now_s
 
@@ -31,6 +34,8 @@ STEP_BYTES: Final = 16 * 1024
 """A stream must get on by as much within each time-out: about 500 bytes a second where that is 30 s."""
 KEEP_S: Final = 15.0
 """An idle connection is used again within this time: servers and what stands before them close it at some later one."""
+_BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Environment variables that name certificates to trust; the first that is set counts."""
 _BLOCK_BYTES: Final = 256 * 1024
 _STAGGER_S: Final = 0.25
 """As RFC 8305 has it: the next address of a name is tried this long after the one before."""
@@ -46,7 +51,11 @@ class Patience:
     what its reader or its source takes between two of them is not counted.
     """
 
-    def __init__(self, seconds: float, *, streams: bool = False) -> None:
+    def __init__(
+        self, seconds: float, *, streams: bool = False, may_reach: Callable[[str], bool] | None = None
+    ) -> None:
+        """``may_reach``: whether a connection to an address is allowed; None = to any."""
+        self.may_reach = may_reach
         self._whole_s = self._left_s = seconds
         self._streams = streams
         self._passed = 0
@@ -119,6 +128,21 @@ class Adapter(HTTPAdapter):
         """Not by requests, which reads the bundle again for each connection: the context has it."""
 
 
+def trusted() -> ssl.SSLContext:
+    """The certificates that the environment names, else certifi's. Raises ValueError, which says what is wrong."""
+    name, place = next(
+        ((name, value) for name in _BUNDLES if (value := os.environ.get(name))), ("certifi", certifi.where())
+    )
+    context = create_urllib3_context()
+    folder = Path(place).is_dir()
+    try:
+        context.load_verify_locations(cafile=None if folder else place, capath=place if folder else None)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ValueError(f"No certificates can be read from {place}, which {name} names: {reason}") from None
+    return context
+
+
 class _Waited(io.RawIOBase):
     """What comes in over a socket."""
 
@@ -166,6 +190,10 @@ class _Waits(HTTPConnection):
         until = now_s() + min(current.patience.left_s, float(self.timeout or 0.0))
         try:
             addresses = _resolved(self._dns_host, self.port, until)
+            if may_reach := current.patience.may_reach:
+                addresses = [address for address in addresses if may_reach(str(address[4][0]))]
+                if not addresses:
+                    raise PermissionError("none of its addresses may be reached")
             sock = _connected(addresses, self.socket_options or (), until)
             sock.settimeout(max(0.001, until - now_s()))  # for a proxy's answer and the TLS handshake
         except (socket.gaierror, UnicodeError) as error:
