@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from uuid import UUID
@@ -33,6 +33,7 @@ from rythmiq_ray.queue.listing import Found, Progress
 from rythmiq_ray.queue.schema import connect_checked
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.spec import check_all
+from rythmiq_ray.telemetry.traces import of_caller
 from rythmiq_ray.uploads import Uploads
 from rythmiq_ray.waiting import Waiting
 
@@ -333,6 +334,8 @@ class Client:
         ]
         if faults:
             raise InvalidJob(faults)
+        if (trace := of_caller()) is not None:
+            jobs = [replace(job, traceparent=job.traceparent or trace) for job in jobs]
         uploads = Uploads.of(jobs)
         return uploads.send(access.own_store()) if uploads.files else jobs
 

@@ -6,7 +6,7 @@ because a frozen one with slots is unpickled field by field in Python, and they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -505,3 +505,43 @@ class TaskLost:
 
 
 StepResult = Submitted | SubmitUncertain | Collected | NotYet | Cancelling | Cleaned | Faulted | TaskLost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndedAttempt:
+    """An attempt that has ended, with all its times; None = it never came so far."""
+
+    job_id: UUID
+    attempt: int
+    state: str
+    queue: str
+    name: str | None
+    user_id: str | None
+    traceparent: str | None
+    enqueued_at: datetime
+    """Of the job; of a further attempt, when the one before it ended."""
+    started_at: datetime
+    submitted_at: datetime | None
+    running_at: datetime | None
+    ended_at: datetime | None
+    finished_at: datetime
+    remote_id: int | None = None
+    exit_code: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    cost_credits: float | None = None
+    group_id: UUID | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndedGroup:
+    """A group whose last member has ended."""
+
+    group_id: UUID
+    name: str | None
+    state: str
+    members: int
+    created_at: datetime
+    finished_at: datetime
+    first: Sequence[tuple[UUID, int, str | None]]
+    """Of some members: job, last attempt, and the traceparent of the job."""

@@ -232,9 +232,12 @@ def checked_all(jobs: Sequence[NewJob]) -> None:
 
 
 def prepared(jobs: list[NewJob]) -> list[NewJob]:
-    """Jobs that were checked, with their local inputs uploaded."""
+    """Jobs that were checked, with their local inputs uploaded, in the trace that this program is in."""
+    from rythmiq_ray.telemetry.traces import of_caller
     from rythmiq_ray.uploads import Uploads
 
+    if (trace := of_caller()) is not None:
+        jobs = [replace(job, traceparent=job.traceparent or trace) for job in jobs]
     uploads = Uploads.of(jobs)
     if not uploads.files:
         return jobs

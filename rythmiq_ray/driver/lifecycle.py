@@ -46,8 +46,10 @@ from rythmiq_ray.queue.connection import where
 from rythmiq_ray.queue.schema import check_database
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
-from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
+from rythmiq_ray.telemetry.logs import add_field, get_logger, mask_also, setup
 from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
+from rythmiq_ray.telemetry.traces import EXTRA, Traces, open_traces
+from rythmiq_ray.telemetry.traces import wanted as traces_wanted
 from rythmiq_ray.webhooks import Webhooks
 
 log = get_logger("driver")
@@ -209,6 +211,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     )
     poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
     cluster = Cluster(config.ray, lambda: factory.renewed(key), wake=wakeup.set, on_call=on_call)
+    traces = _traces()
     retention = Retention(config.retention, queue, delete=executor.store.delete, wake=wakeup.set)
     loop = Loop(
         config,
@@ -219,6 +222,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         wakeup,
         retention=retention,
         notifier=_notifier(config, queue, wakeup),
+        traces=traces,
         metrics=metrics,
     )
     vitals = Vitals(config, loop, cluster, queue, metrics)
@@ -289,8 +293,23 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             queue.close()
             heartbeat.close()
         cluster.shutdown()
+        if traces is not None:
+            traces.close()
     log.info("Worker stopped", uptime=f"{time.monotonic() - started_at:.0f}s")
     return EXIT_JOBS_FAILED if drain and loop.any_failed else 0
+
+
+def _traces() -> Traces | None:
+    """None where the environment does not say where traces go."""
+    if not traces_wanted():
+        return None
+    try:
+        traces = open_traces()
+    except ImportError:
+        log.warning("Traces are not written: what they need is not installed", remedy=f"pip install '{EXTRA}'")
+        return None
+    add_field("traceId", lambda fields: traces.trace_id(fields["jobId"]) if "jobId" in fields else None)
+    return traces
 
 
 def _notifier(config: Config, queue: Queue, wakeup: Wakeup) -> Notifier | None:

@@ -366,6 +366,27 @@ WHERE j.driver_id IS NOT DISTINCT FROM %(driver_id)s
   AND j.job_id NOT IN (SELECT job_id FROM finished)
   AND (SELECT count(*) FROM finished) < (SELECT count(*) FROM v)
 
+-- name: ended_attempts
+-- For traces: attempts that have ended, with all their times.
+SELECT a.job_id, a.attempt, a.state, j.queue, j.name, j.user_id, j.traceparent, j.group_id,
+       coalesce((SELECT b.finished_at FROM rythmiq.attempts AS b
+                 WHERE b.job_id = a.job_id AND b.attempt = a.attempt - 1), j.created_at) AS enqueued_at,
+       a.started_at, a.submitted_at, a.running_at, a.ended_at, a.finished_at, a.remote_id, a.exit_code, a.error_code,
+       a.error_message, a.cost_credits
+FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(job_id uuid, attempt integer)
+JOIN rythmiq.attempts AS a USING (job_id, attempt) JOIN rythmiq.jobs AS j USING (job_id)
+WHERE isfinite(j.created_at) AND isfinite(a.started_at) AND isfinite(a.finished_at)
+
+-- name: ended_groups
+-- For traces: those of these groups that have ended, with their first members.
+SELECT g.group_id, g.name, g.members, g.created_at, g.finished_at,
+       CASE WHEN g.failed > 0 THEN 'FAILED' WHEN g.cancelled > 0 THEN 'CANCELLED' ELSE 'SUCCEEDED' END AS state,
+       (SELECT coalesce(jsonb_agg(jsonb_build_array(m.job_id, m.attempt, m.traceparent)), '[]')
+        FROM (SELECT j.job_id, j.attempt, j.traceparent FROM rythmiq.jobs AS j
+              WHERE j.group_id = g.group_id ORDER BY j.group_index, j.job_id LIMIT %(limit)s) AS m) AS first
+FROM rythmiq.groups AS g
+WHERE g.group_id = ANY(%(ids)s::uuid[]) AND g.finished_at IS NOT NULL AND isfinite(g.created_at)
+
 -- name: cancel_requests
 -- Which of this driver's jobs somebody wants ended.
 SELECT job_id FROM rythmiq.jobs

@@ -17,7 +17,18 @@ from rythmiq_ray.clock import now_s
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob
 from rythmiq_ray.inputs import WILDCARD, regex_of
 from rythmiq_ray.job_fields import is_stored
-from rythmiq_ray.model import Artifact, ErrorInfo, Input, Job, JobState, Phase, RemoteStatus, path_of
+from rythmiq_ray.model import (
+    Artifact,
+    EndedAttempt,
+    EndedGroup,
+    ErrorInfo,
+    Input,
+    Job,
+    JobState,
+    Phase,
+    RemoteStatus,
+    path_of,
+)
 from rythmiq_ray.queue.connection import Row, StatementTimeout, explain, fetch, translated
 from rythmiq_ray.queue.rows import faults_of_place, finite, job_from_row, read_job
 from rythmiq_ray.queue.session import Session
@@ -349,6 +360,18 @@ class Queue(Session):
         """Does what follows from the end of jobs where another session was in the way; returns how much there was."""
         handled: int = self._run("settle_left", limit=limit)[0]["handled"]
         return handled
+
+    def ended_attempts(self, attempts: Iterable[tuple[UUID, int]]) -> list[EndedAttempt]:
+        """What traces show of attempts that have ended."""
+        rows = [{"job_id": str(job_id), "attempt": attempt} for job_id, attempt in attempts]
+        return [EndedAttempt(**row) for row in self._run("ended_attempts", rows=json.dumps(rows))]
+
+    def ended_groups(self, ids: Iterable[UUID], *, members: int) -> list[EndedGroup]:
+        """Those of these groups that have ended, each with so many of its members."""
+        rows = self._run("ended_groups", ids=list(ids), limit=members)
+        for row in rows:
+            row["first"] = [(UUID(job_id), number, parent) for job_id, number, parent in json.loads(row["first"])]
+        return [EndedGroup(**row) for row in rows]
 
     def unfinished(self, *, telling: bool = False) -> bool:
         """Whether anything of the served queues is claimable, scheduled or running, with whichever driver.

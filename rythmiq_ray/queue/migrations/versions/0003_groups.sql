@@ -96,7 +96,7 @@ AS $$ SELECT state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') $$;
 -- group, places that became free. Round after round, because what is cancelled here has dependents too. Locks are taken
 -- in the order of ids: groups, then jobs. "refill" are groups in which only a place may have become free.
 CREATE FUNCTION rythmiq.settle(changes rythmiq.job_change[], refill uuid[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     finished uuid[];
     stopping uuid[];
@@ -294,7 +294,7 @@ $$;
 -- As settle, but waits for no other session for long, and never keeps a job from ending: what cannot be done now is left
 -- to the drivers, whether a row is held by somebody or refuses to be changed.
 CREATE FUNCTION rythmiq.settle_soon(changes rythmiq.job_change[], refill uuid[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 BEGIN
     PERFORM rythmiq.settle(changes, refill);
 EXCEPTION WHEN OTHERS THEN
@@ -312,7 +312,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.jobs_updated() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changes rythmiq.job_change[];
 BEGIN
@@ -335,7 +335,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.jobs_inserted() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     grown uuid[];
     known bigint;
@@ -366,7 +366,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.jobs_deleted() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changes rythmiq.job_change[];
 BEGIN
@@ -393,7 +393,7 @@ CREATE TRIGGER jobs_deleted AFTER DELETE ON rythmiq.jobs
     FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.jobs_deleted();
 
 -- A role that only puts jobs in says whether they wait, and nothing else about how they stand.
-CREATE FUNCTION rythmiq.refuse_state() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.refuse_state() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT has_column_privilege('rythmiq.jobs', 'attempt', 'INSERT') THEN
         RAISE insufficient_privilege USING MESSAGE = 'a new job is QUEUED or BLOCKED, not ' || NEW.state;
@@ -408,7 +408,7 @@ CREATE TRIGGER jobs_new BEFORE INSERT ON rythmiq.jobs
 -- For whoever just wrote dependencies on these jobs and groups: what has ended already counts at once. What has not may
 -- be ending in a transaction that cannot see those dependencies yet, so drivers look at it again.
 CREATE FUNCTION rythmiq.settle_sources(jobs uuid[], groups uuid[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changes rythmiq.job_change[];
 BEGIN
@@ -432,7 +432,7 @@ $$;
 -- For drivers, now and then: looks again at what was left to them. Returns how much there was; what another session
 -- holds stays.
 CREATE FUNCTION rythmiq.settle_left(most integer) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     entry   record;
     state   text;
@@ -480,7 +480,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.hold_dependencies(jobs uuid[]) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT FROM rythmiq.dependencies AS d WHERE d.job_id = ANY(jobs) ORDER BY d.ctid FOR NO KEY UPDATE
 $$;
 COMMENT ON FUNCTION rythmiq.hold_dependencies IS 'locks them for rythmiq.retry, whose caller may not change them';
@@ -489,7 +489,7 @@ COMMENT ON FUNCTION rythmiq.hold_dependencies IS 'locks them for rythmiq.retry, 
 -- that waits for others is BLOCKED again; one whose dependencies can never come is left alone. Of several with one unique
 -- key, one, and none whose key another job holds. Returns the ids of those that were put back.
 CREATE FUNCTION rythmiq.retry(ids uuid[], downstream boolean) RETURNS SETOF uuid
-LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     chosen uuid[];
     more   uuid[];
@@ -562,3 +562,5 @@ $$;
 REVOKE EXECUTE ON FUNCTION rythmiq.settle(rythmiq.job_change[], uuid[]), rythmiq.settle_soon(rythmiq.job_change[], uuid[]),
     rythmiq.settle_sources(uuid[], uuid[]), rythmiq.settle_left(integer), rythmiq.hold_dependencies(uuid[]),
     rythmiq.retry(uuid[], boolean) FROM PUBLIC;
+-- Else anybody could attach them to a table of his own, and have them believe what stands there.
+REVOKE EXECUTE ON FUNCTION rythmiq.jobs_updated(), rythmiq.jobs_inserted(), rythmiq.jobs_deleted() FROM PUBLIC;

@@ -25,7 +25,7 @@ COMMENT ON COLUMN rythmiq.schedules.last_outcome IS 'what became of the last due
 
 -- Enqueues what a schedule has, once, as the login that made it. Returns the job, or the group of a sweep.
 CREATE FUNCTION rythmiq.run_schedule(schedule text, at timestamptz) RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s rythmiq.schedules;
     line jsonb;
@@ -80,7 +80,7 @@ $$;
 
 -- Fires due times of a schedule, unless another driver has: whoever moves next_at on from what it was does it.
 CREATE FUNCTION rythmiq.fire_schedule(schedule text, was timestamptz, following timestamptz, times timestamptz[])
-RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     at timestamptz;
     fired integer := 0;

@@ -23,12 +23,12 @@ CREATE INDEX notifications_job ON rythmiq.notifications (job_id) WHERE job_id IS
 CREATE INDEX notifications_group ON rythmiq.notifications (group_id) WHERE group_id IS NOT NULL;
 
 -- The shape of Standard Webhooks: type, timestamp, data.
-CREATE FUNCTION rythmiq.notification(kind text, data jsonb) RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.notification(kind text, data jsonb) RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT jsonb_build_object('type', kind, 'data', data,
                               'timestamp', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
 $$;
 
-CREATE FUNCTION rythmiq.job_to_tell() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.job_to_tell() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO rythmiq.notifications (job_id, url, body)
     VALUES (NEW.job_id, NEW.notify, rythmiq.notification('job.ended', jsonb_build_object(
@@ -41,7 +41,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION rythmiq.group_to_tell() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.group_to_tell() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO rythmiq.notifications (group_id, url, body)
     VALUES (NEW.group_id, NEW.notify, rythmiq.notification('group.ended', jsonb_build_object(
@@ -60,3 +60,5 @@ CREATE TRIGGER jobs_to_tell AFTER UPDATE ON rythmiq.jobs FOR EACH ROW
 CREATE TRIGGER groups_to_tell AFTER UPDATE ON rythmiq.groups FOR EACH ROW
     WHEN (NEW.notify IS NOT NULL AND NEW.members > 0 AND NEW.finished_at IS NOT NULL AND OLD.finished_at IS NULL)
     EXECUTE FUNCTION rythmiq.group_to_tell();
+
+REVOKE EXECUTE ON FUNCTION rythmiq.job_to_tell(), rythmiq.group_to_tell() FROM PUBLIC;
