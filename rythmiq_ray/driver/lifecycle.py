@@ -221,7 +221,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         poller,
         wakeup,
         retention=retention,
-        notifier=_notifier(config, queue, wakeup),
+        notifier=_notifier(config, queue, wakeup, metrics),
         traces=traces,
         metrics=metrics,
     )
@@ -312,7 +312,7 @@ def _traces() -> Traces | None:
     return traces
 
 
-def _notifier(config: Config, queue: Queue, wakeup: Wakeup) -> Notifier | None:
+def _notifier(config: Config, queue: Queue, wakeup: Wakeup, metrics: Metrics) -> Notifier | None:
     """None where this driver has no secret to sign with. Raises ConfigurationError."""
     if not config.notify.secret:
         return None
@@ -324,7 +324,7 @@ def _notifier(config: Config, queue: Queue, wakeup: Wakeup) -> Notifier | None:
         )
     except ValueError as error:
         raise ConfigurationError(f"notify: {error}") from None
-    return Notifier(config.notify, queue, send=webhooks.send, wake=wakeup.set)
+    return Notifier(config.notify, queue, send=webhooks.send, wake=wakeup.set, told=metrics.told)
 
 
 def _key_changed(key: Secret) -> None:

@@ -650,3 +650,27 @@ SELECT s.place, s.number, s.group_index, x.name, x.uri
 FROM source AS s JOIN rythmiq.artifacts AS x ON x.job_id = s.job_id AND x.attempt = s.attempt
 WHERE x.name = s.literal OR (s.literal IS NULL AND x.name <> 'log.txt' AND x.name ~ s.pattern)
 ORDER BY s.place, s.number, s.group_index, s.job_id, x.name
+
+-- name: control
+-- What bounds and holds up the work of all drivers together, for metrics: of each scope how many are paused, how many
+-- have reached a budget, and the largest share of a budget that is spent.
+SELECT scope, count(DISTINCT name) FILTER (WHERE paused) AS paused, count(DISTINCT name) FILTER (WHERE over <> '{}') AS over,
+       coalesce(max(CASE WHEN credits > 0 THEN spent / credits WHEN credits = 0 THEN 1 END), 0)::double precision AS spent
+FROM rythmiq.limits
+GROUP BY scope
+
+-- name: left_over
+-- For metrics: for how long the oldest unfinished group has been there, in seconds; how many attempts left what is not
+-- stored yet; how many notifications wait; each counted up to %(limit)s.
+SELECT coalesce((SELECT extract(epoch FROM coalesce(%(now)s, now()) - min(g.created_at)) FROM (
+                     SELECT created_at FROM rythmiq.groups
+                     WHERE finished_at IS NULL AND members > 0 AND isfinite(created_at)
+                     ORDER BY created_at LIMIT 1) AS g), 0)::double precision AS oldest_group_s,
+       (SELECT count(*) FROM (
+            SELECT FROM rythmiq.attempts WHERE keep_until > coalesce(%(now)s, now()) AND cleaned_at = 'infinity'
+            LIMIT %(limit)s) AS kept) AS unstored,
+       (SELECT count(*) FROM (
+            SELECT FROM rythmiq.notifications WHERE next_at IS NOT NULL LIMIT %(limit)s) AS told) AS notifications
+
+-- name: unserved
+SELECT queue FROM rythmiq.unserved(%(waiting)s::text[]) AS u(queue)

@@ -182,6 +182,31 @@ class Told:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What bounds the work in one scope: ``account``, ``queue``, ``user`` or ``group``."""
+
+    scope: str
+    paused: int
+    """How many of its names are paused."""
+    over: int
+    """How many have reached a budget."""
+    spent: float
+    """The largest share of a budget that is spent, 1 = all of it; 0 where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOver:
+    """Counted up to 10,000."""
+
+    oldest_group_s: float
+    """Since the oldest unfinished group was made; 0 where there is none."""
+    unstored: int
+    """Attempts of which Camber keeps what the store did not take."""
+    notifications: int
+    """Those that are still to be delivered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Depth:
     """What waits in the queue, of all queues, whichever a driver serves."""
 
@@ -360,6 +385,19 @@ class Queue(Session):
         """Does what follows from the end of jobs where another session was in the way; returns how much there was."""
         handled: int = self._run("settle_left", limit=limit)[0]["handled"]
         return handled
+
+    def bounds(self) -> list[Bounds]:
+        """What bounds the work of all drivers, by scope; a scope without limits is not in it."""
+        return [Bounds(**row) for row in self._run("control")]
+
+    def left_over(self) -> LeftOver:
+        """What is left over, and has to be looked at if it grows."""
+        (row,) = self._run("left_over", limit=_COUNTED)
+        return LeftOver(**row)
+
+    def unserved(self, waiting: Iterable[str]) -> set[str]:
+        """Of these queues those that no living driver serves."""
+        return {row["queue"] for row in self._run("unserved", waiting=list(waiting))}
 
     def ended_attempts(self, attempts: Iterable[tuple[UUID, int]]) -> list[EndedAttempt]:
         """What traces show of attempts that have ended."""
