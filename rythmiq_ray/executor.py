@@ -162,7 +162,7 @@ class Executor:
             for uri, name in self.store.list_inputs(item.uri):
                 inputs[f"{folder}{name}"] = Input(uri=uri, name=f"{folder}{name}")
         if len(inputs) > MAX_FILES:
-            raise InputMissing(f"inputs: {len(inputs):,} files; one job may have {MAX_FILES:,}")
+            raise InputMissing(f"inputs: {len(inputs):,} files; one job may have at most {MAX_FILES:,}")
         for name in inputs:
             if (fault := fault_of_name(name)) is not None:
                 raise InputMissing(f"input {plain(name, 200)} {fault}")
