@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from uuid import UUID
@@ -34,6 +34,7 @@ from rythmiq_ray.queue.listing import Found, Progress
 from rythmiq_ray.queue.schema import connect_checked
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.spec import check_all
+from rythmiq_ray.telemetry.traces import of_caller
 from rythmiq_ray.uploads import Uploads
 from rythmiq_ray.waiting import Waiting
 
@@ -152,6 +153,7 @@ class Client:
         user_id: str | None = None,
         unique_key: str | None = None,
         delay: float | str = 0.0,
+        notify: str | None = None,
         connection: Any = None,
     ) -> JobHandle:
         """Adds one job. The fields are those of :class:`~rythmiq_ray.model.NewJob`; ``after`` takes handles too.
@@ -172,6 +174,7 @@ class Client:
             user_id=user_id,
             unique_key=unique_key,
             delay=delay,
+            notify=notify,
         )
         return self.submit_many([job], connection=connection)[0]
 
@@ -200,12 +203,13 @@ class Client:
         priority: int = 0,
         max_attempts: int = 3,
         user_id: str | None = None,
+        notify: str | None = None,
         connection: Any = None,
     ) -> GroupHandle:
         """Adds a group with a member for each of ``params``; :func:`~rythmiq_ray.sweeps.grid` makes such a list.
 
         A member has its parameters as environment variables; ``{NAME}`` is replaced in command, inputs, outputs and
-        name. Raises as :meth:`submit`.
+        name. ``notify``: a URL that gets one signed POST, when the last member has ended. Raises as :meth:`submit`.
         """
         job = NewJob(
             spec=spec,
@@ -224,6 +228,7 @@ class Client:
             labels=dict(labels or {}),
             max_parallel=max_parallel,
             stop_after_failures=stop_after_failures,
+            notify=notify,
         )
         return self.submit_group(sweeps.expand(job, rows), group=group, connection=connection)
 
@@ -331,6 +336,8 @@ class Client:
         ]
         if faults:
             raise InvalidJob(faults)
+        if (trace := of_caller()) is not None:
+            jobs = [replace(job, traceparent=job.traceparent or trace) for job in jobs]
         uploads = Uploads.of(jobs)
         return uploads.send(access.own_store()) if uploads.files else jobs
 

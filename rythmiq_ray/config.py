@@ -7,6 +7,7 @@ duration may be written as a number, in the unit that ends the key's name, or wi
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,15 @@ def _in_flight(value: object) -> object:
     if value == "auto" or (type(number) is int and 1 <= number <= _MOST_IN_FLIGHT):
         return number
     raise ValueError(f"must be auto or a whole number from 1 to {_MOST_IN_FLIGHT:,}")
+
+
+def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        try:
+            ipaddress.ip_network(name)
+        except ValueError:
+            raise ValueError(f"{name} is no network such as 10.0.0.0/8") from None
+    return names
 
 
 def _secret(value: object) -> Secret:
@@ -302,6 +312,21 @@ class SecretsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotifyConfig:
+    """How those are told who asked by ``--notify`` to be told of an end."""
+
+    secret: Hidden
+    """Signs what is sent, as Standard Webhooks has it: ``whsec_`` and base64, or any text. Empty = this driver sends
+    nothing."""
+    timeout_s: Annotated[Seconds, Between(0.1, 10 * _MINUTE)]
+    """For all of one POST."""
+    max_attempts: Annotated[Whole, Between(1, 100)]
+    """How often one is tried before it is given up."""
+    private_networks: Annotated[Names, AfterValidator(_networks)]
+    """Networks such as ``10.0.0.0/8`` that may be reached although they are not public."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetentionConfig:
     """How long ended jobs are kept, in seconds since their end; None = until somebody runs `rythmiq prune`."""
 
@@ -371,6 +396,7 @@ class Config:
     driver: DriverConfig
     retry: RetryConfig
     secrets: SecretsConfig
+    notify: NotifyConfig
     retention: RetentionConfig
     shutdown: ShutdownConfig
     outage: OutageConfig

@@ -47,6 +47,7 @@ VARIABLES: Final = MappingProxyType(
         "CAMBER_EXECUTION_REGION": "camber.region",
         "CAMBER_EXECUTION_TIMEOUT_MS": "execution.timeout_ms",
         "SERVICE_ENV": "service.env",
+        "RYTHMIQ_NOTIFY_SECRET": "notify.secret",
         "LOG_LEVEL": "logging.level",
         "LOG_FORMAT": "logging.format",
         "PORT": "health.port",
@@ -58,7 +59,7 @@ _VARIABLE_OF: Final = {key: variable for variable, key in VARIABLES.items()}
 _INTERPOLATION: Final = re.compile(r"(\\*)\$\{")
 _LONGEST_SHOWN: Final = 80
 _ENVIRONMENTS: Final = ("local", "dev", "staging", "prod")
-_SECRET_KEYS: Final = ("database.url", "camber.api_key")
+_SECRET_KEYS: Final = ("database.url", "camber.api_key", "notify.secret")
 _LONGEST_STATEMENT_S: Final = 30.0
 _STATEMENT_PART: Final = 0.4
 """Part of the lease: a statement that hangs is cancelled before the next heartbeat is late."""

@@ -212,6 +212,11 @@ def _fault_of_http(uri: str) -> str | None:
     return None if host else "names no host"
 
 
+def fault_of_notify(url: str) -> str | None:
+    scheme, _, _ = url.partition("://")
+    return _fault_of_http(url) if scheme in ("http", "https") else "must be an http or https URL"
+
+
 def _fault_of_input_name(name: str) -> str | None:
     if not name:
         return "is missing, and the URI ends in no file name"
@@ -573,6 +578,15 @@ Labels = Annotated[
     dict[Annotated[Text, OneLine(1, 63)], Annotated[Text, OneLine(0, 200)]],
     Field(max_length=64),
     BeforeValidator(_mapped),
+]
+Notify = Annotated[Text, OneLine(1, 2000), _refusing(fault_of_notify)]
+_TRACEPARENT: Final = r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+Traceparent = Annotated[
+    Text,
+    _refusing(
+        lambda text: None if re.fullmatch(_TRACEPARENT, text) else "must be one of W3C Trace Context, version 00"
+    ),
+    WithJsonSchema({"type": "string", "pattern": f"^{_TRACEPARENT}$"}),
 ]
 Reference = Annotated[
     Text, OneLine(1, 200), BeforeValidator(lambda value: str(value) if isinstance(value, UUID) else value)

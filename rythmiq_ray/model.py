@@ -7,7 +7,7 @@ them go through Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -193,6 +193,10 @@ class NewJob:
     it, or of jobs in its group."""
     after_ended: tuple[str | UUID, ...] = ()
     """It starts once these have ended, in whatever state."""
+    notify: str | None = None
+    """A URL that gets a signed POST each time the job has ended."""
+    traceparent: str | None = None
+    """The trace that its attempts belong to, as W3C Trace Context writes it; None = each has one of its own."""
 
     @property
     def delay_s(self) -> float:
@@ -211,6 +215,8 @@ class NewGroup:
     """The most members that may be queued or running at once; None = all."""
     stop_after_failures: int | None = None
     """When this many members have FAILED, all others are cancelled, running ones too; None = never."""
+    notify: str | None = None
+    """A URL that gets a signed POST each time its last member has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +311,10 @@ class Job:
     """The parameters that tell it from the other members of its group."""
     waits_for: int = 0
     """How many of its dependencies are not satisfied yet."""
+    notify: str | None = None
+    """A URL that gets a signed POST each time the job has ended."""
+    traceparent: str | None = None
+    """The trace of whoever put it in."""
     enqueued_by: str | None = None
     """The database login that enqueued it."""
 
@@ -501,3 +511,43 @@ class TaskLost:
 
 
 StepResult = Submitted | SubmitUncertain | Collected | NotYet | Cancelling | Cleaned | Faulted | TaskLost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndedAttempt:
+    """An attempt that has ended, with all its times; None = it never came so far."""
+
+    job_id: UUID
+    attempt: int
+    state: str
+    queue: str
+    name: str | None
+    user_id: str | None
+    traceparent: str | None
+    enqueued_at: datetime
+    """Of the job; of a further attempt, when the one before it ended."""
+    started_at: datetime
+    submitted_at: datetime | None
+    running_at: datetime | None
+    ended_at: datetime | None
+    finished_at: datetime
+    remote_id: int | None = None
+    exit_code: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    cost_credits: float | None = None
+    group_id: UUID | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndedGroup:
+    """A group whose last member has ended."""
+
+    group_id: UUID
+    name: str | None
+    state: str
+    members: int
+    created_at: datetime
+    finished_at: datetime
+    first: Sequence[tuple[UUID, int, str | None]]
+    """Of some members: job, last attempt, and the traceparent of the job."""

@@ -85,6 +85,10 @@ class Line(TypedDict, total=False):
     """It starts once these have SUCCEEDED: ids of jobs and groups, or names of jobs and groups of this file."""
     after_ended: of.References
     """It starts once these have ended, in whatever state."""
+    notify: of.Notify | None
+    """A URL that gets a signed POST each time the job has ended."""
+    traceparent: of.Traceparent | None
+    """The trace that its attempts belong to, as W3C Trace Context writes it."""
 
 
 class Own(TypedDict):

@@ -95,6 +95,11 @@ _QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
         None,
         _several("--after-ended", "ID|GROUP", "Start once this has ended, in any state."),
     ),
+    "notify": (
+        str | None,
+        None,
+        typer.Option(metavar="URL", help="It gets a signed POST when the job, or a sweep as a whole, has ended."),
+    ),
 }
 
 
@@ -227,9 +232,12 @@ def checked_all(jobs: Sequence[NewJob]) -> None:
 
 
 def prepared(jobs: list[NewJob]) -> list[NewJob]:
-    """The jobs, after validation and with local inputs uploaded."""
+    """The jobs, after validation, with local inputs uploaded and with this program's trace, if it is in one."""
+    from rythmiq_ray.telemetry.traces import of_caller
     from rythmiq_ray.uploads import Uploads
 
+    if (trace := of_caller()) is not None:
+        jobs = [replace(job, traceparent=job.traceparent or trace) for job in jobs]
     uploads = Uploads.of(jobs)
     if not uploads.files:
         return jobs

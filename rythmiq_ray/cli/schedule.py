@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -67,10 +68,16 @@ def add(
         raise typer.BadParameter("give --command", ctx=context)
     job = job_from(work, queued)
     rows = sweeps.grid(**dict(sweeps.param_of(text) for text in params)) if params else []
-    members = list(sweeps.expand(job, rows)) if rows else [job]
+    members = list(sweeps.expand(dataclasses.replace(job, notify=None), rows)) if rows else [job]
     checked_all(members)
     lines = [_line(member) for member in prepared(members)]
-    sweep = {"jobs": lines, "max_parallel": max_parallel, "user_id": job.user_id, "name": job.name} if rows else None
+    sweep = {
+        "jobs": lines,
+        "max_parallel": max_parallel,
+        "user_id": job.user_id,
+        "name": job.name,
+        "notify": job.notify,
+    }
     with database() as connection:
         next_at = schedules.add(
             connection,
@@ -78,7 +85,7 @@ def add(
             cron,
             time_zone=time_zone,
             job=None if rows else lines[0],
-            sweep=sweep,
+            sweep=sweep if rows else None,
             overlap=overlap,
             catch_up=catch_up,
             replace=replace,
@@ -222,7 +229,7 @@ def _line(job: NewJob) -> dict[str, Any]:
     """A job as a JSON line (see `rythmiq schema`), without fields that have their default."""
     line: dict[str, Any] = job.spec.as_dict()
     fallback = NewJob(spec=job.spec)
-    for name in ("queue", "priority", "max_attempts", "user_id", "unique_key", "name"):
+    for name in ("queue", "priority", "max_attempts", "user_id", "unique_key", "name", "notify"):
         if (value := getattr(job, name)) != getattr(fallback, name):
             line[name] = value
     if job.delay_s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -65,13 +66,14 @@ def sweep(
     """
     rows = _rows(context, params or [], zip_=zip_, file=params_file)
     job = job_from(work, queued)
-    members = list(sweeps.expand(job, rows))
+    members = list(sweeps.expand(replace(job, notify=None), rows))
     group = NewGroup(
         name=_group_name(job.name, rows),
         user_id=job.user_id,
         labels=job.labels,
         max_parallel=max_parallel,
         stop_after_failures=stop_after_failures,
+        notify=job.notify,
     )
     if not _named_apart(job.name, rows):
         members = [_nameless(member) for member in members] if job.name is not None else members
@@ -116,8 +118,6 @@ def _group_name(name: str | None, rows: list[sweeps.Params]) -> str | None:
 
 
 def _nameless(member: NewJob) -> NewJob:
-    from dataclasses import replace
-
     return replace(member, name=None)
 
 

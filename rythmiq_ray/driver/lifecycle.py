@@ -21,6 +21,7 @@ from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.config_loader import Loaded, load
 from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
+from rythmiq_ray.driver.notifier import Notifier
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.retention import Retention
@@ -45,8 +46,11 @@ from rythmiq_ray.queue.connection import where
 from rythmiq_ray.queue.schema import check_database
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
-from rythmiq_ray.telemetry.logs import get_logger, mask_also, setup
+from rythmiq_ray.telemetry.logs import add_field, get_logger, mask_also, setup
 from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
+from rythmiq_ray.telemetry.traces import EXTRA, Traces, open_traces
+from rythmiq_ray.telemetry.traces import wanted as traces_wanted
+from rythmiq_ray.webhooks import Webhooks
 
 log = get_logger("driver")
 
@@ -207,8 +211,20 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     )
     poller = Poller(executor.backend, {BACKEND: executor.backend.check, STORE: executor.store.check}, wake=wakeup.set)
     cluster = Cluster(config.ray, lambda: factory.renewed(key), wake=wakeup.set, on_call=on_call)
+    traces = _traces()
     retention = Retention(config.retention, queue, delete=executor.store.delete, wake=wakeup.set)
-    loop = Loop(config, queue, heartbeat, cluster, poller, wakeup, retention=retention, metrics=metrics)
+    loop = Loop(
+        config,
+        queue,
+        heartbeat,
+        cluster,
+        poller,
+        wakeup,
+        retention=retention,
+        notifier=_notifier(config, queue, wakeup, metrics),
+        traces=traces,
+        metrics=metrics,
+    )
     vitals = Vitals(config, loop, cluster, queue, metrics)
     loop.after_tick = vitals.publish
 
@@ -277,8 +293,38 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             queue.close()
             heartbeat.close()
         cluster.shutdown()
+        if traces is not None:
+            traces.close()
     log.info("Worker stopped", uptime=f"{time.monotonic() - started_at:.0f}s")
     return EXIT_JOBS_FAILED if drain and loop.any_failed else 0
+
+
+def _traces() -> Traces | None:
+    """None where the environment does not say where traces go."""
+    if not traces_wanted():
+        return None
+    try:
+        traces = open_traces()
+    except ImportError:
+        log.warning("Traces are not written: what they need is not installed", remedy=f"pip install '{EXTRA}'")
+        return None
+    add_field("traceId", lambda fields: traces.trace_id(fields["jobId"]) if "jobId" in fields else None)
+    return traces
+
+
+def _notifier(config: Config, queue: Queue, wakeup: Wakeup, metrics: Metrics) -> Notifier | None:
+    """None where this driver has no secret to sign with. Raises ConfigurationError."""
+    if not config.notify.secret:
+        return None
+    try:
+        webhooks = Webhooks(
+            config.notify.secret,
+            timeout_s=config.notify.timeout_s,
+            private_networks=config.notify.private_networks,
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"notify: {error}") from None
+    return Notifier(config.notify, queue, send=webhooks.send, wake=wakeup.set, told=metrics.told)
 
 
 def _key_changed(key: Secret) -> None:
@@ -291,7 +337,7 @@ def _secrets(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
     values = [environ[name] for name in names if environ.get(name)]
     values.extend(value for name, value in environ.items() if name.startswith(SECRET_PREFIX) and value)
-    return [config.database.url, config.camber.api_key, *map(Secret, values)]
+    return [config.database.url, config.camber.api_key, config.notify.secret, *map(Secret, values)]
 
 
 def _backend_of(config: Config) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final, Protocol
 
 from rythmiq_ray.clock import now_s
@@ -20,6 +21,7 @@ from rythmiq_ray.driver.completer import Completer
 from rythmiq_ray.driver.concurrency_limit import FIRST, ConcurrencyLimit
 from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.lease import Heartbeat, Lease
+from rythmiq_ray.driver.notifier import Notifier
 from rythmiq_ray.driver.outages import BACKEND, Outages, Place
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
@@ -47,6 +49,7 @@ from rythmiq_ray.spec import check
 from rythmiq_ray.telemetry.health import Stage
 from rythmiq_ray.telemetry.logs import get_logger
 from rythmiq_ray.telemetry.metrics import Metrics
+from rythmiq_ray.telemetry.traces import ENV_NAME, MOST_LINKS, Traces
 
 log = get_logger("driver")
 
@@ -97,6 +100,8 @@ class Loop:
         wakeup: Wakeup,
         *,
         retention: Retention | None = None,
+        notifier: Notifier | None = None,
+        traces: Traces | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = now_s,
         environ: Mapping[str, str] = os.environ,
@@ -120,6 +125,8 @@ class Loop:
         )
         self._completer = Completer(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
         self._retention = retention
+        self._notifier = notifier
+        self._traces = traces
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
         self._strays: dict[int, tuple[float, float]] = {}
         """Second remote jobs of attempts: when each is next cancelled again, and the pause after that."""
@@ -226,6 +233,9 @@ class Loop:
             self._send_steps(only_clean=True)
             self._cluster.dispatch()
         self.with_database(self._write_outcomes, self._clock(), force=True)
+        if self._notifier is not None:
+            notifier = self._notifier
+            self.with_database(lambda _now: notifier.look_round(due=False), self._clock(), force=True)
         # A submit that still runs may create up to the end of the lease, so the lease must not end before.
         may_create |= any(a.request is not None and isinstance(a.state, Submitting) for a in self.attempts)
         self.with_database(lambda _now: self.lease.stop(resign=not may_create), self._clock(), force=True)
@@ -312,6 +322,8 @@ class Loop:
             self._end(self.attempts.give_back(unsent[job_id]))
         if found.unsettled:
             self._settle_at = 0.0
+        if self._notifier is not None:
+            self._notifier.look_round(due=found.notifications_due)
         if found.schedules_due and (fired := self._queue.fire_schedules(self._config.driver.batch_size)):
             log.info("Schedules fired", runs=fired)
         if self.attempts and not self.limit.fixed:
@@ -336,6 +348,8 @@ class Loop:
         self._report_refusals()
         self._metrics.claimed(len(jobs))
         self._look_up_logins(jobs)
+        if self._traces is not None:
+            self._traces.see(jobs)
         for job in jobs:
             with self._concerning(job):
                 attempt = self.attempts.begin(job, now)
@@ -376,6 +390,8 @@ class Loop:
         adopted = self._queue.adopt(self._config.driver.batch_size)
         self._report_refusals()
         self._look_up_logins([orphan.job for orphan in adopted])
+        if self._traces is not None:
+            self._traces.see(orphan.job for orphan in adopted)
         for orphan in adopted:
             with self._concerning(orphan.job):
                 self.attempts.take_over(orphan, now)
@@ -399,6 +415,7 @@ class Loop:
                 self._end(self.attempts.stop(attempt, ErrorCode.CANCELLED))
 
     def _write_outcomes(self, _now: float) -> None:
+        written: list[Ending] = []
         for ending, ours in self._completer.flush(self._queue):
             attempt = self.attempts.get(ending.job_id, ending.attempt)
             if isinstance(ending, Progress):
@@ -412,6 +429,7 @@ class Loop:
                 self._metrics.outcome_dropped()
                 log.warning("Outcome dropped, another driver has the job", jobId=ending.job_id, attempt=ending.attempt)
                 continue
+            written.append(ending)
             if attempt is not None:
                 self.attempts.written(attempt)
             self._claim_at = 0.0  # If a limit had stopped claims, there is room now.
@@ -419,6 +437,17 @@ class Loop:
                 self.any_failed = True
             with self._concerning(None):
                 self._report_ending(ending)
+        if self._traces is not None and written:
+            self._trace(self._traces, written)
+
+    def _trace(self, traces: Traces, endings: Sequence[Ending]) -> None:
+        """A trace that cannot be written costs nobody anything but the trace."""
+        try:
+            attempts = self._queue.ended_attempts((ending.job_id, ending.attempt) for ending in endings)
+            groups = {attempt.group_id for attempt in attempts if attempt.group_id is not None}
+            traces.write(attempts, self._queue.ended_groups(groups, members=MOST_LINKS) if groups else ())
+        except Exception as error:  # noqa: BLE001 - as said
+            log.warning("Traces were not written", attempts=len(endings), error=type(error).__name__)
 
     def _release(self, now: float) -> None:
         self._write_outcomes(now)
@@ -432,7 +461,7 @@ class Loop:
 
     def _queue_is_empty(self) -> bool:
         try:
-            return not self._queue.unfinished()
+            return not self._queue.unfinished(telling=self._notifier is not None)
         except DatabaseUnavailable:
             return False
 
@@ -626,8 +655,19 @@ class Loop:
             secrets = self._secrets(attempt.job)
         request = self.attempts.step(attempt, now, secrets=secrets, lease_until=lease_until)
         if request is not None:
+            if request.step is Step.SUBMIT:
+                request = self._traced(request)
             self.attempts.sent(attempt, request, now)
             self._cluster.enqueue(request, stream_bytes=attempt.alone_bytes)
+
+    def _traced(self, request: StepRequest) -> StepRequest:
+        """With the trace that the job's own spans belong to, unless its variables name one."""
+        job = request.job
+        trace = job.traceparent if self._traces is None else self._traces.of_job(job)
+        if trace is None or ENV_NAME in job.spec.env or ENV_NAME in job.spec.secrets:
+            return request
+        spec = replace(job.spec, env={**job.spec.env, ENV_NAME: trace})
+        return replace(request, job=replace(job, spec=spec))
 
     def _enforce_limits(self, poll: int, now: float) -> None:
         """Stops attempts that wait or run for too long, by the status that a complete poll has just shown."""
@@ -687,7 +727,8 @@ class Loop:
     # ------------------------------------------------------------------ ends
 
     def _idle(self) -> bool:
-        return not self.attempts and not self._completer.endings
+        telling = self._notifier is not None and self._notifier.busy
+        return not self.attempts and not self._completer.endings and not telling
 
     def _all_cleaned(self, idle_since: float) -> bool:
         done = not self.attempts.cleaning and not len(self._completer)

@@ -153,6 +153,15 @@ class Vitals:
     def _publish_depth(self, _now: float) -> None:
         depth = self._queue.depth()
         self._metrics.queue_depth(depth.jobs, depth.oldest_claimable_s)
+        self._metrics.bounds((each.scope, each.paused, each.over, each.spent) for each in self._queue.bounds())
+        unserved = self._queue.unserved({queue for queue, _ in depth.jobs}) if depth.jobs else set()
+        left = self._queue.left_over()
+        self._metrics.left_over(
+            unserved=sum(count for (queue, _), count in depth.jobs.items() if queue in unserved),
+            oldest_group_s=left.oldest_group_s,
+            unstored=left.unstored,
+            notifications=left.notifications,
+        )
 
     def _say(self, found: dict[Wait, Waited], now: float) -> None:
         for wait, waited in found.items():

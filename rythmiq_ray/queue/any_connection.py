@@ -27,11 +27,19 @@ def enqueue_group(connection: Any, group: NewGroup, jobs: Sequence[NewJob]) -> U
     """Adds a group with these members; returns its id. Raises the errors of the connection's library."""
     if _is_psycopg2(connection):
         return producer.insert_group(connection, group, jobs)[0]
+    producer.check_group(group, jobs)
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures)"
-            " VALUES (gen_random_uuid(), %s, %s, %s::jsonb, %s, %s) RETURNING group_id",
-            [group.name, group.user_id, json.dumps(dict(group.labels)), group.max_parallel, group.stop_after_failures],
+            "INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify)"
+            " VALUES (gen_random_uuid(), %s, %s, %s::jsonb, %s, %s, %s) RETURNING group_id",
+            [
+                group.name,
+                group.user_id,
+                json.dumps(dict(group.labels)),
+                group.max_parallel,
+                group.stop_after_failures,
+                group.notify,
+            ],
         )
         group_id = UUID(str(cursor.fetchone()[0]))
         for job in jobs:
@@ -55,6 +63,8 @@ def _enqueue(cursor: Any, job: NewJob) -> UUID:
         "group": None if job.group is None else str(job.group),
         "after": list(map(str, job.after)),
         "after_ended": list(map(str, job.after_ended)),
+        "notify": job.notify,
+        "traceparent": job.traceparent,
     }
     given = {name: value for name, value in line.items() if value is not None}
     cursor.execute("SELECT rythmiq.enqueue(%s::jsonb)", [json.dumps(given)])

@@ -115,6 +115,7 @@ def write_groups(connection: Connection, plan: Plan) -> None:
             "labels": json.dumps(dict(group.labels)),
             "max_parallel": group.max_parallel,
             "stop_after_failures": group.stop_after_failures,
+            "notify": group.notify,
         }
         fetch(connection, _SQL["create"], parameters)
 

@@ -15,8 +15,8 @@ ORDER BY created_at DESC
 LIMIT 1
 
 -- name: create
-INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures)
-VALUES (%(group_id)s, %(name)s, %(user_id)s, %(labels)s::jsonb, %(max_parallel)s, %(stop_after_failures)s)
+INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify)
+VALUES (%(group_id)s, %(name)s, %(user_id)s, %(labels)s::jsonb, %(max_parallel)s, %(stop_after_failures)s, %(notify)s)
 
 -- name: limits
 -- Groups by id, whether each bounds its members, and the next one's place.

@@ -17,7 +17,18 @@ from rythmiq_ray.clock import now_s
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob
 from rythmiq_ray.inputs import WILDCARD, regex_of
 from rythmiq_ray.job_fields import is_stored
-from rythmiq_ray.model import Artifact, ErrorInfo, Input, Job, JobState, Phase, RemoteStatus, path_of
+from rythmiq_ray.model import (
+    Artifact,
+    EndedAttempt,
+    EndedGroup,
+    ErrorInfo,
+    Input,
+    Job,
+    JobState,
+    Phase,
+    RemoteStatus,
+    path_of,
+)
 from rythmiq_ray.queue.connection import Row, StatementTimeout, explain, fetch, translated
 from rythmiq_ray.queue.rows import faults_of_place, finite, job_from_row, read_job
 from rythmiq_ray.queue.session import Session
@@ -137,10 +148,62 @@ class Round:
     """See :meth:`Queue.settle_left`."""
     schedules_due: bool
     """See :meth:`Queue.fire_schedules`."""
+    notifications_due: bool
+    """See :meth:`Queue.take_notifications`."""
     account_limit: int | None
     """The limit of running jobs that somebody set for the account; None: the configuration's applies."""
     closed: frozenset[UUID]
     """Those of the given jobs whose scope was paused, or whose budget was reached, after they were claimed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notification:
+    """A row of ``rythmiq.notifications`` that is due."""
+
+    notification_id: UUID
+    job_id: UUID | None
+    group_id: UUID | None
+    url: str
+    body: str
+    """JSON, as it is to be sent."""
+    tries: int
+    """With the one that is to come."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What became of a try."""
+
+    notification_id: UUID
+    error: str | None
+    """None = it was delivered."""
+    again_s: float | None
+    """Seconds until the next try; None = there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What bounds the work in one scope: ``account``, ``queue``, ``user`` or ``group``."""
+
+    scope: str
+    paused: int
+    """How many of its names are paused."""
+    over: int
+    """How many have reached a budget."""
+    spent: float
+    """The largest share of a budget that is spent, 1 = all of it; 0 where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOver:
+    """Counted up to 10,000."""
+
+    oldest_group_s: float
+    """Since the oldest unfinished group was made; 0 where there is none."""
+    unstored: int
+    """Attempts of which Camber keeps what the store did not take."""
+    notifications: int
+    """Those that are still to be delivered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,6 +282,7 @@ class Queue(Session):
             draining=row["draining"],
             unsettled=row["unsettled"],
             schedules_due=row["schedules_due"],
+            notifications_due=row["notifications_due"],
             account_limit=row["account_limit"],
             closed=frozenset(row["closed"]),
         )
@@ -249,6 +313,18 @@ class Queue(Session):
         rows = self._isolated("adopt", "adoptable", queues=self._queues, limit=limit)
         seconds = {row["job_id"]: {name: row[name] for name in _DURATIONS} for row in rows}
         return [Adopted(job=job, **seconds[job.job_id]) for job in self._readable(rows)]
+
+    def take_notifications(self, limit: int, *, hold_s: float, keep_s: float) -> list[Notification]:
+        """Those that are due, which no other driver takes for ``hold_s``; deletes what was done ``keep_s`` ago."""
+        rows = self._run("take_notifications", limit=limit, hold_s=hold_s, keep_s=keep_s)
+        return [Notification(**row) for row in rows]
+
+    def told(self, answers: Iterable[Told]) -> None:
+        """Writes what became of tries."""
+        rows = [
+            {"notification_id": str(one.notification_id), "error": one.error, "again_s": one.again_s} for one in answers
+        ]
+        self._run("told", rows=json.dumps(rows))
 
     def fire_schedules(self, limit: int) -> int:
         """Fires due schedules, each due time exactly once by one of the drivers; returns how many it fired.
@@ -311,9 +387,37 @@ class Queue(Session):
         handled: int = self._run("settle_left", limit=limit)[0]["handled"]
         return handled
 
-    def unfinished(self) -> bool:
-        """Whether a job of the served queues is claimable, scheduled or running, with any driver."""
-        return bool(self._run("unfinished", queues=self._queues)[0]["unfinished"])
+    def bounds(self) -> list[Bounds]:
+        """What bounds the work of all drivers, by scope; a scope without limits is not in it."""
+        return [Bounds(**row) for row in self._run("control")]
+
+    def left_over(self) -> LeftOver:
+        """What is left over, and has to be looked at if it grows."""
+        (row,) = self._run("left_over", limit=_COUNTED)
+        return LeftOver(**row)
+
+    def unserved(self, waiting: Iterable[str]) -> set[str]:
+        """Of these queues those that no living driver serves."""
+        return {row["queue"] for row in self._run("unserved", waiting=list(waiting))}
+
+    def ended_attempts(self, attempts: Iterable[tuple[UUID, int]]) -> list[EndedAttempt]:
+        """What traces show of attempts that have ended."""
+        rows = [{"job_id": str(job_id), "attempt": attempt} for job_id, attempt in attempts]
+        return [EndedAttempt(**row) for row in self._run("ended_attempts", rows=json.dumps(rows))]
+
+    def ended_groups(self, ids: Iterable[UUID], *, members: int) -> list[EndedGroup]:
+        """Those of these groups that have ended, each with so many of its members."""
+        rows = self._run("ended_groups", ids=list(ids), limit=members)
+        for row in rows:
+            row["first"] = [(UUID(job_id), number, parent) for job_id, number, parent in json.loads(row["first"])]
+        return [EndedGroup(**row) for row in rows]
+
+    def unfinished(self, *, telling: bool = False) -> bool:
+        """Whether a job of the served queues is claimable, scheduled or running, with any driver.
+
+        ``telling``: also whether a notification was never tried.
+        """
+        return bool(self._run("unfinished", queues=self._queues, telling=telling)[0]["unfinished"])
 
     def depth(self) -> Depth:
         """Numbers of waiting jobs. Takes about 10 ms at most, however long the queue is."""

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 from urllib.parse import quote, unquote, urlsplit
@@ -22,6 +22,9 @@ from rythmiq_ray.secret import MASK, Secret
 _SHORTEST_SECRET: Final = 6
 """Shorter secrets are not masked, because that would mask ordinary words."""
 _QUIET: Final = ("boto3", "botocore", "s3transfer", "urllib3", "smart_open", "ray", "alembic")
+
+
+_more: Final[dict[str, Callable[[Mapping[str, object]], object]]] = {}
 
 
 class Logger:
@@ -67,6 +70,11 @@ def setup(config: LoggingConfig, *, secrets: Iterable[Secret] = (), stream: Text
     logging.getLogger("rythmiq").setLevel(config.level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def add_field(name: str, value: Callable[[Mapping[str, object]], object]) -> None:
+    """Gives the lines of this process's log one more field, made from those that a line has; None = not this line."""
+    _more[name] = value
 
 
 def mask_also(secret: Secret) -> None:
@@ -142,7 +150,10 @@ class _Json(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     fields = getattr(record, "fields", None)
-    return {} if not isinstance(fields, dict) else {name: value for name, value in fields.items() if value is not None}
+    if not isinstance(fields, dict):
+        return {}
+    fields = fields | {name: make(fields) for name, make in _more.items() if name not in fields}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _time(record: logging.LogRecord) -> str:

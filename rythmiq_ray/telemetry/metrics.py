@@ -25,6 +25,8 @@ Labels = tuple[str, ...]
 
 NO_ERROR: Final = "none"
 OTHER_QUEUES: Final = "other"
+SCOPES: Final = ("account", "queue", "user", "group")
+OUTCOMES: Final = ("delivered", "retried", "given_up")
 MAX_QUEUES: Final = 50
 """Users name queues, so their number is limited: the first get a series each, others share :data:`OTHER_QUEUES`."""
 
@@ -175,6 +177,50 @@ ARTIFACT_BYTES: Final = Metric(
     kind=Kind.COUNTER,
     help="Bytes streamed to the artifact store by attempts whose outcome was written.",
 )
+PAUSED_SCOPES: Final = Metric(
+    name="rythmiq_paused_scopes",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="How many accounts (0 or 1), queues, users and groups are paused, as every driver sees them.",
+)
+BUDGETS_REACHED: Final = Metric(
+    name="rythmiq_budgets_reached",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="How many limits have a budget that is reached; nothing new of theirs is submitted.",
+)
+BUDGET_SPENT: Final = Metric(
+    name="rythmiq_budget_spent_ratio",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="The largest share of a budget of this scope that is spent: 0.8 is the time to look, at 1 it is reached.",
+)
+UNSERVED_JOBS: Final = Metric(
+    name="rythmiq_unserved_jobs",
+    kind=Kind.GAUGE,
+    help="Jobs that wait in queues which no living driver serves; exact up to 10,000 waiting ones.",
+)
+OLDEST_GROUP: Final = Metric(
+    name="rythmiq_oldest_unfinished_group_age_seconds",
+    kind=Kind.GAUGE,
+    help="Since the oldest group was made that is not finished; 0 where there is none.",
+)
+UNSTORED: Final = Metric(
+    name="rythmiq_unstored_attempts",
+    kind=Kind.GAUGE,
+    help="Attempts of which Camber keeps what the artifact store did not take; `rythmiq collect` brings it.",
+)
+NOTIFICATIONS_WAITING: Final = Metric(
+    name="rythmiq_notifications_waiting",
+    kind=Kind.GAUGE,
+    help="Notifications that are still to be delivered, as every driver sees them.",
+)
+NOTIFICATIONS: Final = Metric(
+    name="rythmiq_notifications_total",
+    kind=Kind.COUNTER,
+    labels=("outcome",),
+    help="Tries to deliver a notification; outcome is delivered, retried or given_up.",
+)
 COST_CREDITS: Final = Metric(
     name="rythmiq_cost_credits_total", kind=Kind.COUNTER, help="Estimated cost of ended attempts, in Camber's credits."
 )
@@ -205,6 +251,14 @@ CATALOG: Final = (
     API_CALL_DURATION,
     ARTIFACT_BYTES,
     COST_CREDITS,
+    PAUSED_SCOPES,
+    BUDGETS_REACHED,
+    BUDGET_SPENT,
+    UNSERVED_JOBS,
+    OLDEST_GROUP,
+    UNSTORED,
+    NOTIFICATIONS_WAITING,
+    NOTIFICATIONS,
 )
 
 _ENDS: Final = tuple(state for state in JobState if state.finished)
@@ -251,6 +305,8 @@ class Metrics:
             sink.add(JOBS_ENDED, (state,), 0)
         for step in Step:
             sink.add(STEPS_LOST, (step,), 0)
+        for outcome in OUTCOMES:
+            sink.add(NOTIFICATIONS, (outcome,), 0)
         self._sinks.append(sink)
 
     def claimed(self, jobs: int) -> None:
@@ -331,6 +387,26 @@ class Metrics:
         for labels, count in depths.items():
             self._set(QUEUE_JOBS, labels, count)
         self._set(QUEUE_OLDEST, (), oldest_claimable_s)
+
+    def bounds(self, bounds: Iterable[tuple[str, int, int, float]]) -> None:
+        """By scope: how many are paused, how many budgets are reached, and the largest share of one that is spent."""
+        known = {scope: (paused, over, spent) for scope, paused, over, spent in bounds}
+        for scope in SCOPES:
+            paused, over, spent = known.get(scope, (0, 0, 0.0))
+            self._set(PAUSED_SCOPES, (scope,), paused)
+            self._set(BUDGETS_REACHED, (scope,), over)
+            self._set(BUDGET_SPENT, (scope,), spent)
+
+    def left_over(self, *, unserved: int, oldest_group_s: float, unstored: int, notifications: int) -> None:
+        """What has to be looked at if it grows."""
+        self._set(UNSERVED_JOBS, (), unserved)
+        self._set(OLDEST_GROUP, (), oldest_group_s)
+        self._set(UNSTORED, (), unstored)
+        self._set(NOTIFICATIONS_WAITING, (), notifications)
+
+    def told(self, outcome: str) -> None:
+        """One try to deliver a notification; ``outcome`` is one of :data:`OUTCOMES`."""
+        self._add(NOTIFICATIONS, (outcome,), 1)
 
     def status(self, status: Status) -> None:
         """The driver's health, as for /readyz and /livez."""

@@ -10,8 +10,8 @@ from typing import Final
 import requests
 from urllib3.exceptions import HTTPError
 
-from rythmiq_ray.backends.camber.adapter import STEP_BYTES
 from rythmiq_ray.errors import ArtifactCorrupt, BackendUnavailable
+from rythmiq_ray.http_adapter import STEP_BYTES
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
@@ -25,7 +25,7 @@ class Download:
     ``open_at`` opens the resource at a byte: by ``Range`` if the server supports it (206, or 416 at the very end),
     otherwise from its start (200). An answer with ``Content-Encoding`` is decoded; its ranges count encoded bytes, so
     it is always read from its start. ``attempts``: how many interruptions in a row are allowed without progress of at
-    least :data:`~rythmiq_ray.backends.camber.adapter.STEP_BYTES`.
+    least :data:`~rythmiq_ray.http_adapter.STEP_BYTES`.
 
     Iterating raises BackendUnavailable when that bound is reached, ArtifactCorrupt when the resource has changed
     since it was opened, and what ``open_at`` raises.

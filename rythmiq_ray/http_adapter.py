@@ -16,13 +16,16 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from http.client import HTTPResponse
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, Final
 
+import certifi
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.ssl_ import create_urllib3_context
 
 from rythmiq_ray.clock import now_s
 
@@ -30,6 +33,8 @@ STEP_BYTES: Final = 16 * 1024
 """A stream must move at least this many bytes in each timeout period: about 500 bytes a second for 30 s."""
 KEEP_S: Final = 15.0
 """How long an idle connection may be used again; servers and gateways close it some time later."""
+_BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Environment variables that name certificates to trust; the first that is set counts."""
 _BLOCK_BYTES: Final = 256 * 1024
 _STAGGER_S: Final = 0.25
 """How long after one address of a name the next is tried (RFC 8305)."""
@@ -45,7 +50,11 @@ class Patience:
     time that its own reader or source takes does not count.
     """
 
-    def __init__(self, seconds: float, *, streams: bool = False) -> None:
+    def __init__(
+        self, seconds: float, *, streams: bool = False, may_reach: Callable[[str], bool] | None = None
+    ) -> None:
+        """``may_reach``: whether a connection to an address is allowed; None = to any."""
+        self.may_reach = may_reach
         self._whole_s = self._left_s = seconds
         self._streams = streams
         self._passed = 0
@@ -118,6 +127,21 @@ class Adapter(HTTPAdapter):
         """Does nothing: requests would read the certificates for each connection, and the context has them already."""
 
 
+def trusted() -> ssl.SSLContext:
+    """The certificates that the environment names, else certifi's. Raises ValueError, which says what is wrong."""
+    name, place = next(
+        ((name, value) for name in _BUNDLES if (value := os.environ.get(name))), ("certifi", certifi.where())
+    )
+    context = create_urllib3_context()
+    folder = Path(place).is_dir()
+    try:
+        context.load_verify_locations(cafile=None if folder else place, capath=place if folder else None)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ValueError(f"No certificates can be read from {place}, which {name} names: {reason}") from None
+    return context
+
+
 class _Waited(io.RawIOBase):
     """The bytes that come in over a socket."""
 
@@ -165,6 +189,10 @@ class _Waits(HTTPConnection):
         until = now_s() + min(current.patience.left_s, float(self.timeout or 0.0))
         try:
             addresses = _resolved(self._dns_host, self.port, until)
+            if may_reach := current.patience.may_reach:
+                addresses = [address for address in addresses if may_reach(str(address[4][0]))]
+                if not addresses:
+                    raise PermissionError("none of its addresses may be reached")
             sock = _connected(addresses, self.socket_options or (), until)
             sock.settimeout(max(0.001, until - now_s()))  # for a proxy's answer and the TLS handshake
         except (socket.gaierror, UnicodeError) as error:
