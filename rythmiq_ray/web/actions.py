@@ -25,12 +25,12 @@ Kind = Literal["job", "group", "filter", "account", "queue", "user"]
 UNFINISHED: Final = frozenset({JobState.BLOCKED, JobState.QUEUED, JobState.RETRYING, JobState.RUNNING})
 ENDED_BADLY: Final = frozenset({JobState.FAILED, JobState.CANCELLED})
 MOST_CHANGED: Final = 100_000
-"""Jobs that one action by filter may change; more is for the command line."""
+"""The most jobs that one action by filter may change; for more, use the command line."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What an action is done to."""
+    """The target of an action."""
 
     kind: Kind
     id: UUID | None = None

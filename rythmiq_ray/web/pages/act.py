@@ -1,4 +1,4 @@
-"""An action is asked for on a page of its own, and done by its form."""
+"""The confirmation page of an action, and the form that carries it out."""
 
 from __future__ import annotations
 
