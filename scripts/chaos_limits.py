@@ -7,6 +7,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 import psycopg2
 import psycopg2.extensions
 
+from rythmiq_ray.errors import NotFound
 from rythmiq_ray.queue import control
 from rythmiq_ray.queue.control import Scope
 
@@ -61,7 +63,8 @@ class Limits:
         began = time.time()
         try:
             if value is None:
-                control.unset_limit(connection, scope)
+                with suppress(NotFound):  # It had none.
+                    control.unset_limit(connection, scope)
             else:
                 control.set_limit(connection, scope, max_running=value)
         except Exception:
