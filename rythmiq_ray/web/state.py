@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from rythmiq_ray.access import Backends
+from rythmiq_ray.console.database import FAULTS, Database
 from rythmiq_ray.queue import listing
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.web.database import FAULTS, Database
 from rythmiq_ray.web.feed import SLOW_S, Feed
 from rythmiq_ray.web.ledger import Ledger
 from rythmiq_ray.web.security import Keys

@@ -463,8 +463,8 @@ def test_a_reader_sees_all_pages_and_changes_nothing(
 
 
 def test_reading_connections_can_change_nothing(serve: Serve, database_url: str) -> None:
+    from rythmiq_ray.console.database import Database
     from rythmiq_ray.secret import Secret
-    from rythmiq_ray.web.database import Database
 
     database = Database(Secret(database_url))
     for opened in (database.read, database.patient):

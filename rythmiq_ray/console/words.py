@@ -1,14 +1,10 @@
-"""How values are said on a page: numbers with units, times with their zone, texts that cannot pretend to be others."""
+"""How values are said in the consoles: numbers with units, durations, texts that cannot pretend to be others."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final
 
-from markupsafe import Markup, escape
-
 from rythmiq_ray.model import Job, JobState, Phase
-from rythmiq_ray.queue.connection import EARLIEST, LATEST
 
 NOTHING: Final = "\u2013"
 _KEPT: Final = "\n\t"
@@ -90,30 +86,6 @@ def size(count: int | None) -> str:
         if amount < 1024 or unit == "TiB":
             break
     return f"{amount:.1f} {unit}"
-
-
-def moment(time: datetime | None) -> Markup:
-    """A date and time, in UTC, to the second."""
-    if time is None:
-        return escape(NOTHING)
-    if time in (EARLIEST, LATEST):
-        return escape("long ago" if time == EARLIEST else "never")
-    at = time.astimezone(UTC)
-    return Markup('<time datetime="{}">{}</time>').format(f"{at:%Y-%m-%dT%H:%M:%SZ}", f"{at:%Y-%m-%d %H:%M:%S} UTC")
-
-
-def ago(time: datetime | None, now: datetime | None = None) -> Markup:
-    """``3 min ago``, with the time itself beside it for who points at it."""
-    if time is None:
-        return escape(NOTHING)
-    if time in (EARLIEST, LATEST):
-        return moment(time)
-    at = time.astimezone(UTC)
-    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
-    text = f"in {rough(-seconds)}" if seconds < -0.5 else f"{rough(max(0.0, seconds))} ago"
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        f"{at:%Y-%m-%dT%H:%M:%SZ}", f"{at:%Y-%m-%d %H:%M:%S} UTC", text
-    )
 
 
 def rough(seconds: float | None) -> str:
