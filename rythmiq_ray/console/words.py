@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from typing import Final
 
-from rythmiq_ray.model import Job, JobState, Phase
+from rythmiq_ray.model import Group, Job, JobState, Phase
 
 NOTHING: Final = "\u2013"
 _KEPT: Final = "\n\t"
+STATE_STYLES: Final = {
+    "BLOCKED": "dim",
+    "RUNNING": "cyan",
+    "RETRYING": "yellow",
+    "SUCCEEDED": "green",
+    "FAILED": "bold red",
+    "CANCELLED": "magenta",
+}
+"""On a terminal, as rich names styles."""
+BAR_SIGNS: Final = {
+    JobState.SUCCEEDED: "#",
+    JobState.FAILED: "x",
+    JobState.CANCELLED: "-",
+    JobState.RUNNING: "~",
+}
+"""What a group's bar is made of; a dot stands for what waits."""
 
 
 def visible(value: object) -> str:
@@ -20,6 +36,11 @@ def visible(value: object) -> str:
 
 def _written(character: str) -> str:
     return "" if character == "\r" else repr(character)[1:-1]
+
+
+def on_one_line(value: object) -> str:
+    """The same without a break: what a row of a table can hold."""
+    return " ".join(visible(value).split("\n")).replace("\t", " ")
 
 
 def number(value: float | None, *, bounded: bool = False) -> str:
@@ -118,3 +139,22 @@ def stage(job: Job) -> str:
     if job.phase is Phase.WAITING and job.remote_status is not None:
         return "running" if job.remote_status.started else "pending"
     return str(job.phase)
+
+
+def bar(group: Group, running: int, columns: int) -> str:
+    """``[####xx--~~....]``: succeeded, failed, cancelled, running, waiting; ``columns`` beside the brackets."""
+    numbers = {
+        JobState.SUCCEEDED: group.succeeded,
+        JobState.FAILED: group.failed,
+        JobState.CANCELLED: group.cancelled,
+        JobState.RUNNING: running,
+    }
+    members = max(1, group.members)
+    text = ""
+    total = 0
+    for state, sign in BAR_SIGNS.items():
+        total += numbers[state]
+        # What there is at all is seen.
+        end = max(round(columns * min(total, members) / members), len(text) + (1 if numbers[state] else 0))
+        text += sign * (min(end, columns) - len(text))
+    return f"[{text.ljust(columns, '.')}]"
