@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rythmiq_ray.model import Group, Job, JobState, Phase
+
+if TYPE_CHECKING:
+    from rythmiq_ray.queue.listing import DriverState
 
 NOTHING: Final = "\u2013"
 _KEPT: Final = "\n\t"
@@ -158,3 +161,10 @@ def bar(group: Group, running: int, columns: int) -> str:
         end = max(round(columns * min(total, members) / members), len(text) + (1 if numbers[state] else 0))
         text += sign * (min(end, columns) - len(text))
     return f"[{text.ljust(columns, '.')}]"
+
+
+def driver_state(driver: DriverState) -> str:
+    """In a word: ``alive``, ``draining``, ``stopped``, or ``lost`` where it went without a word."""
+    if driver.alive:
+        return "draining" if driver.draining else "alive"
+    return "stopped" if driver.stopped_at else "lost"
