@@ -52,7 +52,8 @@ def top(
     try:
         from rythmiq_ray.top.app import Top
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{error.name} is not installed: pip install 'rythmiq-ray[top]'") from None
+        missing = (error.name or "").partition(".")[0]
+        raise ConfigurationError(f"{missing} is not installed: pip install 'rythmiq-ray[top]'") from None
     try:
         interval_s = seconds_of(interval)
     except ValueError as error:
@@ -69,4 +70,4 @@ def top(
     if no_color:
         os.environ["NO_COLOR"] = "1"
     chosen = view or (View.JOBS if wanted.given else View.QUEUES)
-    Top(database_url(), reasons_of, view=chosen, given=wanted.written, interval_s=interval_s).run(mouse=False)
+    Top(database_url(), reasons_of, view=chosen, given=wanted.written, interval_s=interval_s).run_in_terminal()

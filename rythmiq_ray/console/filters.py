@@ -116,7 +116,7 @@ def items_of(text: str) -> list[tuple[str, str]]:
         if not mark:
             items.append(("name", word if set(word) & set("*?[") else f"*{word}*"))
         elif name not in NAMES:
-            raise ValueError(f"{name!r} is no filter; there are {', '.join(NAMES)}")
+            raise ValueError(f"no filter is called {name!r}; there are {', '.join(NAMES)}")
         else:
             items.append((name, value))
     return items

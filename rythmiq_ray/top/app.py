@@ -83,7 +83,6 @@ class Top(App[None]):
     Lines { height: 1; width: 1fr; background: ansi_default; color: ansi_default; }
     Scrolled { height: 1fr; }
     #summary { height: 2; }
-    #ask { height: 4; }
     #foot { height: 1; }
     #at { width: 13; }
     #filter { height: 1; background: ansi_default; color: ansi_default; }
@@ -133,6 +132,16 @@ class Top(App[None]):
 
     def get_default_screen(self) -> Screen[None]:
         return MainScreen(view=self._view, given=self._given)
+
+    def run_in_terminal(self) -> None:
+        """Runs until somebody quits. The terminal's own selection of text goes on working: the mouse is not taken."""
+        self.run(mouse=False)
+        if self._exception is not None:
+            raise self._exception
+
+    def _fatal_error(self) -> None:
+        # Textual's own would print a traceback with the values of all variables; who runs this says what went wrong.
+        self._close_messages_no_wait()
 
     def on_mount(self) -> None:
         self.theme = "ansi-dark"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from textual import events
 from textual.app import ComposeResult
@@ -15,7 +15,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from rythmiq_ray.console import words
-from rythmiq_ray.top.cells import Line, Part, parts_of
+from rythmiq_ray.top.cells import Line, Part, broken, parts_of
 from rythmiq_ray.top.deeds import Deed
 from rythmiq_ray.top.lines import Lines
 from rythmiq_ray.top.watch import Look, Seen
@@ -23,6 +23,8 @@ from rythmiq_ray.top.watch import Look, Seen
 if TYPE_CHECKING:
     from rythmiq_ray.top.app import Top
 
+_MOST_SAID: Final = 4
+"""Lines."""
 Keys = Sequence[tuple[str, str]]
 """A key, and what it does."""
 
@@ -44,14 +46,15 @@ class Ask(Lines, can_focus=True):
         """Takes the focus, and gives it back with the answer."""
         self.deed = deed
         self.display = True
-        self.set(
-            [
-                [Part("")],
-                [Part(words.on_one_line(deed.question), "bold")],
-                parts_of(deed.meaning),
-                [Part("y", "bold"), Part(" yes   "), Part("n", "bold"), Part(" no")],
-            ]
-        )
+        wide = self.screen.size.width
+        lines = [
+            (),
+            *broken([Part(words.on_one_line(deed.question), "bold")], wide),
+            *broken([Part(deed.meaning)], wide),
+            [Part("y", "bold"), Part(" yes   "), Part("n", "bold"), Part(" no")],
+        ]
+        self.styles.height = len(lines)
+        self.set(lines)
         self.focus()
 
     def on_key(self, event: events.Key) -> None:
@@ -115,6 +118,9 @@ class Base(Screen[None]):
         ask = Ask(id="ask")
         ask.display = False
         yield ask
+        said = Lines(id="said")
+        said.display = False
+        yield said
         with Horizontal(id="foot"):
             yield Lines(id="status")
             yield Lines(id="at")
@@ -145,17 +151,29 @@ class Base(Screen[None]):
         if not self.is_mounted:
             return
         self.query_one("#title", Lines).set([self.title_line()])
-        at = "" if self._seen_at is None or self._fault is not None else f" {self._seen_at:%H:%M:%S} UTC"
+        at = "" if self._seen_at is None else f" {self._seen_at:%H:%M:%S} UTC"
+        lines = self._said()
+        said = self.query_one("#said", Lines)
+        said.display = bool(lines)
+        said.styles.height = max(1, len(lines))
+        said.set(lines)
         self.query_one("#status", Lines).set([self._status()])
         self.query_one("#at", Lines).set([[Part(at, "dim")]])
         self.query_one("#keys", Lines).set([key_line(self.keys)])
 
-    def _status(self) -> Line:
+    def _said(self) -> list[Line]:
+        """What is wrong, else what was done: on as many lines as it takes."""
         if self._fault is not None:
-            since = "" if self._seen_at is None else f"; what is shown is of {self._seen_at:%H:%M:%S} UTC"
-            return parts_of(Part(f"{words.on_one_line(self._fault).rstrip('.')}{since}.", "bold red"))
-        if self.top.said:
-            return parts_of(Part(self.top.said, "bold"))
+            since = "" if self._seen_at is None else f"As of {self._seen_at:%H:%M:%S} UTC. "
+            said = Part(f"{since}{words.on_one_line(self._fault)}", "bold red")
+        elif self.top.said:
+            said = Part(words.on_one_line(self.top.said), "bold")
+        else:
+            return []
+        lines: list[Line] = [*broken([said], self.size.width)]
+        return lines[:_MOST_SAID]
+
+    def _status(self) -> Line:
         if notes := self.note():
             return parts_of(Part("  ".join(notes), "yellow"))
         return [Part("reading …", "dim")] if self._seen_at is None and self.look is not None else []

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from typing import Final, Literal, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 
 from rythmiq_ray.console import words
 
+_PLAIN: Final = Console(file=StringIO(), width=80, color_system=None)
+"""Rich breaks lines for a console; what it would write there nobody sees."""
 _ELLIPSIS: Final = "\u2026"
 _FROM_RIGHT: Final = frozenset({"R", "AL", "AN"})
 _BACK_TO_LEFT: Final = "\u200e"
@@ -76,7 +81,16 @@ def fitted(parts: Iterable[Part], width: int, align: str = "<") -> list[Part]:
     else:
         fill = Part(" " * (width - needed))
         out = [fill, *whole] if align == ">" else [*whole, fill]
-    return [Part(text + _BACK_TO_LEFT if _turns(text) else text, style) for text, style in out if text]
+    return [part for part in out if part.text]
+
+
+def broken(parts: Sequence[Part], columns: int) -> Iterator[list[Part]]:
+    """Lines of at most so many cells, broken at spaces where there are any; each character is a visible one."""
+    whole = Text()
+    for part in (each for each in parts if each.text):
+        whole.append(words.visible(part.text).expandtabs(4), part.style or None)
+    for line in whole.wrap(_PLAIN, max(10, columns), overflow="fold"):
+        yield [Part(text, str(style or "")) for text, style, _ in line.render(_PLAIN)]
 
 
 def _turns(text: str) -> bool:
@@ -114,7 +128,13 @@ def head(columns: Sequence[Column], width: int) -> list[Part]:
 
 def segments(parts: Iterable[Part], over: str = "") -> list[Segment]:
     """As Textual draws them; ``over`` is a style for all of them."""
-    return [Segment(part.text, Style.parse(f"{part.style} {over}".strip() or "none")) for part in parts]
+    return [
+        Segment(
+            part.text + _BACK_TO_LEFT if _turns(part.text) else part.text,
+            Style.parse(f"{part.style} {over}".strip() or "none"),
+        )
+        for part in parts
+    ]
 
 
 def count(value: int, *, bounded: bool = False) -> str:

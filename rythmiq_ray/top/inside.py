@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from io import StringIO
 from typing import Final
-
-from rich.console import Console
-from rich.text import Text
 
 from rythmiq_ray.console import words
 from rythmiq_ray.console.words import STATE_STYLES
@@ -17,12 +13,10 @@ from rythmiq_ray.outlook import outlook_of
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
 from rythmiq_ray.queue.inspect import Attempt
 from rythmiq_ray.queue.listing import DriverState
-from rythmiq_ray.top.cells import Line, Part, fitted, parts_of
+from rythmiq_ray.top.cells import Line, Part, broken, fitted, parts_of
 from rythmiq_ray.top.source import GroupInside, JobInside
 from rythmiq_ray.top.views import age, bar, state
 
-_PLAIN: Final = Console(file=StringIO(), width=80, color_system=None)
-"""Rich breaks lines for a console; what it would write there nobody sees."""
 _TITLE: Final = "bold"
 _NAME: Final = 12
 _LONGEST: Final = 20_000
@@ -205,7 +199,7 @@ def keys(groups: Sequence[tuple[str, Sequence[tuple[str, str]]]], columns: int) 
         lines += [(), [Part(title.upper(), _TITLE)]] if lines else [[Part(title.upper(), _TITLE)]]
         for key, meaning in entries:
             first = fitted([Part(f"  {key}", "bold")], 16)
-            for at, text in enumerate(_broken([Part(meaning)], columns - 17)):
+            for at, text in enumerate(broken([Part(meaning)], columns - 17)):
                 lines.append([*(first if at == 0 else [Part(" " * 16)]), Part(" "), *text])
     return lines
 
@@ -217,19 +211,10 @@ def _pairs(data: Mapping[str, str | Sequence[Part] | None], columns: int) -> lis
         if not value:
             continue
         parts = [Part(value)] if isinstance(value, str) else list(value)
-        for at, text in enumerate(_broken(parts, columns - _NAME - 1)):
+        for at, text in enumerate(broken(parts, columns - _NAME - 1)):
             lines.append([*fitted([Part(name if at == 0 else "", "dim")], _NAME), Part(" "), *text])
     return lines
 
 
 def _wrapped(parts: Sequence[Part], columns: int, *, indent: int) -> list[Line]:
-    return [[Part(" " * indent), *text] for text in _broken(parts, columns - indent)]
-
-
-def _broken(parts: Sequence[Part], columns: int) -> Iterator[list[Part]]:
-    """Lines of at most so many cells, broken at spaces where there are any; each character is a visible one."""
-    whole = Text()
-    for part in parts:
-        whole.append(words.visible(part.text).expandtabs(4), part.style or None)
-    for line in whole.wrap(_PLAIN, max(10, columns), overflow="fold"):
-        yield [Part(text, str(style or "")) for text, style, _ in line.render(_PLAIN)]
+    return [[Part(" " * indent), *text] for text in broken(parts, columns - indent)]

@@ -86,10 +86,10 @@ class GroupScreen(Base):
     ]
     keys: ClassVar[Keys] = (
         ("\u21b5", "member"),
-        ("l", "its log"),
-        ("c", "cancel it"),
-        ("r", "retry it"),
-        ("p", "pause the group"),
+        ("l", "log"),
+        ("c", "cancel"),
+        ("r", "retry"),
+        ("p", "pause group"),
         *_BACK,
     )
 

@@ -100,8 +100,6 @@ class MainScreen(Base):
             line += [Part(f" {at + 1} {view.capitalize()} ", "bold reverse" if chosen else ""), Part(" ")]
         if self.given:
             line += [Part(" filter: "), *parts_of(Part(Asked(self.given).text, "bold yellow"))]
-            if idle := sorted({name for name, _ in self.given} - _COUNTED[self.view]):
-                line.append(Part(f" ({', '.join(idle)} {'do' if len(idle) > 1 else 'does'} not count here)", "dim"))
         return line
 
     def looks_at(self) -> Look:
@@ -140,6 +138,8 @@ class MainScreen(Base):
         if self.seen is None:
             return []
         notes = [f"{fault}." for fault in self.seen.asked.faults]
+        if idle := sorted({name for name, _ in self.given} - _COUNTED[self.view]):
+            notes.append(f"The filter {' and '.join(idle)} does not count here.")
         notes += views.notes(self.seen.head)
         return [*notes, self._note] if self._note else notes
 
@@ -182,7 +182,7 @@ class MainScreen(Base):
         try:
             given = tuple(filters.items_of(message.value))
         except ValueError as error:
-            self.top.say(f"The filter was not taken: {error}.")
+            self.top.say(f"This was not taken: {error}.")
             return
         message.input.display = False
         self.query_one(Table).focus()
