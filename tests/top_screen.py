@@ -26,7 +26,8 @@ from rythmiq_ray.secret import Secret
 from rythmiq_ray.top.app import Top
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-c", "from rythmiq_ray.cli import main; main()", "top"]
+_PROGRAM = "from rythmiq_ray.cli import main; main()"
+COMMAND = [sys.executable, "-c", _PROGRAM, "top"]
 _WITHIN_S = 30.0
 
 
@@ -96,7 +97,10 @@ def watch(
 class Terminal:
     """The command in a pseudo-terminal, and what an emulator makes of its output."""
 
-    def __init__(self, url: str, *arguments: str, columns: int = 80, rows: int = 24, **variables: str) -> None:
+    def __init__(
+        self, url: str, *arguments: str, columns: int = 80, rows: int = 24, before: str = "", **variables: str
+    ) -> None:
+        """``before``: a program that runs first, to break something."""
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.written = b""
@@ -111,7 +115,8 @@ class Terminal:
                 os.dup2(self._slave, descriptor)
             environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATABASE_URL": url}
             environment |= {"TERM": "xterm-256color", "HOME": os.environ.get("HOME", "/"), **variables}
-            os.execve(COMMAND[0], [*COMMAND, *arguments], environment)
+            command = [sys.executable, "-c", f"{before}\n{_PROGRAM}", "top", *arguments]
+            os.execve(command[0], command, environment)
 
     def until(self, seen: Callable[[], object]) -> None:
         """Reads until that holds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from rythmiq_ray.console import filters, words
@@ -32,6 +32,8 @@ class Deed:
     """Does it, and says what was done."""
 
 
+_LONGEST: Final = 60
+"""Characters of a name in a question."""
 Ready = Callable[[Database], Deed]
 """Looks at what would be changed. Raises as the database does, and InvalidJob where that is nothing."""
 
@@ -43,7 +45,7 @@ def refusal(rights: Rights, verb: str) -> str | None:
     return f"The login {words.on_one_line(rights.login)} may not {verb}: that needs the role rythmiq_operator."
 
 
-def on_jobs(verb: str, target: Target, called: str) -> Ready:
+def on_jobs(verb: str, target: Target, what: str) -> Ready:
     """``cancel`` and ``retry``, as the other console and the command line do them."""
     action = ACTIONS[verb]
 
@@ -51,11 +53,11 @@ def on_jobs(verb: str, target: Target, called: str) -> Ready:
         with database.read() as connection:
             count = len(job_ids(connection, target, action.states))
         if not count:
-            raise InvalidJob([f"nothing of {called} is left to {verb}"])
-        what = called if target.kind == "job" else f"{words.plural(count, 'job')} of {called}"
+            raise InvalidJob([f"nothing of {what} is left to {verb}"])
+        these = what if target.kind == "job" else f"{words.plural(count, 'job')} of {what}"
         return Deed(
             action.label,
-            f"{action.label} {what}?",
+            f"{action.label} {these}?",
             action.meaning,
             lambda connection: action.run(connection, target, False),
         )
@@ -63,18 +65,23 @@ def on_jobs(verb: str, target: Target, called: str) -> Ready:
     return ready
 
 
+def called(kind: str, name: object) -> str:
+    """``queue night``; a name that would take the question's place is cut."""
+    return f"{kind} {words.short(str(name), _LONGEST)}"
+
+
 def job_target(job: Job) -> tuple[Target, str]:
     """And what it is called."""
-    return Target("job", id=job.job_id), f"job {str(job.job_id)[:13]} ({words.short(words.called(job), 60)})"
+    return Target("job", id=job.job_id), f"job {str(job.job_id)[:13]} ({words.short(words.called(job), _LONGEST)})"
 
 
 def group_target(group_id: UUID, name: str | None) -> tuple[Target, str]:
-    return Target("group", id=group_id), f"group {name or group_id}"
+    return Target("group", id=group_id), called("group", name or group_id)
 
 
 def queue_target(connection: Connection, queue: str) -> tuple[Target, str]:
     """All that is unfinished in it."""
-    return Target("filter", asked=filters.read([("queue", queue)], connection)), f"queue {queue}"
+    return Target("filter", asked=filters.read([("queue", queue)], connection)), called("queue", queue)
 
 
 def on_queue(verb: str, queue: str) -> Ready:
@@ -82,29 +89,29 @@ def on_queue(verb: str, queue: str) -> Ready:
 
     def ready(database: Database) -> Deed:
         with database.read() as connection:
-            target, called = queue_target(connection, queue)
-        return on_jobs(verb, target, called)(database)
+            target, what = queue_target(connection, queue)
+        return on_jobs(verb, target, what)(database)
 
     return ready
 
 
-def pause(scope: Scope, called: str, *, paused: bool) -> Ready:
+def pause(scope: Scope, what: str, *, paused: bool) -> Ready:
     """Pauses a scope, or lets it go on where it is paused."""
 
     def stop(connection: Connection) -> str:
         control.pause(connection, scope)
-        return f"{_first(called)} is paused."
+        return f"{_first(what)} is paused."
 
     def go_on(connection: Connection) -> str:
         control.resume(connection, scope)
-        return f"{_first(called)} goes on."
+        return f"{_first(what)} goes on."
 
     def ready(_database: Database) -> Deed:
         if paused:
-            return Deed("Resume", f"Resume {called}?", "Its jobs are submitted again.", go_on)
+            return Deed("Resume", f"Resume {what}?", "Its jobs are submitted again.", go_on)
         return Deed(
             "Pause",
-            f"Pause {called}?",
+            f"Pause {what}?",
             "Nothing new of it is submitted until it is resumed; what runs goes on.",
             stop,
         )
@@ -118,16 +125,16 @@ def group_scope(group: Group) -> Scope:
 
 def drain(driver: DriverState) -> Ready:
     """Lets a driver go once it has ended what it has."""
-    called = f"the driver on {driver.hostname}, process {driver.pid}"
+    driver_called = f"{called('the driver on', driver.hostname)}, process {driver.pid}"
 
     def run(connection: Connection) -> str:
         control.drain(connection, driver.driver_id)
-        return f"{_first(called)} is being drained."
+        return f"{_first(driver_called)} is being drained."
 
     def ready(_database: Database) -> Deed:
         if not driver.alive:
-            raise InvalidJob([f"{called} is gone already"])
-        return Deed("Drain", f"Drain {called}?", "It ends what it has, takes nothing new, and goes.", run)
+            raise InvalidJob([f"{driver_called} is gone already"])
+        return Deed("Drain", f"Drain {driver_called}?", "It ends what it has, takes nothing new, and goes.", run)
 
     return ready
 

@@ -192,7 +192,7 @@ class Table(Scrolled):
             return Strip(segments(head(self._columns, width)), width)
         at = self.top + y - 1
         if at < len(self._rows):
-            over = _CURSOR if at == self.cursor and self.has_focus else ""
+            over = _CURSOR if at == self.cursor else ""
             return Strip(segments(row(self._columns, self._rows[at][1], width), over), width)
         said = self._empty if not self._rows and y == 2 else ""
         return Strip(segments(fitted([Part(said, "dim")], width)), width)
@@ -219,12 +219,6 @@ class Table(Scrolled):
     def _into_view(self) -> None:
         top = min(self.top, self.cursor, max(0, self.total - self.room))
         self.top = max(top, self.cursor - self.room + 1, 0)
-
-    def on_focus(self) -> None:
-        self.draw()
-
-    def on_blur(self) -> None:
-        self.draw()
 
     def on_resize(self, event: events.Resize) -> None:
         self._into_view()

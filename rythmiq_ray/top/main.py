@@ -140,8 +140,9 @@ class MainScreen(Base):
         notes = [f"{fault}." for fault in self.seen.asked.faults]
         if idle := sorted({name for name, _ in self.given} - _COUNTED[self.view]):
             notes.append(f"The filter {' and '.join(idle)} does not count here.")
-        notes += views.notes(self.seen.head)
-        return [*notes, self._note] if self._note else notes
+        if self._note:
+            notes.append(f"{self._note}.")
+        return [*notes, *views.notes(self.seen.head)]
 
     # --------------------------------------------------------------------------------------- where one goes
 
@@ -243,11 +244,11 @@ class MainScreen(Base):
             return
         match self.seen:
             case Queues():
-                self._pause(Scope("queue", str(key)), f"queue {key}", head)
+                self._pause(Scope("queue", str(key)), deeds.called("queue", key), head)
             case Groups():
                 group = next((each for each in self.seen.groups if each.group_id == key), None)
                 if group is not None:
-                    self._pause(deeds.group_scope(group), f"group {group.name or group.group_id}", head)
+                    self._pause(deeds.group_scope(group), deeds.called("group", group.name or group.group_id), head)
             case _:
                 self.top.say("Queues and groups are paused, and by P the account: 1 and 2 show them.")
 

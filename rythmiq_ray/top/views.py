@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -20,6 +20,7 @@ from rythmiq_ray.top.source import Drivers, Groups, Head, Jobs, Queues, paused_o
 Rows = Sequence[tuple[Hashable, Sequence[Cell]]]
 LONG_WAIT_S: Final = 600.0
 _ALL: Final = 1_000
+_NEVER: Final = 1_000_000
 _SIGN_STYLES: Final = {sign: STATE_STYLES[state] for state, sign in BAR_SIGNS.items()}
 _WARNING: Final = "bold yellow"
 _FAULT: Final = "bold red"
@@ -225,8 +226,9 @@ def jobs(seen: Jobs, now: datetime) -> Shown:
 
 
 def members(found: Sequence[Job], now: datetime) -> Shown:
-    """Jobs of one group."""
-    return Shown(_JOBS, [(each.job_id, job_row(each, None, now)) for each in found], "It has no members.")
+    """Jobs of one group, whose name stands above them."""
+    columns = [replace(column, wide=_NEVER) if column.title == "GROUP" else column for column in _JOBS]
+    return Shown(columns, [(each.job_id, job_row(each, None, now)) for each in found], "It has no members.")
 
 
 def job_row(job: Job, group: str | None, now: datetime) -> list[Cell]:

@@ -116,6 +116,15 @@ def test_a_database_that_does_not_fit_is_said_before_the_screen_goes(terminal: S
     assert b"\x1b[?1049h" not in top.written
 
 
+def test_a_fault_of_its_own_ends_it_without_a_word_of_what_it_holds(terminal: Start) -> None:
+    breaks = "def show(self, found): secret = 'canary'; raise KeyError(secret)"
+    top = terminal(before=f"from rythmiq_ray.top import main\n{breaks}\nmain.MainScreen.show = show")
+    assert top.wait() == 1
+    assert top.restored
+    assert b"unexpected KeyError at __main__:2" in top.written
+    assert b"canary" not in top.written
+
+
 def test_without_the_extra_it_says_how_to_install_it() -> None:
     program = "import sys; sys.modules['textual'] = None; from rythmiq_ray.cli import main; main()"
     done = subprocess.run(
