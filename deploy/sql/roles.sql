@@ -43,6 +43,7 @@ GRANT UPDATE (one) ON rythmiq.account TO rythmiq_worker; -- to lock its row
 GRANT EXECUTE ON FUNCTION rythmiq.check_budgets(), rythmiq.roles_of(name),
     rythmiq.adjust_account(double precision, double precision, double precision, double precision) TO rythmiq_worker;
 GRANT EXECUTE ON FUNCTION rythmiq.fire_schedule(text, timestamptz, timestamptz, timestamptz[]) TO rythmiq_worker;
+GRANT SELECT, UPDATE (tries, next_at, delivered_at, error), DELETE ON rythmiq.notifications TO rythmiq_worker;
 GRANT UPDATE (state, phase, attempt, next_visible_at, driver_id, remote_id, remote_status, remote_path, exit_code,
               error_code, error_message, retryable, artifact_uri, cost_credits, updated_at, started_at, finished_at,
               warnings, free_attempts, collect_until, submitted_at, running_at, ended_at, wait_reason, credits_per_hour)
@@ -65,10 +66,10 @@ GRANT DELETE ON rythmiq.jobs, rythmiq.artifacts TO rythmiq_retention;
 -- Whoever puts jobs in: an API gateway, a cron. It sees of others' jobs their ids, states and unique keys, which tell
 -- it who holds a key, and no spec, no user and no result.
 GRANT INSERT (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key, name, labels, params,
-              group_id, group_index, waits_for, state)
+              group_id, group_index, waits_for, notify, traceparent, state)
     ON rythmiq.jobs TO rythmiq_enqueue;
 GRANT SELECT (job_id, state, unique_key, name, group_id, group_index) ON rythmiq.jobs TO rythmiq_enqueue;
-GRANT INSERT (group_id, name, user_id, labels, max_parallel, stop_after_failures) ON rythmiq.groups TO rythmiq_enqueue;
+GRANT INSERT (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify) ON rythmiq.groups TO rythmiq_enqueue;
 GRANT SELECT (group_id, name, max_parallel, places, created_at, finished_at, enqueued_by) ON rythmiq.groups TO rythmiq_enqueue;
 GRANT INSERT (job_id, on_job_id, on_group_id, needs) ON rythmiq.dependencies TO rythmiq_enqueue;
 GRANT SELECT ON rythmiq.dependencies TO rythmiq_enqueue;

@@ -1,4 +1,4 @@
-"""The filters of the command line as a query string, both ways; what cannot be read is said, not guessed."""
+"""Converts the CLI's filters to a query string and back; invalid values are reported, not ignored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST: Final = 100
 
 @dataclass(frozen=True)
 class Asked:
-    """What a query string asks for."""
+    """The filters of a query string."""
 
     given: tuple[tuple[str, str], ...]
     """Name and value of each filter, as it was given."""

@@ -1,4 +1,4 @@
-"""How values are said in the consoles: numbers with units, durations, texts that cannot pretend to be others."""
+"""Formats values for the consoles: numbers with units, durations, texts with visible control characters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BAR_SIGNS: Final = {
 
 
 def visible(value: object) -> str:
-    """Text in which every character is seen: what steers the direction of others or is none is written out."""
+    """Text in which every character is visible: control and direction characters are written as escapes."""
     text = NOTHING if value is None or value == "" else str(value)
     if text.isprintable():
         return text

@@ -1,5 +1,5 @@
--- What the console and the report read beside the listings. No statement reads a table whole: each is bounded, or reads
--- what an index has.
+-- Queries of the console and the report, beside the listings. No statement reads a whole table: each is bounded, or selects by
+-- an index.
 
 -- name: ends
 -- How many jobs ended in each step of time, of each way to end the newest up to a bound.
@@ -47,7 +47,7 @@ ORDER BY count(*) DESC
 LIMIT %(limit)s
 
 -- name: alike_errors
--- The same, those alike but for numbers together.
+-- The same; messages that differ only in numbers count as one.
 SELECT f.error_code, count(*) AS jobs, (array_agg(f.job_id ORDER BY f.finished_at DESC))[1] AS job_id,
        (array_agg(f.error_message ORDER BY f.finished_at DESC))[1] AS error_message
 FROM (
@@ -129,7 +129,7 @@ FROM claimable AS c LEFT JOIN retrying AS t USING (queue) FULL JOIN blocked AS b
 ORDER BY queue
 
 -- name: window
--- The newest jobs that are meant, of so many of one kind that come behind one.
+-- The newest matching jobs among a limited number of rows after a given job.
 SELECT j.* FROM (
     SELECT j.* FROM rythmiq.jobs AS j
     WHERE :those AND (%(before)s::uuid IS NULL OR j.job_id < %(before)s)

@@ -1,11 +1,11 @@
 -- Groups, and what waits for what. Parameters are psycopg2's %(name)s.
 
 -- name: lock_name
--- Two who make a group of the same name at once make one.
+-- Serializes sessions that create a group with the same name, so that they create only one.
 SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || %(name)s, 0))
 
 -- name: lock_graph
--- Two who add to groups that are there could close a circle together that neither sees.
+-- Serializes additions to existing groups: two sessions could together close a circle that neither sees.
 SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0))
 
 -- name: unfinished_named
@@ -15,8 +15,8 @@ ORDER BY created_at DESC
 LIMIT 1
 
 -- name: create
-INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures)
-VALUES (%(group_id)s, %(name)s, %(user_id)s, %(labels)s::jsonb, %(max_parallel)s, %(stop_after_failures)s)
+INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify)
+VALUES (%(group_id)s, %(name)s, %(user_id)s, %(labels)s::jsonb, %(max_parallel)s, %(stop_after_failures)s, %(notify)s)
 
 -- name: limits
 -- Groups by id, whether each bounds its members, and the next one's place.

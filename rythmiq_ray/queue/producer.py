@@ -22,6 +22,7 @@ import psycopg2.extensions
 
 from rythmiq_ray.config_loader import load_catalog
 from rythmiq_ray.errors import ConfigurationError, InvalidJob
+from rythmiq_ray.job_fields import fault_of_notify
 from rythmiq_ray.model import DEFAULT_MAX_ATTEMPTS, DEFAULT_QUEUE, JobSpec, NewGroup, NewJob
 from rythmiq_ray.queue import groups
 from rythmiq_ray.queue.connection import Conflict, fetch, repeated, translated
@@ -56,6 +57,8 @@ def enqueue(
     group: str | UUID | None = None,
     after: Sequence[str | UUID] = (),
     after_ended: Sequence[str | UUID] = (),
+    notify: str | None = None,
+    traceparent: str | None = None,
 ) -> UUID:
     """Adds one job in the caller's transaction: it exists once that commits, and never if it rolls back.
 
@@ -76,6 +79,8 @@ def enqueue(
         group=group,
         after=tuple(after),
         after_ended=tuple(after_ended),
+        notify=notify,
+        traceparent=traceparent,
     )
     return enqueue_many(connection, [job])[0]
 
@@ -109,14 +114,21 @@ def insert_group(
     connection: psycopg2.extensions.connection, group: NewGroup, jobs: Sequence[NewJob]
 ) -> tuple[UUID, list[UUID]]:
     """As :func:`insert`, with a new group for those that name none; returns its id too."""
-    if not jobs:
-        raise InvalidJob(["group: has no jobs; it would never end"])
+    check_group(group, jobs)
 
     def work() -> tuple[UUID, list[UUID]]:
         group_id = uuid4()
         return group_id, _insert_placed(connection, jobs, (group_id, group))
 
     return _stored(connection, work)
+
+
+def check_group(group: NewGroup, jobs: Sequence[NewJob]) -> None:
+    """Raises InvalidJob for a group that would never end, or that nobody could be told of."""
+    if not jobs:
+        raise InvalidJob(["group: has no jobs; it would never end"])
+    if group.notify is not None and (fault := fault_of_notify(group.notify)):
+        raise InvalidJob([f"notify: {fault}"])
 
 
 def _checked(jobs: Iterable[NewJob]) -> list[NewJob]:
@@ -156,6 +168,7 @@ def _insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) 
 
 def _is_placed(job: NewJob) -> bool:
     placed = job.group or job.after or job.after_ended or job.name is not None or job.labels or job.params
+    placed = placed or job.notify or job.traceparent
     return bool(placed) or groups.stored_inputs(job.spec)
 
 
@@ -259,6 +272,8 @@ def _placed_lines(rows: Iterable[tuple[UUID, NewJob, Place]], now: datetime | No
             group_text,
             _NULL if place.number is None else str(place.number),
             str(place.waits_for),
+            _NULL if job.notify is None else _escaped(job.notify),
+            job.traceparent or _NULL,
             "BLOCKED" if place.blocked else "QUEUED",
         )
         yield "\t".join(columns) + "\n"
@@ -336,5 +351,7 @@ def _as_record(job_id: UUID, job: NewJob, place: Place) -> dict[str, object]:
         "group_id": None if place.group_id is None else str(place.group_id),
         "group_index": place.number,
         "waits_for": place.waits_for,
+        "notify": job.notify,
+        "traceparent": job.traceparent,
         "state": "BLOCKED" if place.blocked else "QUEUED",
     }

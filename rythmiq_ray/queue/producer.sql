@@ -5,14 +5,14 @@
 -- in the order of their keys: two that bring the same keys in other orders would each wait for the other.
 INSERT INTO rythmiq.jobs
     (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key, name, labels, params, group_id,
-     group_index, waits_for, state)
+     group_index, waits_for, notify, traceparent, state)
 SELECT v.job_id, v.user_id, v.queue, v.priority, v.spec, v.max_attempts,
        now() + make_interval(secs => v.delay_s), v.unique_key, v.name, v.labels, v.params, v.group_id,
-       v.group_index, v.waits_for, v.state
+       v.group_index, v.waits_for, v.notify, v.traceparent, v.state
 FROM jsonb_to_recordset(%(jobs)s::jsonb) AS v(
     job_id uuid, user_id text, queue text, priority integer, spec jsonb, max_attempts integer,
     delay_s double precision, unique_key text, name text, labels jsonb, params jsonb, group_id uuid,
-    group_index integer, waits_for integer, state text)
+    group_index integer, waits_for integer, notify text, traceparent text, state text)
 ORDER BY v.unique_key COLLATE "C", v.job_id
 ON CONFLICT DO NOTHING
 RETURNING job_id
@@ -31,7 +31,7 @@ COPY rythmiq.jobs (job_id, user_id, queue, priority, spec, max_attempts, next_vi
 -- name: copy_placed
 -- The same for jobs that have a name, a group or dependencies.
 COPY rythmiq.jobs (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, name, labels, params, group_id,
-                   group_index, waits_for, state)
+                   group_index, waits_for, notify, traceparent, state)
 FROM STDIN (ENCODING 'UTF8')
 
 -- name: now

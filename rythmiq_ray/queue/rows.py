@@ -78,6 +78,8 @@ def read_job(row: Mapping[str, Any]) -> tuple[Job, list[str]]:
         group_index=row["group_index"],
         params=texts_of(row["params"]) or None,
         waits_for=row["waits_for"],
+        notify=row["notify"],
+        traceparent=row["traceparent"],
         enqueued_by=row["enqueued_by"],
     )
     return job, faults

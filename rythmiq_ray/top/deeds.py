@@ -11,9 +11,9 @@ from rythmiq_ray.console import filters, words
 from rythmiq_ray.console.actions import ACTIONS, Target, job_ids
 from rythmiq_ray.console.database import FAULTS, Database, said_of
 from rythmiq_ray.errors import InvalidJob
-from rythmiq_ray.model import Group, Job
+from rythmiq_ray.model import Job, JobState
 from rythmiq_ray.queue import control
-from rythmiq_ray.queue.control import Rights, Scope
+from rythmiq_ray.queue.control import Rights
 from rythmiq_ray.queue.listing import DriverState
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def on_jobs(verb: str, target: Target, what: str) -> Ready:
 
     def ready(database: Database) -> Deed:
         with database.read() as connection:
-            count = len(job_ids(connection, target, action.states))
+            count = len(job_ids(connection, target, action.states or list(JobState)))
         if not count:
             raise InvalidJob([f"nothing of {what} is left to {verb}"])
         these = what if target.kind == "job" else f"{words.plural(count, 'job')} of {what}"
@@ -95,32 +95,18 @@ def on_queue(verb: str, queue: str) -> Ready:
     return ready
 
 
-def pause(scope: Scope, what: str, *, paused: bool) -> Ready:
-    """Pauses a scope, or lets it go on where it is paused."""
+def pause(target: Target, what: str, *, paused: bool) -> Ready:
+    """Pauses a queue, a group or the account, or lets it go on where it is paused."""
+    action = ACTIONS["resume" if paused else "pause"]
 
-    def stop(connection: Connection) -> str:
-        control.pause(connection, scope)
-        return f"{_first(what)} is paused."
-
-    def go_on(connection: Connection) -> str:
-        control.resume(connection, scope)
-        return f"{_first(what)} goes on."
+    def run(connection: Connection) -> str:
+        action.run(connection, target, False)
+        return f"{_first(what)} {'goes on' if paused else 'is paused'}."
 
     def ready(_database: Database) -> Deed:
-        if paused:
-            return Deed("Resume", f"Resume {what}?", "Its jobs are submitted again.", go_on)
-        return Deed(
-            "Pause",
-            f"Pause {what}?",
-            "Nothing new of it is submitted until it is resumed; what runs goes on.",
-            stop,
-        )
+        return Deed(action.label, f"{action.label} {what}?", action.meaning, run)
 
     return ready
-
-
-def group_scope(group: Group) -> Scope:
-    return Scope("group", str(group.group_id))
 
 
 def drain(driver: DriverState) -> Ready:

@@ -152,9 +152,7 @@ class GroupScreen(Base):
     def action_pause(self) -> None:
         if self._seen is not None:
             group, paused = self._seen.group, self._seen.limit is not None
-            ready = deeds.pause(
-                deeds.group_scope(group), deeds.called("group", group.name or group.group_id), paused=paused
-            )
+            ready = deeds.pause(*deeds.group_target(group.group_id, group.name), paused=paused)
             self.top.propose("resume" if paused else "pause", ready)
 
 

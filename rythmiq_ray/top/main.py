@@ -13,9 +13,9 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from rythmiq_ray.console import filters
+from rythmiq_ray.console.actions import Target
 from rythmiq_ray.console.filters import Asked
 from rythmiq_ray.model import Job
-from rythmiq_ray.queue.control import Scope
 from rythmiq_ray.top import deeds, views
 from rythmiq_ray.top.base import Base, Keys
 from rythmiq_ray.top.cells import Line, Part, parts_of
@@ -244,21 +244,21 @@ class MainScreen(Base):
             return
         match self.seen:
             case Queues():
-                self._pause(Scope("queue", str(key)), deeds.called("queue", key), head)
+                self._pause(Target("queue", name=str(key)), deeds.called("queue", key), head)
             case Groups():
                 group = next((each for each in self.seen.groups if each.group_id == key), None)
                 if group is not None:
-                    self._pause(deeds.group_scope(group), deeds.called("group", group.name or group.group_id), head)
+                    self._pause(*deeds.group_target(group.group_id, group.name), head)
             case _:
                 self.top.say("Queues and groups are paused, and by P the account: 1 and 2 show them.")
 
     def action_pause_account(self) -> None:
         if (head := self._head()) is not None:
-            self._pause(Scope("account"), "the account", head)
+            self._pause(Target("account"), "the account", head)
 
-    def _pause(self, scope: Scope, called: str, head: Head) -> None:
-        paused = paused_of(head.limits, scope.kind, scope.name) is not None
-        self.top.propose("resume" if paused else "pause", deeds.pause(scope, called, paused=paused))
+    def _pause(self, target: Target, what: str, head: Head) -> None:
+        paused = paused_of(head.limits, target.scope.kind, target.scope.name) is not None
+        self.top.propose("resume" if paused else "pause", deeds.pause(target, what, paused=paused))
 
     def action_drain(self) -> None:
         key = self.query_one(Table).key

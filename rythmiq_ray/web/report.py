@@ -1,4 +1,4 @@
-"""The report: one file with the pictures of the console, which asks nobody for anything and prints well."""
+"""The report: one file with the console's charts, which loads nothing from a network and can be printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all pages of one console share."""
+"""The state that all pages of one console share."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Console:
         return self.kept("counts", _COUNTED_S, lambda: listing.counts(connection))
 
     def kept(self, name: str, for_s: float, look: Callable[[], _T]) -> _T:
-        """What ``look`` finds, or found no longer ago than that: open pages of many people cost one look."""
+        """The result of ``look``, cached for a time, so that many open pages cost one query."""
         with self._lock:
             at, found = self._kept.get(name, (0.0, None))
         if not at or time.monotonic() - at > for_s:
@@ -85,20 +85,20 @@ class Console:
             self._kept.clear()
 
     def warm(self) -> None:
-        """Does what the first page would else wait for; what is wrong is said there."""
+        """Prepares what the first page would otherwise wait for; errors are ignored, as that page will show them."""
         with suppress(*FAULTS), self.database.read() as connection:
             listing.counts(connection)
             self.ledger.days(wait_s=0.0)
 
     async def ends_within(self, seconds: float) -> bool:
-        """Waits, and says whether the console is to end meanwhile."""
+        """Waits; returns whether the console is ending."""
         until = time.monotonic() + seconds
         while not self.ending and time.monotonic() < until:
             await asyncio.sleep(min(0.25, seconds))
         return self.ending
 
     def end(self) -> None:
-        """Lets streams end, which would else hold up the end of the server."""
+        """Ends streams, which would otherwise delay the end of the server."""
         self.ending = True
         self.feed.close()
 

@@ -472,10 +472,9 @@ class _Opened:
 
 def test_output_without_an_end_is_cut(client: CamberProgram, program: VendorProgram, tmp_path: Path) -> None:
     program.path.write_text("#!/bin/sh\nexec yes\n")
-    began = time.monotonic()
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(BackendUnavailable) as raised:
         client.list_page(1)
-    assert time.monotonic() - began < 12, "by its size, not by its time"
+    assert "in time" not in raised.value.message, "by its size, not by its time"
 
 
 def test_a_full_disk_is_this_machines_fault(client: CamberProgram, emulator: Emulator, temporary: Path) -> None:

@@ -76,7 +76,7 @@ def first_url(empty_database_url: str) -> str:
 
 
 def test_a_schema_of_0_1_0_with_rows_in_every_state_is_upgraded(first_url: str) -> None:
-    assert migrate(Secret(first_url)) == ["0002", "0003", "0004", "0005", "0006"]
+    assert migrate(Secret(first_url)) == ["0002", "0003", "0004", "0005", "0006", "0007"]
     assert migrate(Secret(first_url)) == []
     with connected(first_url) as connection:
         check_schema(connection)
@@ -284,7 +284,7 @@ def test_two_places_at_once_migrate_once(empty_database_url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(applied) == [[], [], [], ["0001", "0002", "0003", "0004", "0005", "0006"]]
+    assert sorted(applied) == [[], [], [], ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]]
     assert invalid(empty_database_url) == set()
 
 
@@ -332,7 +332,7 @@ def test_a_migration_gives_way_to_a_session_that_holds_a_table_and_says_so(
         told.append(words)
         holder.rollback()
 
-    assert migrate(Secret(first_url), tell=tell) == ["0002", "0003", "0004", "0005", "0006"], "it tries again"
+    assert migrate(Secret(first_url), tell=tell) == ["0002", "0003", "0004", "0005", "0006", "0007"], "it tries again"
     assert len(told) == 1
     assert told[0].startswith("Waiting for another session: ")
     holder.close()
@@ -365,7 +365,7 @@ def test_the_schemas_owner_needs_no_right_on_the_database(postgres: Postgres) ->
     mere = postgres.url.replace("/postgres?", "/mere?", 1)
     try:
         run(mere, "REVOKE CREATE ON DATABASE mere FROM PUBLIC", "CREATE SCHEMA rythmiq AUTHORIZATION mere_owner")
-        assert migrate(Secret(owner)) == ["0001", "0002", "0003", "0004", "0005", "0006"]
+        assert migrate(Secret(owner)) == ["0001", "0002", "0003", "0004", "0005", "0006", "0007"]
         assert migrate(Secret(owner)) == []
     finally:
         run(postgres.url, "DROP DATABASE mere WITH (FORCE)", "DROP ROLE mere_owner")

@@ -18,7 +18,7 @@ from rythmiq_ray import JobSpec, NewGroup, cli, enqueue, enqueue_group
 from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, JobState, NewJob, Phase
-from rythmiq_ray.queue import Ending, Progress, Queue, check_database, control, enqueue_many, inspect, schedules
+from rythmiq_ray.queue import Ending, Progress, Queue, Told, check_database, control, enqueue_many, inspect, schedules
 from rythmiq_ray.queue.control import Scope
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.queue.sql import queries
@@ -110,6 +110,17 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     second.adjust_account(first=16.0, grown=1.0, share=None, sent_age_s=0.0)
     second.roles_of("a_worker")
     second._run("stored_inputs", asked="[]")
+    run(
+        database_url,
+        "INSERT INTO rythmiq.notifications (job_id, url, body)"
+        f" SELECT '{two.job_id}', 'https://example.org/', '{{}}' FROM generate_series(1, 2)",
+    )
+    told, _ = second.take_notifications(10, hold_s=1.0, keep_s=0.0)
+    second.told([Told(notification_id=told.notification_id, error=None, again_s=None)])
+    second.take_notifications(10, hold_s=1.0, keep_s=0.0)
+    assert [ended.attempt for ended in second.ended_attempts([(one.job_id, 1)])] == [1]
+    assert second.ended_groups([one.job_id], members=1) == []
+    assert (second.bounds(), second.unserved(["default"]), second.left_over().unstored) == ([], set(), 0)
     with connected(database_url) as owner:
         schedules.add(owner, "often", "* * * * *", job={"command": "true"})
     run(database_url, "UPDATE rythmiq.schedules SET next_at = next_at - interval '1 minute'")
@@ -373,3 +384,19 @@ def test_only_who_is_on_call_bounds_what_others_put_in(database_url: str, login:
             for session in (producer, on_call, reader):
                 with pytest.raises(InsufficientPrivilege):
                     session.cursor().execute(statement)
+
+
+def test_no_function_that_runs_as_the_owner_believes_what_a_login_made_up(database_url: str) -> None:
+    with connected(database_url) as connection, connection.cursor() as cursor:
+        # A temporary table or type of a login comes before pg_catalog unless pg_temp is named, behind it.
+        cursor.execute(
+            "SELECT p.proname FROM pg_proc AS p WHERE p.pronamespace = 'rythmiq'::regnamespace AND p.prosecdef"
+            " AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(p.proconfig), false)"
+        )
+        assert cursor.fetchall() == []
+        # Whoever may execute a trigger's function may attach it to a table of his own.
+        cursor.execute(
+            "SELECT p.proname FROM pg_proc AS p WHERE p.pronamespace = 'rythmiq'::regnamespace AND p.prosecdef"
+            " AND p.prorettype = 'trigger'::regtype AND has_function_privilege('public', p.oid, 'EXECUTE')"
+        )
+        assert cursor.fetchall() == []

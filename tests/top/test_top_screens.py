@@ -19,7 +19,7 @@ def busy(rows: Rows, connection: Connection) -> None:
         ("night", "QUEUED", 90),
         ("night", "RUNNING", 60),
         ("day", "RUNNING", 50),
-        ("day", "QUEUED", 40),
+        ("day", "QUEUED", 200),
         ("gpu", "BLOCKED", 40),
         ("nobody", "RETRYING", 30),
     ):
@@ -41,7 +41,7 @@ def test_queues_at_80_by_24(database_url: str, rows: Rows, connection: Connectio
         assert "in 30 min: 11 succeeded, 1 failed" in screen.row("ended")
         assert screen.row("QUEUE") == "QUEUE STATE WAITING RUNNING OLDEST A MINUTE ENDED"
         assert screen.row("night").startswith("night open 2 1 25 min 0")
-        assert screen.row("day").startswith("day full 1 1/1 40 s")
+        assert screen.row("day").startswith("day full 1 1/1 3 min")
         assert screen.row("gpu").startswith("gpu paused 0 0 \u2013")
         assert screen.row("nobody").startswith("nobody unserved 1 0")
         assert "queue:gpu was paused by postgres (new nodes)." in screen.text

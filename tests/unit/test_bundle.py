@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 import samples
 from hypothesis import HealthCheck, given, settings
@@ -402,6 +403,23 @@ def test_sigterm_to_the_wrapper_still_leaves_a_result(prepare: Run, to_group: bo
     (os.killpg if to_group else os.kill)(process.pid, signal.SIGTERM)
     attempt.finish(process)
     assert (attempt.exit_code, attempt.result.reason, attempt.outputs) == (143, "cancelled", ["out"])
+
+
+def test_a_signal_that_ended_the_watchdog_too_still_stops_the_command(prepare: Run) -> None:
+    attempt = prepare("touch started; sleep 61.7")
+    process = attempt.start()
+    wait_for((attempt.folder / "started").exists)
+
+    def watchdogs() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if child.cmdline()[1:] == ["run.sh"]]
+
+    wait_for(watchdogs)
+    # As a signal to the group does that comes before the watchdog ignores it.
+    watchdogs()[0].kill()
+    os.kill(process.pid, signal.SIGTERM)
+    attempt.finish(process)
+    assert (attempt.exit_code, attempt.result.reason) == (143, "cancelled")
 
 
 def test_background_child_is_ended_with_the_command(run: Run) -> None:

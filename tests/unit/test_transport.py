@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from test_camber_client import make_config
 
-from rythmiq_ray.backends.camber import adapter
+from rythmiq_ray import http_adapter as adapter
 from rythmiq_ray.backends.camber.client import CamberClient
 from rythmiq_ray.backends.camber.transport import Request, Transport, Unanswered
 from rythmiq_ray.errors import BackendUnavailable, CreateUncertain, RythmiqError

@@ -103,8 +103,15 @@ watch() {
     kill -KILL -- "-$pid"
 }
 
-# The platform wants the job to end: the watchdog sees to it, as if the marker had been put there from outside.
-trap '[[ $over ]] || { reason=cancelled; : >rythmiq-cancel; }' HUP INT TERM
+begin_watch() {
+    [[ $watchdog ]] && kill -KILL "$watchdog" 2>/dev/null
+    watch </dev/null >/dev/null 2>&1 3<&- 4>&- 7<&- &
+    watchdog=$!
+}
+
+# The platform wants the job to end: the watchdog sees to it, as if the marker had been put there from outside. It is
+# begun anew, because a signal to the whole group may have ended one that did not ignore it yet.
+trap '[[ $over ]] || { reason=cancelled; : >rythmiq-cancel; [[ ! $pid ]] || begin_watch; }' HUP INT TERM
 
 [[ -e rythmiq-cancel ]] && reason=cancelled
 started_at=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
@@ -117,8 +124,7 @@ elif [[ $reason == exited ]]; then
     run_command "$BASH" </dev/null >&4 2>&1 3<&- 4>&- 7<&- 8<&- 9<&- &
     pid=$!
     set +m
-    watch </dev/null >/dev/null 2>&1 3<&- 4>&- 7<&- &
-    watchdog=$!
+    begin_watch
     wait "$pid"
     status=$?
     # A command that stopped itself before `set +m` counts as ended to `wait`, and is not.

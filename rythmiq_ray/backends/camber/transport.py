@@ -7,35 +7,29 @@ beside, read once. Nothing is sent twice, no redirect is followed and no cookie 
 from __future__ import annotations
 
 import http.client
-import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import certifi
 import requests
 from requests.auth import AuthBase
 from urllib3 import exceptions as urllib3
-from urllib3.util.ssl_ import create_urllib3_context
 
 from rythmiq_ray.backends.bundle import Upload
-from rythmiq_ray.backends.camber.adapter import Adapter, Patience, current
 from rythmiq_ray.backends.camber.answers import Answer
 from rythmiq_ray.backends.camber.key import usable
 from rythmiq_ray.errors import BackendUnavailable, ConfigurationError
 from rythmiq_ray.hosts import is_loopback
+from rythmiq_ray.http_adapter import Adapter, Patience, current, trusted
 from rythmiq_ray.secret import Secret
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _BLOCK_BYTES: Final = 256 * 1024
-_BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-"""Environment variables that name certificates to trust; the first that is set counts."""
 _OPENED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 _FAULTS: Final = (requests.RequestException, urllib3.HTTPError, http.client.HTTPException, OSError, ValueError)
 """What requests lets through, whatever a server sends; ValueError is what is made of odd header values."""
@@ -178,16 +172,10 @@ def _proxies(endpoint: str) -> Mapping[str, str]:
 
 
 def _trusted() -> ssl.SSLContext:
-    named = ((name, value) for name in _BUNDLES if (value := os.environ.get(name)))
-    name, place = next(named, ("certifi", certifi.where()))
-    context = create_urllib3_context()
-    folder = Path(place).is_dir()
     try:
-        context.load_verify_locations(cafile=None if folder else place, capath=place if folder else None)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise BackendUnavailable(f"No certificates can be read from {place}, which {name} names: {reason}") from None
-    return context
+        return trusted()
+    except ValueError as error:
+        raise BackendUnavailable(str(error)) from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Jobs by the one set of filters, a page at a time."""
+"""Jobs by filters, a page at a time."""
 
 from __future__ import annotations
 

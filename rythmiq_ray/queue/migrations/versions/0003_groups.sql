@@ -10,6 +10,8 @@ ALTER TABLE rythmiq.jobs
     ADD COLUMN group_index integer,
     ADD COLUMN params      jsonb,
     ADD COLUMN waits_for   integer NOT NULL DEFAULT 0,
+    ADD COLUMN notify      text,
+    ADD COLUMN traceparent text,
     ADD COLUMN enqueued_by name;
 -- Not in the same step: rows that are there already would get the login of whoever migrates.
 ALTER TABLE rythmiq.jobs ALTER COLUMN enqueued_by SET DEFAULT session_user;
@@ -21,6 +23,8 @@ ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_state_check
 
 COMMENT ON COLUMN rythmiq.jobs.params IS 'of a member of a sweep: the variables in which it differs from the others';
 COMMENT ON COLUMN rythmiq.jobs.waits_for IS 'how many of its dependencies are not satisfied yet';
+COMMENT ON COLUMN rythmiq.jobs.notify IS 'a URL that gets a signed POST each time the job has ended';
+COMMENT ON COLUMN rythmiq.jobs.traceparent IS 'the trace of whoever put it in, as W3C Trace Context writes it';
 COMMENT ON COLUMN rythmiq.jobs.enqueued_by IS 'the login that put it in; NULL for jobs from before this column';
 
 CREATE TABLE rythmiq.groups (
@@ -31,6 +35,7 @@ CREATE TABLE rythmiq.groups (
     max_parallel        integer CHECK (max_parallel >= 1),
     stop_after_failures integer CHECK (stop_after_failures >= 1),
     places              integer CHECK (places >= 0),
+    notify              text,
     members             integer NOT NULL DEFAULT 0,
     succeeded           integer NOT NULL DEFAULT 0,
     failed              integer NOT NULL DEFAULT 0,
@@ -44,11 +49,13 @@ CREATE TABLE rythmiq.groups (
 COMMENT ON TABLE rythmiq.groups IS 'what was submitted as one thing; it goes with its last member';
 COMMENT ON COLUMN rythmiq.groups.max_parallel IS 'so many members may be queued or running at once; the others are BLOCKED';
 COMMENT ON COLUMN rythmiq.groups.places IS 'what holds in place of max_parallel while the group is paused or has a limit';
+COMMENT ON COLUMN rythmiq.groups.notify IS 'a URL that gets a signed POST each time the last member has ended';
 COMMENT ON COLUMN rythmiq.groups.stopped_at IS 'when stop_after_failures was reached and the rest was cancelled';
 COMMENT ON COLUMN rythmiq.groups.finished_at IS 'when the last member ended; NULL again once one is retried or added';
 
 CREATE INDEX groups_name ON rythmiq.groups (name, created_at DESC);
 CREATE INDEX groups_created ON rythmiq.groups (created_at DESC, group_id DESC);
+CREATE INDEX groups_unfinished ON rythmiq.groups (created_at) WHERE finished_at IS NULL;
 
 CREATE TABLE rythmiq.dependencies (
     job_id      uuid NOT NULL REFERENCES rythmiq.jobs ON DELETE CASCADE,
@@ -90,7 +97,7 @@ AS $$ SELECT state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') $$;
 -- group, places that became free. Round after round, because what is cancelled here has dependents too. Locks are taken
 -- in the order of ids: groups, then jobs. "refill" are groups in which only a place may have become free.
 CREATE FUNCTION rythmiq.settle(changes rythmiq.job_change[], refill uuid[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     finished uuid[];
     stopping uuid[];
@@ -288,7 +295,7 @@ $$;
 -- As settle, but waits for no other session for long, and never keeps a job from ending: what cannot be done now is left
 -- to the drivers, whether a row is held by somebody or refuses to be changed.
 CREATE FUNCTION rythmiq.settle_soon(changes rythmiq.job_change[], refill uuid[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 BEGIN
     PERFORM rythmiq.settle(changes, refill);
 EXCEPTION WHEN OTHERS THEN
@@ -306,7 +313,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.jobs_updated() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changes rythmiq.job_change[];
 BEGIN
@@ -329,7 +336,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.jobs_inserted() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     grown uuid[];
     known bigint;
@@ -360,7 +367,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.jobs_deleted() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changes rythmiq.job_change[];
 BEGIN
@@ -387,7 +394,7 @@ CREATE TRIGGER jobs_deleted AFTER DELETE ON rythmiq.jobs
     FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.jobs_deleted();
 
 -- A role that only puts jobs in says whether they wait, and nothing else about how they stand.
-CREATE FUNCTION rythmiq.refuse_state() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.refuse_state() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT has_column_privilege('rythmiq.jobs', 'attempt', 'INSERT') THEN
         RAISE insufficient_privilege USING MESSAGE = 'a new job is QUEUED or BLOCKED, not ' || NEW.state;
@@ -402,7 +409,7 @@ CREATE TRIGGER jobs_new BEFORE INSERT ON rythmiq.jobs
 -- For whoever just wrote dependencies on these jobs and groups: what has ended already counts at once. What has not may
 -- be ending in a transaction that cannot see those dependencies yet, so drivers look at it again.
 CREATE FUNCTION rythmiq.settle_sources(jobs uuid[], groups uuid[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changes rythmiq.job_change[];
 BEGIN
@@ -426,7 +433,7 @@ $$;
 -- For drivers, now and then: looks again at what was left to them. Returns how much there was; what another session
 -- holds stays.
 CREATE FUNCTION rythmiq.settle_left(most integer) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     entry   record;
     state   text;
@@ -474,7 +481,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.hold_dependencies(jobs uuid[]) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT FROM rythmiq.dependencies AS d WHERE d.job_id = ANY(jobs) ORDER BY d.ctid FOR NO KEY UPDATE
 $$;
 COMMENT ON FUNCTION rythmiq.hold_dependencies IS 'locks them for rythmiq.retry, whose caller may not change them';
@@ -483,7 +490,7 @@ COMMENT ON FUNCTION rythmiq.hold_dependencies IS 'locks them for rythmiq.retry, 
 -- that waits for others is BLOCKED again; one whose dependencies can never come is left alone. Of several with one unique
 -- key, one, and none whose key another job holds. Returns the ids of those that were put back.
 CREATE FUNCTION rythmiq.retry(ids uuid[], downstream boolean) RETURNS SETOF uuid
-LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     chosen uuid[];
     more   uuid[];
@@ -556,3 +563,5 @@ $$;
 REVOKE EXECUTE ON FUNCTION rythmiq.settle(rythmiq.job_change[], uuid[]), rythmiq.settle_soon(rythmiq.job_change[], uuid[]),
     rythmiq.settle_sources(uuid[], uuid[]), rythmiq.settle_left(integer), rythmiq.hold_dependencies(uuid[]),
     rythmiq.retry(uuid[], boolean) FROM PUBLIC;
+-- Else anybody could attach them to a table of his own, and have them believe what stands there.
+REVOKE EXECUTE ON FUNCTION rythmiq.jobs_updated(), rythmiq.jobs_inserted(), rythmiq.jobs_deleted() FROM PUBLIC;

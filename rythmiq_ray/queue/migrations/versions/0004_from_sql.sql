@@ -5,7 +5,7 @@ ALTER TABLE rythmiq.drivers ADD COLUMN queues text[];
 COMMENT ON COLUMN rythmiq.drivers.queues IS 'what it serves; NULL = all, and drivers from before this column';
 
 CREATE FUNCTION rythmiq.unserved(queues text[]) RETURNS SETOF text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT q.queue FROM unnest(queues) AS q(queue)
     WHERE EXISTS (SELECT FROM rythmiq.drivers AS d WHERE d.stopped_at IS NULL AND d.lease_expires_at > now())
       AND NOT EXISTS (
@@ -15,7 +15,7 @@ $$;
 
 COMMENT ON FUNCTION rythmiq.unserved IS 'of these queues those that no living driver serves, where there is one at all';
 
-CREATE FUNCTION rythmiq.new_job_id() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.new_job_id() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     -- Version 7 of RFC 9562, with fractions of a millisecond behind the milliseconds: ids made later sort later.
     SELECT (lpad(to_hex(floor(t.us / 1000)::bigint), 12, '0') || '7'
             || lpad(to_hex((mod(t.us, 1000) * 4096 / 1000)::integer), 3, '0')
@@ -23,14 +23,14 @@ CREATE FUNCTION rythmiq.new_job_id() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL
     FROM (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000) AS us) AS t
 $$;
 
-CREATE FUNCTION rythmiq.refuse(field text, said text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.refuse(field text, said text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = field || ': ' || said, COLUMN = field;
 END
 $$;
 
 CREATE FUNCTION rythmiq.duration_s(value jsonb, field text) RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found text[];
     said CONSTANT text := 'must be seconds, or a text such as 90s, 2h or 1d';
@@ -49,7 +49,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.check_text(job jsonb, field text, lowest integer, highest integer) RETURNS text
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     value CONSTANT jsonb := job -> field;
     found CONSTANT text := value #>> '{}';
@@ -71,7 +71,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.check_integer(job jsonb, field text, lowest integer, highest integer, otherwise integer)
-RETURNS integer LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+RETURNS integer LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     value CONSTANT jsonb := job -> field;
 BEGIN
@@ -87,7 +87,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.check_texts(job jsonb, field text, pattern text, said text) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     value CONSTANT jsonb := coalesce(job -> field, '[]');
     item jsonb;
@@ -110,7 +110,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.check_pairs(job jsonb, field text, pattern text, said text) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     value CONSTANT jsonb := CASE WHEN jsonb_typeof(job -> field) = 'null' THEN '{}' ELSE coalesce(job -> field, '{}') END;
     pair record;
@@ -132,7 +132,7 @@ $$;
 
 -- The jobs or groups that a reference means: an id, or the name of a job of the same group, or of a group.
 CREATE FUNCTION rythmiq.referred(reference text, within uuid) RETURNS TABLE (id uuid, is_job boolean)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF reference ~* '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$' THEN
         RETURN QUERY SELECT j.job_id, true FROM rythmiq.jobs AS j WHERE j.job_id = reference::uuid
@@ -148,7 +148,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.check_inputs(job jsonb) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     value CONSTANT jsonb := coalesce(job -> 'inputs', '[]');
     item jsonb;
@@ -190,14 +190,14 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION rythmiq.enqueue(job jsonb) RETURNS uuid LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.enqueue(job jsonb) RETURNS uuid LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     env_name CONSTANT text := '^[A-Za-z_][A-Za-z0-9_]{0,254}$';
     made CONSTANT uuid := rythmiq.new_job_id();
     known CONSTANT text[] := ARRAY['command', 'engine', 'node_size', 'num_nodes', 'gpu', 'inputs', 'outputs', 'env', 'secrets',
         'timeout', 'timeout_s', 'retry_exit_codes', 'queue', 'priority', 'max_attempts', 'user_id', 'unique_key', 'delay',
-        'delay_s', 'name', 'labels', 'params', 'group', 'after', 'after_ended'];
+        'delay_s', 'name', 'labels', 'params', 'group', 'after', 'after_ended', 'notify', 'traceparent'];
     spec jsonb;
     value jsonb;
     word text;
@@ -298,6 +298,12 @@ BEGIN
         END IF;
     END LOOP;
 
+    IF job ->> 'notify' !~ '^https?://[^\s/?#@]+([/?#]\S*)?$' THEN
+        PERFORM rythmiq.refuse('notify', 'must be an http or https URL without credentials in it');
+    END IF;
+    IF job ->> 'traceparent' !~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+        PERFORM rythmiq.refuse('traceparent', 'must be one of W3C Trace Context, version 00');
+    END IF;
     unique_key := rythmiq.check_text(job, 'unique_key', 1, 500);
     SELECT j.job_id INTO holder FROM rythmiq.jobs AS j
     WHERE j.unique_key = rythmiq.check_text(job, 'unique_key', 1, 500)
@@ -390,11 +396,12 @@ BEGIN
     END IF;
 
     INSERT INTO rythmiq.jobs (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key, name, labels,
-                              params, group_id, group_index, waits_for, state)
+                              params, group_id, group_index, waits_for, notify, traceparent, state)
     VALUES (made, rythmiq.check_text(job, 'user_id', 0, 200), coalesce(rythmiq.check_text(job, 'queue', 1, 100), 'default'),
             rythmiq.check_integer(job, 'priority', -1000, 1000, 0), spec,
             rythmiq.check_integer(job, 'max_attempts', 1, 100, 3), now() + make_interval(secs => delay_s), unique_key,
             rythmiq.check_text(job, 'name', 1, 200), labels, params, joined, index, waits,
+            rythmiq.check_text(job, 'notify', 1, 2000), rythmiq.check_text(job, 'traceparent', 55, 55),
             CASE WHEN waits > 0 OR limited THEN 'BLOCKED' ELSE 'QUEUED' END)
     ON CONFLICT DO NOTHING
     RETURNING job_id INTO added;
@@ -418,7 +425,7 @@ is SQLSTATE 22023 and begins with its field; what Camber offers is not checked';
 
 -- Whether the login may see every job: it owns the tables, or is a member of a role that does.
 CREATE FUNCTION rythmiq.sees_all() RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass), 'MEMBER')
         OR EXISTS (SELECT FROM pg_roles AS r
                    WHERE r.rolname IN ('rythmiq_reader', 'rythmiq_operator', 'rythmiq_worker')
@@ -439,7 +446,7 @@ WHERE (SELECT rythmiq.sees_all()) OR j.enqueued_by = session_user;
 COMMENT ON VIEW rythmiq.job_status IS 'how jobs stand, without their specs: of a login that enqueues its own ones';
 
 CREATE FUNCTION rythmiq.cancel(id uuid) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     all_of CONSTANT boolean := pg_has_role(session_user,
             (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass), 'MEMBER')

@@ -25,7 +25,7 @@ COMMENT ON COLUMN rythmiq.schedules.last_outcome IS 'what became of the last due
 
 -- Enqueues what a schedule has, once, as the login that made it. Returns the job, or the group of a sweep.
 CREATE FUNCTION rythmiq.run_schedule(schedule text, at timestamptz) RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s rythmiq.schedules;
     line jsonb;
@@ -61,10 +61,10 @@ BEGIN
         UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.job_id = made;
     ELSE
         made_group := gen_random_uuid();
-        INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, enqueued_by)
+        INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify, enqueued_by)
         VALUES (made_group, coalesce(s.sweep ->> 'name', s.name), s.sweep ->> 'user_id',
                 coalesce(s.sweep -> 'labels', '{}') || marks, (s.sweep ->> 'max_parallel')::integer,
-                (s.sweep ->> 'stop_after_failures')::integer, s.enqueued_by);
+                (s.sweep ->> 'stop_after_failures')::integer, s.sweep ->> 'notify', s.enqueued_by);
         FOR line IN SELECT jsonb_array_elements(s.sweep -> 'jobs') LOOP
             PERFORM rythmiq.enqueue(line || jsonb_build_object('group', made_group,
                 'labels', coalesce(line -> 'labels', '{}') || marks));
@@ -80,7 +80,7 @@ $$;
 
 -- Fires due times of a schedule, unless another driver has: whoever moves next_at on from what it was does it.
 CREATE FUNCTION rythmiq.fire_schedule(schedule text, was timestamptz, following timestamptz, times timestamptz[])
-RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     at timestamptz;
     fired integer := 0;

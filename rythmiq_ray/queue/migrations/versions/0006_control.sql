@@ -59,7 +59,7 @@ WHERE j.cost_credits > 0 AND j.cost_credits < 'infinity' AND isfinite(coalesce(j
 GROUP BY 1, 2, 3, 4, 5;
 
 CREATE FUNCTION rythmiq.jobs_priced() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
     parts integer := 0;
 BEGIN
@@ -106,7 +106,7 @@ COMMENT ON VIEW rythmiq.spending IS 'what ended, and beside it what runs, by its
 -- ------------------------------------------------------------------------------------------------------------- groups
 
 -- A limit of a group, or a pause, holds by way of its places: what has none is BLOCKED, and no claim meets it.
-CREATE FUNCTION rythmiq.place_group(id uuid) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.place_group(id uuid) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     bound integer;
 BEGIN
@@ -128,7 +128,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION rythmiq.limits_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.limits_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     old_name text := CASE WHEN TG_OP <> 'INSERT' AND OLD.scope = 'group' THEN OLD.name END;
     new_name text := CASE WHEN TG_OP <> 'DELETE' AND NEW.scope = 'group' THEN NEW.name END;
@@ -147,7 +147,7 @@ CREATE TRIGGER limits_changed AFTER UPDATE ON rythmiq.limits FOR EACH ROW
           IS DISTINCT FROM (NEW.scope, NEW.name, NEW.max_running, NEW.per_minute, NEW.paused, NEW.over))
     EXECUTE FUNCTION rythmiq.limits_changed();
 
-CREATE FUNCTION rythmiq.group_gone() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.group_gone() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM rythmiq.limits AS l WHERE l.scope = 'group' AND l.name = OLD.group_id::text;
     RETURN NULL;
@@ -164,7 +164,7 @@ $$;
 
 -- Whether the login may bound this scope: it is on call, or it has put that group in.
 CREATE FUNCTION rythmiq.check_scope(of_scope text, of_name text) RETURNS void
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF of_scope NOT IN ('account', 'queue', 'user', 'group') OR of_scope IS NULL THEN
         PERFORM rythmiq.refuse('scope', 'must be account, queue, user or group');
@@ -186,7 +186,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.set_limit(scope text, name text, max_running integer, per_minute integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM rythmiq.check_scope($1, $2);
@@ -201,7 +201,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.unset_limit(scope text, name text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_one boolean;
 BEGIN
@@ -217,7 +217,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.set_budget(scope text, name text, credits double precision, period text, cancel_running boolean)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM rythmiq.check_scope($1, $2);
@@ -236,7 +236,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.unset_budget(scope text, name text, period text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM rythmiq.check_scope($1, $2);
     DELETE FROM rythmiq.limits AS l
@@ -247,7 +247,7 @@ $$;
 
 -- Asks for the end of what runs in a scope; of * of these users. Returns how many there were.
 CREATE FUNCTION rythmiq.cancel_running(scope text, names text[]) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     jobs integer;
 BEGIN
@@ -267,7 +267,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.pause(scope text, name text, reason text, cancel_running boolean) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM rythmiq.check_scope($1, $2);
@@ -279,7 +279,7 @@ END
 $$;
 
 CREATE FUNCTION rythmiq.resume(scope text, name text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_one boolean;
 BEGIN
@@ -294,17 +294,17 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION rythmiq.drain(id uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.drain(id uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM pg_notify('rythmiq', 'limits');
     UPDATE rythmiq.drivers AS d SET draining_at = coalesce(d.draining_at, now())
     WHERE d.driver_id = id AND d.stopped_at IS NULL AND d.lease_expires_at > now();
-    PERFORM pg_notify('rythmiq', 'limits');
     RETURN FOUND;
 END
 $$;
 
 -- What budgets have been spent, and which are reached. A row that another session holds is looked at next time.
-CREATE FUNCTION rythmiq.check_budgets() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE FUNCTION rythmiq.check_budgets() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     b rythmiq.limits;
     today CONSTANT date := (now() AT TIME ZONE 'UTC')::date;
@@ -348,7 +348,7 @@ INSERT INTO rythmiq.account DEFAULT VALUES;
 
 CREATE FUNCTION rythmiq.adjust_account(first double precision, grown double precision, share double precision,
                                        sent_age_s double precision) RETURNS SETOF rythmiq.account
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- What was sent before the limit was lowered speaks of the limit before it: one burst is one sign, also of several
     -- drivers.
@@ -619,7 +619,7 @@ $$;
 -- The roles that a login is a member of, itself first, and whether it owns the tables or is on call; none for a login that
 -- is gone.
 CREATE FUNCTION rythmiq.roles_of(login name) RETURNS TABLE (roles name[], trusted boolean)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(r.rolname ORDER BY r.rolname <> login, r.rolname),
            coalesce(bool_or(r.rolname = 'rythmiq_operator'
                             OR r.oid = (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'rythmiq.jobs'::regclass)), false)
@@ -633,3 +633,4 @@ REVOKE EXECUTE ON FUNCTION rythmiq.place_group(uuid), rythmiq.check_scope(text, 
     rythmiq.cancel_running(text, text[]), rythmiq.pause(text, text, text, boolean), rythmiq.resume(text, text),
     rythmiq.drain(uuid), rythmiq.check_budgets(), rythmiq.roles_of(name),
     rythmiq.adjust_account(double precision, double precision, double precision, double precision) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION rythmiq.jobs_priced(), rythmiq.limits_changed(), rythmiq.group_gone() FROM PUBLIC;

@@ -1,0 +1,150 @@
+"""A signed POST that tells of an end, by Standard Webhooks: which headers it has, and where it may go.
+
+``webhook-id`` is the same for each try of one notification, ``webhook-timestamp`` is when it was sent, in seconds since
+1970, and ``webhook-signature`` is ``v1,`` and the base64 of HMAC-SHA256 over ``<id>.<timestamp>.<body>``. Libraries of
+many languages check these (https://www.standardwebhooks.com).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlsplit
+
+import requests
+from requests.utils import get_environ_proxies, select_proxy
+from urllib3.exceptions import HTTPError
+
+from rythmiq_ray import __version__
+from rythmiq_ray.hosts import is_loopback
+from rythmiq_ray.http_adapter import Adapter, Patience, current, trusted
+from rythmiq_ray.secret import Secret
+
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what a secret begins with, not one
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What came of a try."""
+
+    error: str | None
+    """Why it was not delivered, without the URL's path, which may be a secret; None = it was."""
+    final: bool = False
+    """Whether another try would be refused as well."""
+
+
+class Webhooks:
+    """Sends notifications. Thread-safe."""
+
+    def __init__(
+        self,
+        secret: Secret,
+        *,
+        timeout_s: float,
+        private_networks: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``timeout_s`` is for all of one POST; ``clock`` gives seconds since 1970.
+
+        Raises ValueError for networks that are none and for certificates that cannot be read.
+        """
+        self._key = _key_of(secret)
+        self._timeout_s = timeout_s
+        self._networks = [ipaddress.ip_network(network) for network in private_networks]
+        self._clock = clock
+        self._tls = trusted()
+
+    def send(self, notification_id: str, url: str, body: str) -> Answer:
+        """One try: any status of 2xx counts as delivered. A redirect is not followed."""
+        try:
+            host = urlsplit(url).hostname or ""
+        except ValueError:
+            return Answer(error="it is no URL that can be called", final=True)
+        proxied = not is_loopback(host) and select_proxy(url, get_environ_proxies(url, no_proxy=None))
+        content = body.encode()
+        try:
+            if proxied and not self._may_be_asked_for(host):
+                return Answer(error="its address is not public", final=True)
+            with requests.Session() as session:
+                session.trust_env = False
+                for scheme in ("http://", "https://"):
+                    session.mount(scheme, Adapter(self._tls, connections=1))
+                # The proxy resolves the name, so it is the proxy that knows which addresses may be reached.
+                current.patience = Patience(self._timeout_s, may_reach=None if proxied else self._may_reach)
+                response = session.post(
+                    url,
+                    data=content,
+                    headers=self._headers(notification_id, content),
+                    timeout=self._timeout_s,
+                    proxies={"http": proxied, "https": proxied} if proxied else None,
+                    allow_redirects=False,
+                    stream=True,  # Nobody reads what it says.
+                )
+                response.close()
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            return _unanswered(error)
+        if HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+            return Answer(error=None)
+        return Answer(error=f"it answered {response.status_code}", final=response.status_code == HTTPStatus.GONE)
+
+    def _headers(self, notification_id: str, content: bytes) -> dict[str, str]:
+        sent_at = str(int(self._clock()))
+        signed = b".".join((notification_id.encode(), sent_at.encode(), content))
+        signature = base64.b64encode(hmac.new(self._key, signed, hashlib.sha256).digest()).decode()
+        return {
+            "Content-Type": "application/json",
+            "User-Agent": f"rythmiq-ray/{__version__}",
+            "webhook-id": notification_id,
+            "webhook-timestamp": sent_at,
+            "webhook-signature": f"v1,{signature}",
+        }
+
+    def _may_reach(self, address: str) -> bool:
+        found = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+            found = found.ipv4_mapped
+        public = found.is_global and not found.is_multicast
+        return public or any(found in network for network in self._networks)
+
+    def _may_be_asked_for(self, host: str) -> bool:
+        """Of a proxy; a name may be asked for, as it is not known here what it stands for."""
+        try:
+            return self._may_reach(host)
+        except ValueError:
+            return True
+
+
+def _key_of(secret: Secret) -> bytes:
+    text = secret.reveal()
+    if text.startswith(SECRET_PREFIX):
+        try:
+            return base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+        except binascii.Error:
+            raise ValueError("behind whsec_ there is no base64") from None
+    return text.encode()
+
+
+def _unanswered(error: BaseException) -> Answer:
+    reason: BaseException | None = error
+    seen: set[int] = set()
+    while reason is not None and id(reason) not in seen:
+        if isinstance(reason, PermissionError):
+            return Answer(error="its address is not public: notify.private_networks can allow it", final=True)
+        seen.add(id(reason))
+        inner = (getattr(reason, "reason", None), reason.__cause__, reason.__context__, *reason.args)
+        reason = next((part for part in inner if isinstance(part, BaseException) and id(part) not in seen), None)
+    if isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
+        return Answer(error="it is no URL that can be called", final=True)
+    if isinstance(error, requests.exceptions.SSLError):
+        return Answer(error="its certificate is not trusted, or TLS failed")
+    if isinstance(error, requests.exceptions.Timeout | TimeoutError):
+        return Answer(error="no answer in time")
+    return Answer(error="no connection, or it broke")
