@@ -22,6 +22,7 @@ from rythmiq_ray.cli.report import report
 from rythmiq_ray.cli.schema import schema
 from rythmiq_ray.cli.sizes import sizes
 from rythmiq_ray.cli.sweep import sweep
+from rythmiq_ray.cli.top import top
 from rythmiq_ray.cli.web import web
 
 app = typer.Typer(
@@ -79,6 +80,7 @@ for _command in (
     resume,
     cost,
     queues,
+    top,
     web,
     report,
     sizes,

@@ -58,6 +58,8 @@ class Wanted:
 
     groups: Sequence[str]
     filter: Filter
+    written: Sequence[tuple[str, str]] = ()
+    """Name and value of each option, as it was given."""
 
     @property
     def given(self) -> bool:
@@ -123,6 +125,21 @@ def _wanted(
             since=None if since is None else time_of(since, "--since"),
             until=None if until is None else time_of(until, "--until"),
         ),
+        written=[
+            (name, str(value))
+            for name, values in {
+                "group": groups,
+                "queue": queues,
+                "user": users,
+                "state": states,
+                "name": name and [name],
+                "label": labels,
+                "error": errors,
+                "since": since and [since],
+                "until": until and [until],
+            }.items()
+            for value in values or ()
+        ],
     )
 
 

@@ -12,12 +12,12 @@ import typer
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.jobs import JobId, Json, job_of
+from rythmiq_ray.console.words import driver_state
 from rythmiq_ray.model import Job, JobState, Phase
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-    from rythmiq_ray.queue.listing import DriverState
 
 _MOST_AHEAD: Final = 10_000
 
@@ -265,13 +265,7 @@ def list_drivers(context: typer.Context, as_json: Json = False) -> None:
         [
             [
                 short[each.driver_id],
-                "draining"
-                if each.alive and each.draining
-                else "alive"
-                if each.alive
-                else "stopped"
-                if each.stopped_at
-                else "lost",
+                driver_state(each),
                 each.hostname,
                 each.pid,
                 output.age(each.started_at, now),
@@ -283,9 +277,3 @@ def list_drivers(context: typer.Context, as_json: Json = False) -> None:
             for each in found
         ],
     )
-
-
-def _state_of(driver: DriverState) -> str:
-    if driver.alive:
-        return "draining" if driver.draining else "alive"
-    return "stopped" if driver.stopped_at else "lost"

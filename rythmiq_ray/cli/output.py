@@ -14,18 +14,11 @@ from uuid import UUID
 
 import typer
 
+from rythmiq_ray.console.words import STATE_STYLES
 from rythmiq_ray.model import JobSpec
 
 _UNITS: Final = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "m"), (0, 1, "s"))
 _NARROWEST: Final = 8
-_STATE_STYLES: Final = {
-    "BLOCKED": "dim",
-    "RUNNING": "cyan",
-    "RETRYING": "yellow",
-    "SUCCEEDED": "green",
-    "FAILED": "bold red",
-    "CANCELLED": "magenta",
-}
 
 
 def record(row: Any) -> dict[str, Any]:
@@ -182,7 +175,7 @@ def table(columns: Mapping[str, str], data: Iterable[Sequence[object]], width: i
     room = [column.width or 0 for column in shown.columns]
     for row in cells:
         row = [cell.cut(room[at]) if isinstance(cell, Tail) else cell for at, cell in enumerate(row)]
-        shown.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, ""), overflow="ellipsis") for cell in row))
+        shown.add_row(*(Text(cell, style=STATE_STYLES.get(cell, ""), overflow="ellipsis") for cell in row))
     return shown
 
 

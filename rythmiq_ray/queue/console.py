@@ -57,6 +57,32 @@ def ends(connection: Connection, *, since: datetime, step_s: float, most: int = 
     ]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueEnds:
+    """How many jobs of a queue ended in a step of time, and how."""
+
+    step: int
+    queue: str
+    state: JobState
+    jobs: int
+
+
+def ends_by_queue(
+    connection: Connection, *, steps: int, step_s: int, most: int = MOST_ENDS
+) -> tuple[int, list[QueueEnds]]:
+    """The number of the step that goes on, and the ends in it and in so many before it; of each way ``most``.
+
+    Steps are counted from 1970, by the database's clock. It reads a row for each end: some 100 ms for 50,000.
+    """
+    rows = fetch(connection, _SQL["ends_by_queue"], {"steps": steps, "step_s": step_s, "most": most})
+    found = [
+        QueueEnds(step=row["step"], queue=row["queue"], state=state_of(row["state"]), jobs=row["jobs"])
+        for row in rows
+        if row["jobs"]
+    ]
+    return rows[0]["now"], found
+
+
 def errors(
     connection: Connection, *, since: datetime, most: int = 5_000, limit: int = 10, alike: bool = False
 ) -> list[listing.ErrorKind]:
@@ -251,6 +277,12 @@ def points(connection: Connection, group_id: UUID, *, most: int = MOST_POINTS) -
         )
         for row in fetch(connection, _SQL["points"], {"group_id": group_id, "most": most})
     ]
+
+
+def running_of(connection: Connection, groups: Collection[UUID]) -> dict[UUID, int]:
+    """How many members of each of these groups run; a group of which none does is left out."""
+    rows = fetch(connection, _SQL["running_of"], {"groups": list(groups)}) if groups else []
+    return {row["group_id"]: row["jobs"] for row in rows}
 
 
 def member(connection: Connection, group_id: UUID, place: int) -> UUID | None:

@@ -190,6 +190,24 @@ def resume(connection: Connection, scope: Scope) -> None:
         raise NotFound(f"{scope} is not paused")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rights:
+    """What the login of a connection may do. A function may still refuse: it looks at whose the thing is."""
+
+    login: str
+    cancel: bool
+    retry: bool
+    pause: bool
+    """And resume."""
+    drain: bool
+
+
+def rights(connection: Connection) -> Rights:
+    """Asks Postgres."""
+    (row,) = fetch(connection, _SQL["rights"], {})
+    return Rights(**row)
+
+
 def drain(connection: Connection, driver_id: UUID) -> None:
     """Tells a driver to finish its jobs, claim no more, and exit. Raises NotFound if it is not alive."""
     if not fetch(connection, _SQL["drain"], {"driver_id": driver_id})[0]["found"]:

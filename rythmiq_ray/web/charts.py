@@ -15,7 +15,7 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-from rythmiq_ray.web import words
+from rythmiq_ray.console import words
 
 _WIDE: Final = 1000
 """Units across a chart."""

@@ -19,10 +19,10 @@ from uuid import UUID
 
 from rythmiq_ray import access, results
 from rythmiq_ray.artifacts import is_own, read_manifest
+from rythmiq_ray.console.database import Database
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.queue import inspect
-from rythmiq_ray.web.database import Database
 
 PICTURES: Final = MappingProxyType(
     {

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+from rythmiq_ray.console.database import FAULTS, Database, said_of
 from rythmiq_ray.queue import console
 from rythmiq_ray.queue.console import Spent
-from rythmiq_ray.web.database import FAULTS, Database, said_of
 
 DAYS: Final = 30
 _MOST_NAMES: Final = 50

@@ -10,9 +10,10 @@ from uuid import UUID
 
 from markupsafe import Markup
 
+from rythmiq_ray.console import words
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue.console import Point
-from rythmiq_ray.web import charts, words
+from rythmiq_ray.web import charts
 from rythmiq_ray.web.charts import Scale
 
 _ROW: Final = 100

@@ -13,11 +13,12 @@ from urllib.parse import urlencode
 
 import uvicorn
 
+from rythmiq_ray.console.why import Why
 from rythmiq_ray.errors import ConfigurationError
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.web.app import make_app
 from rythmiq_ray.web.security import is_loopback
-from rythmiq_ray.web.state import Console, Settings, Why
+from rythmiq_ray.web.state import Console, Settings
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _ANY: Final = ("0.0.0.0", "::", "")  # noqa: S104 - addresses that are asked about here, not bound to

@@ -7,15 +7,16 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rythmiq_ray.access import Backends
+from rythmiq_ray.console.database import FAULTS, Database
+from rythmiq_ray.console.why import Why
 from rythmiq_ray.queue import listing
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.web.database import FAULTS, Database
 from rythmiq_ray.web.feed import SLOW_S, Feed
 from rythmiq_ray.web.ledger import Ledger
 from rythmiq_ray.web.security import Keys
@@ -25,25 +26,10 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from starlette.requests import Request
 
-    from rythmiq_ray.model import Job
-
 _T = TypeVar("_T")
 _COUNTED_S: Final = 2.0
 """For so long the counts of all jobs are good, however many pages ask."""
 _MOST_SAID: Final = 100
-
-
-class Reason(Protocol):
-    """A reason why a job does not run, and what would change that."""
-
-    @property
-    def message(self) -> str: ...
-
-    @property
-    def remedy(self) -> str: ...
-
-
-Why = Callable[["Connection", "Job"], Iterable[Reason]]
 
 
 @dataclass(frozen=True)

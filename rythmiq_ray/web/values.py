@@ -12,10 +12,10 @@ from uuid import UUID
 
 from rythmiq_ray import access, results
 from rythmiq_ray.artifacts import is_own
+from rythmiq_ray.console.database import FAULTS, Database, said_of
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.queue import listing
-from rythmiq_ray.web.database import FAULTS, Database, said_of
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

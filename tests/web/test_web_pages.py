@@ -123,7 +123,7 @@ def test_what_a_filter_cannot_mean_is_said(console: Served, rows: Rows) -> None:
     page = text_of(console.get("/jobs?state=nonsense&since=tomorrow&label=x&group=nobody"))
     for said in (
         "state: 'nonsense' is none of",
-        "since: give a time",
+        "since: give how long ago",
         "label[0]: must be K=V",
         "There is no job or group 'nobody'",
     ):
@@ -506,8 +506,8 @@ def test_a_reader_sees_all_pages_and_changes_nothing(
 
 
 def test_reading_connections_can_change_nothing(serve: Serve, database_url: str) -> None:
+    from rythmiq_ray.console.database import Database
     from rythmiq_ray.secret import Secret
-    from rythmiq_ray.web.database import Database
 
     database = Database(Secret(database_url))
     for opened in (database.read, database.patient):

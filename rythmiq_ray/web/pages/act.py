@@ -7,10 +7,10 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
+from rythmiq_ray.console import filters, words
+from rythmiq_ray.console.actions import Action, Kind, Target, action_of, job_ids
 from rythmiq_ray.errors import NotFound, RythmiqError
 from rythmiq_ray.queue import inspect, listing
-from rythmiq_ray.web import filters, words
-from rythmiq_ray.web.actions import Action, Kind, Target, action_of, job_ids
 from rythmiq_ray.web.render import page
 from rythmiq_ray.web.security import MOST_BODY, same
 from rythmiq_ray.web.state import Console, console_of

@@ -13,14 +13,15 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rythmiq_ray.console import filters, words
+from rythmiq_ray.console.actions import Target, of_scope, offered
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Group, JobState
 from rythmiq_ray.outlook import outlook_of
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import control, listing
 from rythmiq_ray.queue.console import Point
-from rythmiq_ray.web import charts, files, filters, members, values, words
-from rythmiq_ray.web.actions import Target, of_scope, offered
+from rythmiq_ray.web import charts, files, members, values
 from rythmiq_ray.web.members import Axis, Gauge, Picture
 from rythmiq_ray.web.pages.jobs import uuid_of
 from rythmiq_ray.web.render import page

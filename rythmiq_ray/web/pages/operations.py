@@ -9,10 +9,10 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rythmiq_ray.console.actions import Target, of_scope
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import control, listing
 from rythmiq_ray.queue import schedules as kept
-from rythmiq_ray.web.actions import Target, of_scope
 from rythmiq_ray.web.pages.overview import COST_S, cost_chart, spent_by_day
 from rythmiq_ray.web.render import page
 from rythmiq_ray.web.state import console_of

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rythmiq_ray.console import words
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import control, listing, schedules
-from rythmiq_ray.web import charts, words
+from rythmiq_ray.web import charts
 from rythmiq_ray.web.charts import Column
 from rythmiq_ray.web.ledger import Day
 from rythmiq_ray.web.render import page

@@ -16,10 +16,10 @@ from rythmiq_ray import access
 from rythmiq_ray.access import Backends
 from rythmiq_ray.artifact_names import LOG_NAME
 from rythmiq_ray.artifacts import is_own
+from rythmiq_ray.console.database import Database
 from rythmiq_ray.errors import ConfigurationError, NotFound, RythmiqError
 from rythmiq_ray.model import Artifact, Job, JobState
 from rythmiq_ray.queue import inspect
-from rythmiq_ray.web.database import Database
 
 LAST_LINES: Final = 1_000
 MOST_FOUND: Final = 500

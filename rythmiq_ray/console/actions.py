@@ -1,4 +1,4 @@
-"""What a page may change, where the console was started with ``--actions``: each is asked for once, then done.
+"""What a console may change: each is asked for once, then done.
 
 An action is a line of :data:`ACTIONS`. Its pages, its buttons and its CSRF token follow from that.
 """
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
+from rythmiq_ray.console import words
+from rythmiq_ray.console.filters import Asked
 from rythmiq_ray.errors import InvalidJob, NotFound
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import control, inspect, listing
 from rythmiq_ray.queue.control import Scope
-from rythmiq_ray.web import words
-from rythmiq_ray.web.filters import Asked
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
