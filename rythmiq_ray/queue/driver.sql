@@ -633,18 +633,18 @@ FROM (SELECT next_visible_at FROM heads LIMIT 100) AS oldest
 
 -- name: stored_inputs
 -- What jobs that SUCCEEDED stored and others have as inputs: of one job, or of each member of a group. A log is meant
--- only where it is named.
-WITH asked AS (
-    SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb)
-        AS a(place integer, number integer, job_id uuid, group_id uuid, pattern text, literal text)
+-- only where it is named. Whoever put the asking job in gets what they may see: a spec may name any id.
+WITH asked AS MATERIALIZED (
+    SELECT a.*, rythmiq.sees_all(a.asker) AS sees_all FROM jsonb_to_recordset(%(asked)s::jsonb)
+        AS a(place integer, number integer, job_id uuid, group_id uuid, pattern text, literal text, asker name)
 ), source AS (
     SELECT a.place, a.number, a.pattern, a.literal, j.job_id, j.attempt, j.group_index
     FROM asked AS a JOIN rythmiq.jobs AS j ON j.job_id = a.job_id
-    WHERE j.state = 'SUCCEEDED'
+    WHERE j.state = 'SUCCEEDED' AND (j.enqueued_by = a.asker OR a.sees_all)
     UNION ALL
     SELECT a.place, a.number, a.pattern, a.literal, j.job_id, j.attempt, j.group_index
     FROM asked AS a JOIN rythmiq.jobs AS j ON j.group_id = a.group_id
-    WHERE j.state = 'SUCCEEDED'
+    WHERE j.state = 'SUCCEEDED' AND (j.enqueued_by = a.asker OR a.sees_all)
 )
 SELECT s.place, s.number, s.group_index, x.name, x.uri
 FROM source AS s JOIN rythmiq.artifacts AS x ON x.job_id = s.job_id AND x.attempt = s.attempt

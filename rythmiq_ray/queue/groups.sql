@@ -24,23 +24,25 @@ SELECT g.group_id, coalesce(g.places, g.max_parallel) IS NOT NULL AS limited,
        coalesce((SELECT max(j.group_index) + 1 FROM rythmiq.jobs AS j WHERE j.group_id = g.group_id), 0) AS next_index
 FROM rythmiq.groups AS g
 WHERE g.group_id = ANY(%(ids)s::uuid[])
+  AND (g.enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
 
 -- name: known
--- Which of these ids are of jobs, and which of groups.
-SELECT job_id AS id, true AS is_job FROM rythmiq.jobs WHERE job_id = ANY(%(ids)s::uuid[])
+-- Which of these ids are of jobs, and which of groups, of those that the login may see.
+SELECT job_id AS id, true AS is_job FROM rythmiq.job_status WHERE job_id = ANY(%(ids)s::uuid[])
 UNION ALL
-SELECT group_id, false FROM rythmiq.groups WHERE group_id = ANY(%(ids)s::uuid[])
+SELECT group_id, false FROM rythmiq.groups
+WHERE group_id = ANY(%(ids)s::uuid[]) AND (enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
 
 -- name: members_named
 -- The name by its place in the array: the client's encoding may not hold it.
 SELECT job_id, group_id, array_position(%(names)s::text[], name) - 1 AS place
-FROM rythmiq.jobs WHERE group_id = ANY(%(groups)s::uuid[]) AND name = ANY(%(names)s::text[])
+FROM rythmiq.job_status WHERE group_id = ANY(%(groups)s::uuid[]) AND name = ANY(%(names)s::text[])
 
 -- name: groups_named
--- The newest group of each name.
+-- The newest group of each name, the login's own before others'.
 SELECT DISTINCT ON (name) group_id, array_position(%(names)s::text[], name) - 1 AS place FROM rythmiq.groups
-WHERE name = ANY(%(names)s::text[])
-ORDER BY name, created_at DESC
+WHERE name = ANY(%(names)s::text[]) AND (enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
+ORDER BY name, enqueued_by IS DISTINCT FROM session_user, created_at DESC
 
 -- name: waits_for_groups
 -- Those of these groups for which one of these jobs and groups waits, directly or by way of others.

@@ -540,7 +540,7 @@ class Queue(Session):
         One that matches nothing stays as it is, and is an input that is missing to whoever opens it.
         """
         asked = [
-            {"place": place, "number": number, **_stored_by(item.uri)}
+            {"place": place, "number": number, "asker": job.enqueued_by, **_stored_by(item.uri)}
             for place, job in enumerate(jobs)
             if job.phase is Phase.SUBMITTING and job.spec.inputs
             for number, item in enumerate(job.spec.inputs)

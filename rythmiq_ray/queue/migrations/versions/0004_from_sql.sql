@@ -130,19 +130,22 @@ BEGIN
 END
 $$;
 
--- The jobs or groups that a reference means: an id, or the name of a job of the same group, or of a group.
+-- The jobs or groups that a reference means, of those that the login may see: an id, or the name of a job of the same
+-- group, or of a group. Nobody shadows a name of another's groups.
 CREATE FUNCTION rythmiq.referred(reference text, within uuid) RETURNS TABLE (id uuid, is_job boolean)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF reference ~* '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$' THEN
-        RETURN QUERY SELECT j.job_id, true FROM rythmiq.jobs AS j WHERE j.job_id = reference::uuid
-            UNION ALL SELECT g.group_id, false FROM rythmiq.groups AS g WHERE g.group_id = reference::uuid;
+        RETURN QUERY SELECT j.job_id, true FROM rythmiq.job_status AS j WHERE j.job_id = reference::uuid
+            UNION ALL SELECT g.group_id, false FROM rythmiq.groups AS g
+            WHERE g.group_id = reference::uuid AND (g.enqueued_by = session_user OR rythmiq.sees_all(session_user));
         RETURN;
     END IF;
-    RETURN QUERY SELECT j.job_id, true FROM rythmiq.jobs AS j WHERE j.group_id = within AND j.name = reference;
+    RETURN QUERY SELECT j.job_id, true FROM rythmiq.job_status AS j WHERE j.group_id = within AND j.name = reference;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT g.group_id, false FROM rythmiq.groups AS g WHERE g.name = reference
-            ORDER BY g.created_at DESC LIMIT 1;
+        RETURN QUERY SELECT g.group_id, false FROM rythmiq.groups AS g
+            WHERE g.name = reference AND (g.enqueued_by = session_user OR rythmiq.sees_all(session_user))
+            ORDER BY g.enqueued_by IS DISTINCT FROM rythmiq.enqueuer(), g.created_at DESC LIMIT 1;
     END IF;
 END
 $$;
@@ -314,14 +317,15 @@ BEGIN
 
     wanted := rythmiq.check_text(job, 'group', 1, 200);
     IF wanted ~* '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$' THEN
-        SELECT g.group_id INTO joined FROM rythmiq.groups AS g WHERE g.group_id = wanted::uuid;
+        SELECT g.group_id INTO joined FROM rythmiq.groups AS g
+        WHERE g.group_id = wanted::uuid AND (g.enqueued_by = session_user OR rythmiq.sees_all(session_user));
         IF NOT FOUND THEN
             PERFORM rythmiq.refuse('group', 'there is no group ' || wanted);
         END IF;
     ELSIF wanted IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || wanted, 0));
         SELECT g.group_id INTO joined FROM rythmiq.groups AS g
-        WHERE g.name = wanted AND g.finished_at IS NULL AND g.enqueued_by = session_user
+        WHERE g.name = wanted AND g.finished_at IS NULL AND g.enqueued_by = rythmiq.enqueuer()
         ORDER BY g.created_at DESC LIMIT 1;
         IF NOT FOUND THEN
             joined := gen_random_uuid();
@@ -423,15 +427,6 @@ $$;
 COMMENT ON FUNCTION rythmiq.enqueue IS 'adds a job, in the caller''s transaction: the fields are those of `rythmiq schema`; a fault
 is SQLSTATE 22023 and begins with its field; what Camber offers is not checked';
 
--- Whether the login may see every job: it owns the tables, or is a member of a role that does.
-CREATE FUNCTION rythmiq.sees_all() RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass), 'MEMBER')
-        OR EXISTS (SELECT FROM pg_roles AS r
-                   WHERE r.rolname IN ('rythmiq_reader', 'rythmiq_operator', 'rythmiq_worker')
-                     AND pg_has_role(session_user, r.oid, 'MEMBER'))
-$$;
-
 CREATE VIEW rythmiq.job_status WITH (security_barrier) AS
 SELECT j.job_id, j.name, j.labels, j.group_id, j.group_index, j.params, j.user_id, j.queue, j.state, j.phase, j.priority,
        j.attempt, j.max_attempts, j.waits_for, j.wait_reason, j.exit_code, j.error_code, j.error_message, j.warnings,
@@ -441,7 +436,7 @@ SELECT j.job_id, j.name, j.labels, j.group_id, j.group_index, j.params, j.user_i
                                                      'content_type', x.content_type) ORDER BY x.name), '[]')
         FROM rythmiq.artifacts AS x WHERE x.job_id = j.job_id AND x.attempt = j.attempt) AS artifacts
 FROM rythmiq.jobs AS j
-WHERE (SELECT rythmiq.sees_all()) OR j.enqueued_by = session_user;
+WHERE (SELECT rythmiq.sees_all(session_user)) OR j.enqueued_by = session_user;
 
 COMMENT ON VIEW rythmiq.job_status IS 'how jobs stand, without their specs: of a login that enqueues its own ones';
 
