@@ -62,17 +62,22 @@ class Plan:
 
 
 def plan(
-    connection: Connection, jobs: Sequence[NewJob], ids: Sequence[UUID], group: tuple[UUID, NewGroup] | None
+    connection: Connection,
+    jobs: Sequence[NewJob],
+    ids: Sequence[UUID],
+    group: tuple[UUID, NewGroup] | None,
+    held: Collection[int] = (),
 ) -> Plan:
     """Finds the groups of ``jobs``, which are to have these ``ids``, and what each waits for. Writes nothing.
 
-    ``group``: the new group of those that name none. Raises InvalidJob with a fault for each name that nothing has, and
-    for jobs that would wait for themselves.
+    ``group``: the new group of those that name none. ``held``: which jobs are not added, because their ids are those
+    of others; these are found by their names alone. Raises InvalidJob with a fault for each name that nothing has, for
+    jobs that would wait for themselves, and where the new group would have no members.
     """
-    joined = _Joined(connection, jobs, group)
+    joined = _Joined(connection, [job for at, job in enumerate(jobs) if at not in held] if held else jobs, group)
     groups = [joined.of(job) for job in jobs]
     limits = joined.limits()
-    waits = _Waits(connection, jobs, ids, groups, joined)
+    waits = _Waits(connection, jobs, ids, groups, joined, held)
     places = []
     counts: Counter[UUID] = Counter()
     dependencies: list[tuple[UUID, Source, str]] = []
@@ -80,6 +85,9 @@ def plan(
     last: UUID | None = None
     limited, first = False, 0
     for at, job in enumerate(jobs):
+        if at in held:
+            places.append(Place())
+            continue
         found = waits.of(at, job) if waits.wanted else {}
         if waits.wanted and stored_inputs(job.spec):
             specs[at] = waits.spec_of(at, job, found)
@@ -96,11 +104,13 @@ def plan(
         places.append(Place(group_id, number, len(found), blocked=limited or bool(found)))
     if len(dependencies) > MAX_DEPENDENCIES:
         waits.faults.append(f"after: {len(dependencies):,} dependencies; the most is {MAX_DEPENDENCIES:,}: use a group")
+    if group is not None and not counts[group[0]]:
+        waits.faults.append("group: has no new jobs: unfinished ones hold their unique keys, or they name other groups")
     if waits.faults:
         raise InvalidJob(waits.faults)
     if dependencies:
         waits.refuse_circles(dependencies)
-    new = set(ids)
+    new = {job_id for at, job_id in enumerate(ids) if at not in held}
     sources = {source for _, source, _ in dependencies if source.id not in new and source.id not in joined.made}
     return Plan(places, dependencies, sources, joined.made, specs)
 
@@ -120,12 +130,11 @@ def write_groups(connection: Connection, plan: Plan) -> None:
         fetch(connection, _SQL["create"], parameters)
 
 
-def write_dependencies(connection: Connection, plan: Plan, skipped: Collection[UUID]) -> None:
-    """Adds the dependencies of the jobs that were added, all but ``skipped``, and counts those that are satisfied."""
+def write_dependencies(connection: Connection, plan: Plan) -> None:
+    """Adds the dependencies of the jobs that were added, and counts those that are satisfied."""
     lines = (
         f"{job_id}\t{source.id if source.is_job else _NULL}\t{_NULL if source.is_job else source.id}\t{needs}\n"
         for job_id, source, needs in plan.dependencies
-        if job_id not in skipped
     )
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
         cursor.copy_expert(_SQL["copy_dependencies"], cast("TextIO", Stream(lines)), _CHARACTERS)
@@ -155,7 +164,7 @@ class _Joined:
             raise InvalidJob(faults)
 
     def of(self, job: NewJob) -> UUID | None:
-        return self._default if job.group is None else self._ids[str(job.group)]
+        return self._default if job.group is None else self._ids.get(str(job.group))
 
     @property
     def old(self) -> list[UUID]:
@@ -164,7 +173,10 @@ class _Joined:
 
     def limits(self) -> dict[UUID, tuple[bool, int]]:
         """Of each group whether it bounds its members, and the next member's place."""
-        rows = fetch(self._connection, _SQL["limits"], {"ids": self.old}) if self.old else []
+        rows = []
+        if self.old:
+            fetch(self._connection, _SQL["lock_groups"], {"ids": self.old})
+            rows = fetch(self._connection, _SQL["limits"], {"ids": self.old})
         made = {group_id: (group.max_parallel is not None, 0) for group_id, group in self.made.items()}
         return made | {row["group_id"]: (row["limited"], row["next_index"]) for row in rows}
 
@@ -188,6 +200,7 @@ class _Waits:
         ids: Sequence[UUID],
         groups: Sequence[UUID | None],
         joined: _Joined,
+        held: Collection[int],
     ) -> None:
         self._connection = connection
         self._jobs, self._ids, self._groups, self._joined = jobs, ids, groups, joined
@@ -196,7 +209,8 @@ class _Waits:
         self._known: dict[UUID, Source] = {}
         self._groups_named: dict[str, UUID] = {}
         self.faults: list[str] = []
-        waiting = (job for job in jobs if job.after or job.after_ended or stored_inputs(job.spec))
+        new = (job for at, job in enumerate(jobs) if at not in held) if held else jobs
+        waiting = (job for job in new if job.after or job.after_ended or stored_inputs(job.spec))
         self.wanted = wanted = {str(reference) for job in waiting for reference in _references(job)}
         """Ids and names that some of them wait for."""
         if not wanted:

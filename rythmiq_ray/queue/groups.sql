@@ -18,6 +18,12 @@ LIMIT 1
 INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify)
 VALUES (%(group_id)s, %(name)s, %(user_id)s, %(labels)s::jsonb, %(max_parallel)s, %(stop_after_failures)s, %(notify)s)
 
+-- name: lock_groups
+-- Two who add to a group at once give its members places one after the other. In one order, so that two who add to
+-- several never wait for each other both.
+SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || g.id, 0))
+FROM (SELECT unnest(%(ids)s::uuid[]) AS id ORDER BY 1) AS g
+
 -- name: limits
 -- Groups by id, whether each bounds its members, and the next one's place.
 SELECT g.group_id, coalesce(g.places, g.max_parallel) IS NOT NULL AS limited,

@@ -124,9 +124,12 @@ def insert_group(
 
 
 def check_group(group: NewGroup, jobs: Sequence[NewJob]) -> None:
-    """Raises InvalidJob for a group that would never end, or that nobody could be told of."""
+    """Raises InvalidJob for a group that would never end, that would lack members, or that nobody could be told of."""
     if not jobs:
         raise InvalidJob(["group: has no jobs; it would never end"])
+    keys = [job.unique_key for job in jobs if job.unique_key is not None]
+    if len(set(keys)) < len(keys):
+        raise InvalidJob(["unique_key: several jobs of the group have the same one, and only the first would be added"])
     if group.notify is not None and (fault := fault_of_notify(group.notify)):
         raise InvalidJob([f"notify: {fault}"])
 
@@ -179,8 +182,7 @@ def _insert_placed(
     ids = list(_new_job_ids(len(jobs)))
     keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
     new = list(_resolve_keys(connection, jobs, ids, keyed)) if keyed else []
-    held = {ids[at] for at in keyed}.difference(ids[at] for at in new)
-    plan = groups.plan(connection, jobs, ids, group)
+    plan = groups.plan(connection, jobs, ids, group, held=set(keyed).difference(new))
     groups.write_groups(connection, plan)
     if plan.specs:
         jobs = [replace(job, spec=plan.specs.get(at, job.spec)) for at, job in enumerate(jobs)]
@@ -194,13 +196,13 @@ def _insert_placed(
         records = [_as_record(ids[at], jobs[at], plan.places[at]) for at in new]
         added = {row["job_id"] for row in fetch(connection, _SQL["insert_many"], {"jobs": _to_json(records)})}
         taken = [at for at in new if ids[at] not in added]
-        if taken and plan.dependencies:
+        if taken and (plan.dependencies or plan.groups):
             raise Conflict("Another session took a unique key of these jobs, try again")
         new = list(_resolve_keys(connection, jobs, ids, taken)) if taken else []
     else:
         raise InvalidJob(["unique_key: its holder keeps changing state; try again"])
     if plan.dependencies:
-        groups.write_dependencies(connection, plan, skipped=held)
+        groups.write_dependencies(connection, plan)
     return ids
 
 

@@ -322,10 +322,12 @@ EXCEPTION WHEN OTHERS THEN
     SELECT c.job_id FROM unnest(changes) AS c
     WHERE (c.after IS NULL OR rythmiq.ended(c.after))
       AND EXISTS (SELECT FROM rythmiq.dependencies AS d WHERE d.on_job_id = c.job_id AND NOT d.satisfied);
-    INSERT INTO rythmiq.unsettled (group_id)
-    SELECT DISTINCT g.group_id
-    FROM (SELECT c.group_id FROM unnest(changes) AS c UNION SELECT unnest(refill)) AS g
-    WHERE g.group_id IS NOT NULL;
+    INSERT INTO rythmiq.unsettled (group_id, stop)
+    SELECT g.group_id, bool_or(g.stop)
+    FROM (SELECT c.group_id, coalesce(c.after IN ('FAILED', 'STOPPED'), false) AS stop FROM unnest(changes) AS c
+          UNION ALL SELECT unnest(refill), false) AS g
+    WHERE g.group_id IS NOT NULL
+    GROUP BY g.group_id;
     PERFORM pg_notify('rythmiq', 'unsettled');
 END
 $$;

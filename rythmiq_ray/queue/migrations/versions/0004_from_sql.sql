@@ -210,6 +210,7 @@ DECLARE
     delay_s double precision := 0;
     unique_key text;
     joined uuid;
+    grouped boolean := false;
     limited boolean := false;
     index integer;
     awaited uuid[] := '{}';
@@ -330,9 +331,12 @@ BEGIN
         IF NOT FOUND THEN
             joined := gen_random_uuid();
             INSERT INTO rythmiq.groups (group_id, name) VALUES (joined, wanted);
+            grouped := true;
         END IF;
     END IF;
     IF joined IS NOT NULL THEN
+        -- Two who add to a group at once give its members places one after the other.
+        PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || joined, 0));
         SELECT coalesce(g.places, g.max_parallel) IS NOT NULL INTO limited FROM rythmiq.groups AS g WHERE g.group_id = joined;
         SELECT coalesce(max(j.group_index) + 1, 0) INTO index FROM rythmiq.jobs AS j WHERE j.group_id = joined;
     END IF;
@@ -410,6 +414,10 @@ BEGIN
     ON CONFLICT DO NOTHING
     RETURNING job_id INTO added;
     IF NOT FOUND THEN
+        IF grouped THEN
+            -- The new group would have no member, and never end.
+            RAISE serialization_failure USING MESSAGE = 'unique_key: another session took it, try again';
+        END IF;
         -- Somebody took the key meanwhile, and may have ended since.
         RETURN rythmiq.enqueue(job);
     END IF;
