@@ -25,6 +25,8 @@ _CHARACTERS: Final = 64 * 1024
 _NULL: Final = "\\N"
 MAX_DEPENDENCIES: Final = 1_000_000
 """Of one enqueue; a dependency on a group is one, however many members it has."""
+NO_MEMBERS: Final = "group: has no new jobs: unfinished ones hold their unique keys, or they name other groups"
+"""Of a new group, which would never end."""
 
 Connection = psycopg2.extensions.connection
 
@@ -105,7 +107,7 @@ def plan(
     if len(dependencies) > MAX_DEPENDENCIES:
         waits.faults.append(f"after: {len(dependencies):,} dependencies; the most is {MAX_DEPENDENCIES:,}: use a group")
     if group is not None and not counts[group[0]]:
-        waits.faults.append("group: has no new jobs: unfinished ones hold their unique keys, or they name other groups")
+        waits.faults.append(NO_MEMBERS)
     if waits.faults:
         raise InvalidJob(waits.faults)
     if dependencies:
@@ -211,7 +213,7 @@ class _Waits:
         self.faults: list[str] = []
         new = (job for at, job in enumerate(jobs) if at not in held) if held else jobs
         waiting = (job for job in new if job.after or job.after_ended or stored_inputs(job.spec))
-        self.wanted = wanted = {str(reference) for job in waiting for reference in _references(job)}
+        self.wanted = wanted = {str(reference) for job in waiting for reference in references(job)}
         """Ids and names that some of them wait for."""
         if not wanted:
             return
@@ -283,12 +285,16 @@ class _Waits:
             raise InvalidJob([f"after: {circle}: a circle never ends"]) from None
         if not self._joined.old:
             return
+        awaited_ids = _by_kind({source for _, source, _ in dependencies})
+        # Groups alone grow: what leads to none now never will, so that nobody need wait for others who add to groups.
+        if not fetch(self._connection, _SQL["leads_to"], awaited_ids):
+            return
         fetch(self._connection, _SQL["lock_graph"], {})
-        parameters = _by_kind({source for _, source, _ in dependencies}) | {"joined": self._joined.old}
-        for row in fetch(self._connection, _SQL["waits_for_groups"], parameters):
-            raise InvalidJob(
-                [f"after: what these jobs wait for waits for their group {row['group_id']}: a circle never ends"]
-            )
+        for row in fetch(self._connection, _SQL["leads_to"], awaited_ids):
+            if (group := row["group_id"]) in self._joined.old:
+                raise InvalidJob(
+                    [f"after: what these jobs wait for waits for their group {group}: a circle never ends"]
+                )
 
     def _resolved(self, group: UUID | None, reference: str) -> tuple[Source, ...] | None:
         key = group, reference
@@ -318,7 +324,8 @@ def stored_inputs(spec: JobSpec) -> bool:
     return bool(spec.inputs) and any(is_stored(item.uri) for item in spec.inputs)
 
 
-def _references(job: NewJob) -> Iterator[str | UUID]:
+def references(job: NewJob) -> Iterator[str | UUID]:
+    """What the job waits for: ids and names."""
     yield from job.after
     yield from job.after_ended
     for item in job.spec.inputs:

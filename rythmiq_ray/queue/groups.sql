@@ -50,22 +50,8 @@ SELECT DISTINCT ON (name) group_id, array_position(%(names)s::text[], name) - 1 
 WHERE name = ANY(%(names)s::text[]) AND (enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
 ORDER BY name, enqueued_by IS DISTINCT FROM session_user, created_at DESC
 
--- name: waits_for_groups
--- Those of these groups for which one of these jobs and groups waits, directly or by way of others.
-WITH RECURSIVE above(job_id, group_id) AS (
-    SELECT unnest(%(jobs)s::uuid[]), NULL::uuid
-    UNION
-    SELECT NULL::uuid, unnest(%(groups)s::uuid[])
-    UNION
-    SELECT next.job_id, next.group_id
-    FROM above CROSS JOIN LATERAL (
-        SELECT d.on_job_id AS job_id, d.on_group_id AS group_id
-        FROM rythmiq.dependencies AS d WHERE d.job_id = above.job_id AND NOT d.satisfied
-        UNION ALL
-        SELECT j.job_id, NULL FROM rythmiq.jobs AS j WHERE j.group_id = above.group_id AND j.state = 'BLOCKED'
-    ) AS next
-)
-SELECT DISTINCT group_id FROM above WHERE group_id = ANY(%(joined)s::uuid[])
+-- name: leads_to
+SELECT rythmiq.leads_to(%(jobs)s::uuid[], %(groups)s::uuid[]) AS group_id
 
 -- name: copy_dependencies
 COPY rythmiq.dependencies (job_id, on_job_id, on_group_id, needs) FROM STDIN

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg2
@@ -14,7 +15,7 @@ import psycopg2.extensions
 import pytest
 
 from rythmiq_ray import JobSpec, NewGroup, NewJob, enqueue, enqueue_group, enqueue_many
-from rythmiq_ray.errors import ErrorCode, InvalidJob
+from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob
 from rythmiq_ray.model import ErrorInfo, Input, Job, JobState
 from rythmiq_ray.queue import Ending, Queue, inspect
 from rythmiq_ray.secret import Secret
@@ -33,6 +34,15 @@ def driver(database_url: str) -> Iterator[Queue]:
 
 def new(name: str | None = None, **fields: object) -> NewJob:
     return NewJob(spec=TRUE, name=name, **fields)  # type: ignore[arg-type]
+
+
+def put(connection: Connection, path: str, **fields: Any) -> None:
+    """By the producer or by the schema's function."""
+    if path == "python":
+        enqueue(connection, TRUE, **fields)
+    else:
+        line = json.dumps({"command": "true", **fields})
+        connection.cursor().execute("SELECT rythmiq.enqueue(%s::jsonb)", [line])
 
 
 def states(connection: Connection, ids: list[UUID]) -> list[JobState]:
@@ -320,11 +330,7 @@ def test_two_who_add_to_a_group_at_once_give_their_members_places_of_their_own(
     group_id, _ = enqueue_group(connection, NewGroup(), [new()])
 
     def add(session: Connection) -> None:
-        if path == "python":
-            enqueue(session, TRUE, group=group_id)
-        else:
-            line = json.dumps({"command": "true", "group": str(group_id)})
-            session.cursor().execute("SELECT rythmiq.enqueue(%s::jsonb)", [line])
+        put(session, path, group=str(group_id))
 
     with closing(psycopg2.connect(database_url)) as one, closing(psycopg2.connect(database_url)) as two:
         add(one)
@@ -359,15 +365,11 @@ def test_a_group_without_new_members_is_refused(connection: Connection, database
 def test_a_key_that_is_taken_meanwhile_leaves_no_group_without_members(
     connection: Connection, database_url: str, path: str
 ) -> None:
-    line = json.dumps({"command": "true", "group": "fresh", "unique_key": "kk"})
     caught: list[Exception] = []
 
     def add(session: Connection) -> None:
         try:
-            if path == "python":
-                enqueue(session, TRUE, group="fresh", unique_key="kk")
-            else:
-                session.cursor().execute("SELECT rythmiq.enqueue(%s::jsonb)", [line])
+            put(session, path, group="fresh", unique_key="kk")
         except psycopg2.errors.SerializationFailure as error:
             caught.append(error)
         session.commit()
@@ -402,3 +404,24 @@ def test_where_a_key_is_held_nothing_else_of_the_job_is_looked_at(connection: Co
     )
     assert again == first
     assert inspect.job(connection, behind).waits_for == 1, "what holds the key is still found by the name"
+
+
+@pytest.mark.parametrize("path", ["python", "sql"])
+def test_a_circle_that_a_retry_would_close_is_refused(connection: Connection, driver: Queue, path: str) -> None:
+    one, (first,) = enqueue_group(connection, NewGroup(name="one"), [new()])
+    two, _ = enqueue_group(connection, NewGroup(name="two"), [new(after=(one,))])
+    end(driver, claim(driver, first), JobState.FAILED)
+    with pytest.raises((InvalidJob, psycopg2.errors.InvalidParameterValue), match="circle"):
+        put(connection, path, group=str(one), after=[str(two)])
+
+
+def test_who_adds_what_waits_for_no_group_waits_for_nobody(connection: Connection, database_url: str) -> None:
+    group_id, (first,) = enqueue_group(connection, NewGroup(), [new()])
+    other, _ = enqueue_group(connection, NewGroup(), [new()])
+    with closing(psycopg2.connect(database_url)) as holder, connection.cursor() as cursor:
+        holder.cursor().execute("SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0))")
+        cursor.execute("SET lock_timeout = '500ms'")
+        for path in ("python", "sql"):
+            put(connection, path, group=str(group_id), after=[str(first)])
+        with pytest.raises(DatabaseUnavailable, match="lock timeout"):
+            enqueue(connection, TRUE, group=group_id, after=[other])

@@ -150,6 +150,26 @@ BEGIN
 END
 $$;
 
+-- The groups to which these jobs and groups lead, by what they wait for, and what would wait again after a retry.
+CREATE FUNCTION rythmiq.leads_to(jobs uuid[], groups uuid[]) RETURNS SETOF uuid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE above(job_id, group_id) AS (
+        SELECT unnest(jobs), NULL::uuid
+        UNION
+        SELECT NULL::uuid, unnest(groups)
+        UNION
+        SELECT next.job_id, next.group_id
+        FROM above CROSS JOIN LATERAL (
+            SELECT d.on_job_id AS job_id, d.on_group_id AS group_id
+            FROM rythmiq.dependencies AS d WHERE d.job_id = above.job_id AND NOT d.satisfied
+            UNION ALL
+            SELECT j.job_id, NULL FROM rythmiq.jobs AS j
+            WHERE j.group_id = above.group_id AND j.state IN ('BLOCKED', 'CANCELLED')
+        ) AS next
+    )
+    SELECT above.group_id FROM above WHERE above.group_id IS NOT NULL
+$$;
+
 CREATE FUNCTION rythmiq.check_inputs(job jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -378,27 +398,11 @@ BEGIN
     SELECT count(DISTINCT n.id), coalesce(array_agg(DISTINCT n.id) FILTER (WHERE n.is_job), '{}'),
            coalesce(array_agg(DISTINCT n.id) FILTER (WHERE NOT n.is_job), '{}')
     INTO waits, awaited, awaited_groups FROM unnest(need_ids, need_jobs) AS n(id, is_job);
-    IF joined IS NOT NULL AND waits > 0 THEN
+    -- Groups alone grow: what leads to none now never will, so that nobody need wait for others who add to groups.
+    IF joined IS NOT NULL AND waits > 0 AND EXISTS (SELECT FROM rythmiq.leads_to(awaited, awaited_groups)) THEN
         -- Two who add to groups that are there could close a circle together that neither sees.
         PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0));
-        PERFORM FROM (
-            WITH RECURSIVE above(job_id, group_id) AS (
-                SELECT unnest(awaited), NULL::uuid
-                UNION
-                SELECT NULL::uuid, unnest(awaited_groups)
-                UNION
-                SELECT next.job_id, next.group_id
-                FROM above CROSS JOIN LATERAL (
-                    SELECT d.on_job_id AS job_id, d.on_group_id AS group_id
-                    FROM rythmiq.dependencies AS d WHERE d.job_id = above.job_id AND NOT d.satisfied
-                    UNION ALL
-                    SELECT j.job_id, NULL FROM rythmiq.jobs AS j
-                    WHERE j.group_id = above.group_id AND j.state = 'BLOCKED'
-                ) AS next
-            )
-            SELECT FROM above WHERE above.group_id = joined
-        ) AS circle;
-        IF FOUND THEN
+        IF joined IN (SELECT rythmiq.leads_to(awaited, awaited_groups)) THEN
             PERFORM rythmiq.refuse('after', 'what this job waits for waits for its group: a circle never ends');
         END IF;
     END IF;
