@@ -20,7 +20,7 @@ from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Artifact, JobState
 from rythmiq_ray.queue import Ending, Queue, inspect
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.spec import parse
+from rythmiq_ray.spec import parse, read_spec
 
 ROLES_SQL = Path(__file__).parents[2] / "deploy/sql/roles.sql"
 Cursor = Any
@@ -128,6 +128,12 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("after_ended[0]", {"after_ended": [str(uuid4())]}),
     ("group", {"group": str(uuid4())}),
     ("inputs[0].uri", {"inputs": [{"uri": f"job:{uuid4()}/x"}]}),
+    ("env.PWD", {"env": {"PWD": "/"}}),
+    ("secrets", {"env": {"TOKEN": "x"}, "secrets": ["TOKEN"]}),
+    ("inputs[1].name", {"inputs": [{"uri": "s3://b/x"}, {"uri": "s3://c/x"}]}),
+    ("inputs[0].nmae", {"inputs": [{"uri": "s3://b/x", "nmae": "y"}]}),
+    ("labels.k", {"labels": {"k": "x" * 1000}}),
+    ("outputs[1]", {"outputs": ["a", "./A"]}),
 ]
 
 
@@ -322,3 +328,91 @@ def test_nobody_adds_to_another_logins_group_or_takes_its_name(
     assert inspect.job(owner.connection, enqueue(owner.connection, JobSpec(command="true"), group=group_id)).group_id
     owner.execute("SELECT members FROM rythmiq.groups WHERE group_id = %s", [str(group_id)])
     assert owner.fetchone() == (2,), "who sees all may"
+
+
+ODD: list[dict[str, Any]] = [
+    {"env": {"PWD": "/"}},
+    {"env": {"BASH_ENV": "x"}},
+    {"params": {"IFS": "x"}},
+    {"env": {"rythmiq_x": "1"}},
+    {"env": {"A": "x" * 140_000}},
+    {"env": {f"A{at}": "x" * 100_000 for at in range(3)}},
+    {"env": {f"A{at}": "x" for at in range(1001)}},
+    {"env": {"TOKEN": "x"}, "secrets": ["TOKEN"]},
+    {"params": {"TOKEN": "x"}, "secrets": ["TOKEN"]},
+    {"secrets": ["TOKEN", "TOKEN"]},
+    {"secrets": ["PWD"]},
+    {"secrets": ["RYTHMIQ_X"]},
+    *({"inputs": inputs} for inputs in (
+        [{"uri": "s3://b/x"}, {"uri": "s3://c/x"}],
+        [{"uri": "s3://b/x"}, {"uri": "s3://c/y", "name": "X"}],
+        [{"uri": "s3://b/x"}, {"uri": "s3://c/y", "name": "x/y"}],
+        [{"uri": "s3://b/x", "name": "d/"}, {"uri": "s3://c/x", "name": "d/x"}],
+        [{"uri": "s3://b/x", "name": "ä"}, {"uri": "s3://c/x", "name": "a\u0308"}],
+        [{"uri": "s3://b/x", "nmae": "y"}],
+        [{"uri": "s3://b/x", "name": 5}],
+        [{"uri": "https://user:secret@host/x"}],
+        [{"uri": "https://host/a b"}],
+        [{"uri": "https://host:99999/x"}],
+        [{"uri": "https://host/"}],
+        [{"uri": "s3://b//"}],
+        [{"uri": "s3://b/" + "x" * 9_000, "name": "x"}],
+        [{"uri": "file:///x/"}],
+        [{"uri": "file://host/x"}],
+        [{"uri": "ftp://h/x"}],
+        [{"uri": "job:/x"}],
+        [{"uri": "s3://b/x", "name": "./"}, {"uri": "s3://b/data/", "name": "x"}],
+        [{"uri": "s3://b/*.csv"}, {"uri": "s3://b/y/*.csv"}],
+        *([{"uri": "s3://b/x", "name": name}] for name in (
+            "Run.sh", "job.json/x", "Rythmiq-x", "a\u0085b", "a\u2028b", "\u202ea", " a", "a /b", "a/./b", "a//b", "/a",
+            "a\\b", "ä" * 128, "x/" * 440 + "x" * 200, "", "..",
+        )),
+    )),
+    *({"outputs": outputs} for outputs in (
+        ["a", "a"], ["A", "a"], ["./a", "a/"], ["log.txt"], ["run.sh"], ["rythmiq-x"], ["a\u0085b"], [" a"],
+        ["x" * 300], ["a/../b"], ["a//b"], ["[A-Z]*", "[a-z]*"], ["**"], ["."], ["./"], [""], ["x*" * 500], [5], "a",
+    )),
+    {"labels": {"k": "x" * 1000}},
+    {"labels": {"k": "a\nb"}},
+    {"labels": {"k\u0085": "x"}},
+    {"labels": {f"k{at}": "x" for at in range(65)}},
+    {"timeout": 1e400},
+    {"timeout": -1e400},
+    {"timeout": 1e-400},
+    {"delay": 1e400},
+    {"num_nodes": 1e400},
+    {"priority": 1e400},
+    {"max_attempts": 1e400},
+    {"retry_exit_codes": [1] * 1001},
+    {"name": "a\u0085b"},
+    {"command": "x" * 300_000},
+    *({name: None} for name in (
+        "priority", "outputs", "after", "after_ended", "gpu", "queue", "inputs", "env", "secrets", "timeout", "delay",
+        "labels", "num_nodes", "max_attempts", "engine", "node_size", "params", "notify", "name", "group",
+        "retry_exit_codes",
+    )),
+]  # fmt: skip
+
+
+def test_what_is_let_through_a_driver_takes(gateway: Cursor, owner: Cursor) -> None:
+    taken = []
+    for job in ODD:
+        # Python writes no number as large as JSON has.
+        line = json.dumps({"command": "true", **job}).replace("Infinity", "1e400")
+        try:
+            gateway.execute("SELECT rythmiq.enqueue(%s::jsonb)", [line])
+        except psycopg2.errors.InvalidParameterValue:
+            continue
+        (job_id,) = gateway.fetchone()
+        owner.execute("SELECT spec, labels FROM rythmiq.jobs WHERE job_id = %s", [str(job_id)])
+        spec, labels = owner.fetchone()
+        assert read_spec(spec)[1] == [], job
+        assert labels == {}
+        taken.append(job)
+    assert [job for job in taken if None not in job.values()] == [
+        {"inputs": [{"uri": "s3://b/x", "name": "./"}, {"uri": "s3://b/data/", "name": "x"}]},
+        {"inputs": [{"uri": "s3://b/*.csv"}, {"uri": "s3://b/y/*.csv"}]},
+        {"outputs": ["[A-Z]*", "[a-z]*"]},
+        {"outputs": ["**"]},
+    ]
+    assert sum(None in job.values() for job in taken) == 21, "null is as if it were left out"

@@ -73,7 +73,7 @@ def test_only_what_is_old_ended_and_cleaned_goes(database_url: str, tmp_path: Pa
         "jobs": 1,
         "files": 0,
         "dry_run": True,
-        "left": {"uncleaned": 1, "kept": 0, "in_use": 0, "odd": 0},
+        "left": {"unfinished": 0, "uncleaned": 1, "kept": 0, "in_use": 0, "odd": 0},
     }
     assert jobs(database_url) == {old, young, uncleaned}
     assert prune(database_url, "--older-than", "30d", "--artifacts") == "1 jobs and 1 files deleted\n"
@@ -117,6 +117,16 @@ def test_what_an_unfinished_job_needs_stays(database_url: str, tmp_path: Path) -
     assert queue.delete_expired(10, succeeded_s=0.0, failed_s=None, files_first=False) == set(members)
     queue.close()
     connection.close()
+
+
+def test_what_is_asked_for_and_unfinished_is_told(database_url: str, tmp_path: Path) -> None:
+    connection = psycopg2.connect(database_url)
+    later = enqueue(connection, JobSpec(command="true"), name="later")
+    connection.commit()
+    connection.close()
+    left = json.loads(prune(database_url, "later", "--yes", "--json"))["left"]
+    assert left == {"unfinished": 1, "uncleaned": 0, "kept": 0, "in_use": 0, "odd": 0}
+    assert jobs(database_url) == {later}
 
 
 def test_an_age_that_is_none_is_refused(database_url: str) -> None:
