@@ -218,7 +218,8 @@ class _Waits:
         if not wanted:
             return
         for at, job in enumerate(jobs):
-            if job.name is not None:
+            # One that is not added may name a group that nobody joins.
+            if job.name is not None and (groups[at] is not None or job.group is None):
                 self._named[groups[at], job.name].append(ids[at])
         asked = [as_id for reference in wanted if (as_id := id_of(reference)) is not None]
         if asked:

@@ -404,6 +404,8 @@ def test_where_a_key_is_held_nothing_else_of_the_job_is_looked_at(connection: Co
     )
     assert again == first
     assert inspect.job(connection, behind).waits_for == 1, "what holds the key is still found by the name"
+    with pytest.raises(InvalidJob, match="there is no job or group 'held'"):
+        enqueue_many(connection, [new("held", unique_key="kk", group="another"), new(after=("held",))])
 
 
 @pytest.mark.parametrize("path", ["python", "sql"])
