@@ -1,6 +1,6 @@
-"""Enqueue in a caller's own transaction, on a connection of psycopg2 or of psycopg 3.
+"""Enqueues in the caller's own transaction, on a connection of psycopg2 or of psycopg 3.
 
-One of psycopg2 goes by the producer; for the other the schema's function ``rythmiq.enqueue`` does it, job by job.
+A psycopg2 connection uses the producer; one of psycopg 3 calls the SQL function ``rythmiq.enqueue`` for each job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rythmiq_ray.queue.groups import NO_MEMBERS, references
 
 
 def enqueue_many(connection: Any, jobs: Sequence[NewJob]) -> list[UUID]:
-    """Adds all of these jobs or none; returns their ids in the same order. Raises InvalidJob with their faults."""
+    """Adds all of these jobs or none; returns their ids in the same order. Raises InvalidJob."""
     if _is_psycopg2(connection):
         return producer.enqueue_many(connection, jobs)
     jobs = producer.checked(jobs)
@@ -30,7 +30,7 @@ def enqueue_many(connection: Any, jobs: Sequence[NewJob]) -> list[UUID]:
 
 
 def enqueue_group(connection: Any, group: NewGroup, jobs: Sequence[NewJob]) -> UUID:
-    """Adds a group with these members, or nothing; returns its id. Raises as :func:`enqueue_many`."""
+    """Adds a group with these members, or nothing; returns its id. Raises InvalidJob."""
     if _is_psycopg2(connection):
         return producer.insert_group(connection, group, jobs)[0]
     jobs = producer.checked(jobs)

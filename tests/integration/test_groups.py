@@ -349,7 +349,7 @@ def test_two_who_add_to_a_group_at_once_give_their_members_places_of_their_own(
 def test_a_group_without_new_members_is_refused(connection: Connection, database_url: str) -> None:
     enqueue(connection, TRUE, unique_key="kk")
     keyed = [new(unique_key="kk")]
-    with pytest.raises(InvalidJob, match="unfinished ones hold their unique keys"):
+    with pytest.raises(InvalidJob, match="unfinished jobs hold their unique keys"):
         enqueue_group(connection, NewGroup(name="none"), keyed)
     with pytest.raises(InvalidJob, match="they name other groups"):
         enqueue_group(connection, NewGroup(name="none"), [new(group="another")])
