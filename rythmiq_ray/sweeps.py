@@ -126,6 +126,8 @@ def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
         raise InvalidJob(["params: there are none, so the sweep has no members"])
     if len(rows) > MAX_MEMBERS:
         raise InvalidJob([f"params: make {len(rows):,} members; the most is {MAX_MEMBERS:,}"])
+    if job.unique_key is not None:
+        raise InvalidJob(["unique_key: is of one job alone, and a sweep has many: leave it out"])
     names = set(rows[0])
     if clash := names & (set(job.spec.env) | set(job.spec.secrets)):
         raise InvalidJob([f"params: {', '.join(sorted(clash))}: in env or secrets too"])
