@@ -29,7 +29,7 @@ from rythmiq_ray.model import (
     RemoteStatus,
     path_of,
 )
-from rythmiq_ray.queue.connection import Row, StatementTimeout, explain, fetch, translated
+from rythmiq_ray.queue.connection import Conflict, Row, StatementTimeout, explain, fetch, translated
 from rythmiq_ray.queue.rows import faults_of_place, finite, job_from_row, read_job
 from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
@@ -328,21 +328,22 @@ class Queue(Session):
     def fire_schedules(self, limit: int) -> int:
         """Enqueues what schedules have due, each due time once, whichever driver comes first; returns how many.
 
-        A schedule whose cron never comes again, or that a person broke, is left alone: it stays due.
+        A schedule whose cron never comes again, or that a person broke, is left alone, and so is one of which another
+        session holds something: it stays due.
         """
         fired = 0
         for row in self._run("due_schedules", limit=limit):
             try:
                 found = due(row["cron"], row["time_zone"], row["next_at"], row["now"], CatchUp(row["catch_up"]))
-            except (InvalidJob, ValueError):
+                (done,) = self._run(
+                    "fire_schedule",
+                    schedule=row["name"],
+                    was=row["next_at"],
+                    next_at=found.next_at,
+                    times=list(found.times),
+                )
+            except (InvalidJob, ValueError, psycopg2.Error, Conflict, StatementTimeout):
                 continue
-            (done,) = self._run(
-                "fire_schedule",
-                schedule=row["name"],
-                was=row["next_at"],
-                next_at=found.next_at,
-                times=list(found.times),
-            )
             fired += done["fired"]
         return fired
 
