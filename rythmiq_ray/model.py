@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 3
+EACH_USER: Final = "*"
+"""In place of a user's name, where limits are set; no job is of a user of that name."""
 FORMER_NAMES: Final = {"timeout_s": "timeout", "delay_s": "delay"}
 """Of fields, and of keys of a JSON line. They are read for one version; rows keep ``timeout_s`` for older drivers."""
 

@@ -468,6 +468,7 @@ BEGIN
                 WHERE g.group_id = entry.group_id
                   AND (g.members, g.succeeded, g.failed, g.cancelled)
                       IS DISTINCT FROM (c.members, c.succeeded, c.failed, c.cancelled);
+                PERFORM rythmiq.place_group(entry.group_id);
                 PERFORM rythmiq.settle_soon(
                     ARRAY[ROW(NULL, entry.group_id, 'RUNNING', CASE WHEN entry.stop THEN 'STOPPED' ELSE 'RUNNING' END
                              )::rythmiq.job_change], ARRAY[entry.group_id]);
