@@ -3,8 +3,7 @@
 ALTER TABLE rythmiq.drivers ADD COLUMN draining_at timestamptz;
 ALTER TABLE rythmiq.jobs ADD COLUMN credits_per_hour double precision;
 
--- In limits it stands for each user. Not validated, because that reads the whole table: what broke it was changed just now.
-UPDATE rythmiq.jobs SET user_id = NULL WHERE user_id = '*';
+-- In limits it stands for each user. Not validated, because that reads the whole table; see complete_migration.
 ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_user_check CHECK (user_id <> '*') NOT VALID;
 
 COMMENT ON COLUMN rythmiq.drivers.draining_at IS 'since then it ends what it has, takes nothing new, and goes';
@@ -55,12 +54,22 @@ COMMENT ON TABLE rythmiq.costs IS 'what ended, by the day in UTC on which it end
 COMMENT ON COLUMN rythmiq.costs.group_id IS 'all zeros where a job is in no group';
 COMMENT ON COLUMN rythmiq.costs.part IS 'another row of the same key, where a session held the first one';
 
-INSERT INTO rythmiq.costs (day, user_id, queue, group_id, labels, credits, jobs)
-SELECT (coalesce(j.finished_at, j.updated_at) AT TIME ZONE 'UTC')::date, coalesce(j.user_id, ''), j.queue,
-       coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), j.labels, sum(j.cost_credits), count(*)
-FROM rythmiq.jobs AS j
-WHERE j.cost_credits > 0 AND j.cost_credits < 'infinity' AND isfinite(coalesce(j.finished_at, j.updated_at))
-GROUP BY 1, 2, 3, 4, 5;
+-- What reads the whole table of jobs. `rythmiq migrate` calls it once its other work is committed, and drops it: readers
+-- wait for nothing then, and writers alone for this. It counts anew what the trigger below has counted until then.
+CREATE FUNCTION rythmiq.complete_migration() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE rythmiq.jobs IN SHARE ROW EXCLUSIVE MODE;
+    UPDATE rythmiq.jobs SET user_id = NULL WHERE user_id = '*';
+    DELETE FROM rythmiq.costs;
+    INSERT INTO rythmiq.costs (day, user_id, queue, group_id, labels, credits, jobs)
+    SELECT (coalesce(j.finished_at, j.updated_at) AT TIME ZONE 'UTC')::date, coalesce(j.user_id, ''), j.queue,
+           coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), j.labels - 'scheduled_at', sum(j.cost_credits),
+           count(*)
+    FROM rythmiq.jobs AS j
+    WHERE j.cost_credits > 0 AND j.cost_credits < 'infinity' AND isfinite(coalesce(j.finished_at, j.updated_at))
+    GROUP BY 1, 2, 3, 4, 5;
+END
+$$;
 
 -- The label that differs with each run of a schedule is left out: it would make a row for each.
 CREATE FUNCTION rythmiq.jobs_priced() RETURNS trigger
