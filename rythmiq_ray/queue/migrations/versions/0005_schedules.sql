@@ -38,7 +38,7 @@ CREATE TRIGGER schedules_written BEFORE UPDATE OF job, sweep ON rythmiq.schedule
 -- the column itself.
 ALTER TABLE rythmiq.jobs ALTER COLUMN enqueued_by SET DEFAULT
     CASE WHEN coalesce(current_setting('rythmiq.enqueued_by', true), '') <> ''
-              AND has_column_privilege('rythmiq.jobs'::regclass, 'enqueued_by', 'INSERT')
+              AND has_column_privilege('rythmiq.jobs', 'enqueued_by', 'INSERT')
          THEN current_setting('rythmiq.enqueued_by')::name ELSE session_user END;
 
 -- Enqueues what a schedule has, once, as the login that wrote it. Returns the job, or the group of a sweep; NULL where it
