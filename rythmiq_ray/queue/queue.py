@@ -335,13 +335,14 @@ class Queue(Session):
         for row in self._run("due_schedules", limit=limit):
             try:
                 found = due(row["cron"], row["time_zone"], row["next_at"], row["now"], CatchUp(row["catch_up"]))
-                (done,) = self._run(
-                    "fire_schedule",
-                    schedule=row["name"],
-                    was=row["next_at"],
-                    next_at=found.next_at,
-                    times=list(found.times),
-                )
+                with self._patiently():  # It may be a sweep of very many jobs.
+                    (done,) = self._run(
+                        "fire_schedule",
+                        schedule=row["name"],
+                        was=row["next_at"],
+                        next_at=found.next_at,
+                        times=list(found.times),
+                    )
             except (InvalidJob, ValueError, psycopg2.Error, Conflict, StatementTimeout):
                 continue
             fired += done["fired"]

@@ -171,6 +171,21 @@ def test_what_another_session_holds_stays_due_and_keeps_no_other_from_it(
     assert sorted(job.state for job in put_jobs(connection) if job.name == "a") == ["CANCELLED", "CANCELLED", "QUEUED"]
 
 
+def test_one_of_very_many_jobs_has_more_time_than_another_statement(
+    connection: Connection, drivers: list[Queue]
+) -> None:
+    first = schedules.add(connection, "s", "0 * * * *", job=JOB)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE public.seen AS SELECT ''::text AS timeout; CREATE FUNCTION public.see() RETURNS trigger"
+            " LANGUAGE plpgsql AS $$ BEGIN UPDATE public.seen SET timeout = current_setting('statement_timeout');"
+            " RETURN NULL; END $$; CREATE TRIGGER seen AFTER UPDATE ON rythmiq.schedules EXECUTE FUNCTION public.see()"
+        )
+        assert at(drivers, first) == 1
+        cursor.execute("SELECT timeout FROM public.seen")
+        assert cursor.fetchone() == ("5min",)
+
+
 def test_a_sweep_whose_keys_are_all_held_is_skipped_and_leaves_nothing(
     connection: Connection, drivers: list[Queue], capsys: pytest.CaptureFixture[str]
 ) -> None:
