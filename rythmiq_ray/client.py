@@ -1,4 +1,4 @@
-"""What a Python program holds: a client, and handles for the jobs and groups that it has submitted.
+"""The Python client, and handles for the jobs and groups that it submitted.
 
     from rythmiq_ray import Client, JobSpec, grid
 
@@ -6,7 +6,8 @@
         job = client.submit(JobSpec(command="python3 fit.py", inputs=["./fit.py"], outputs=["model.bin"]), name="fit")
         print(job.wait(timeout=3600).state)
 
-All calls block; a handle can be awaited as well. Times are in seconds, costs in credits.
+All calls block; a handle can be awaited as well. Times are in seconds, costs in credits. Every call may raise
+DatabaseUnavailable.
 """
 
 from __future__ import annotations
@@ -65,14 +66,14 @@ class Result:
     state: JobState
     exit_code: int | None
     artifacts: tuple[Artifact, ...]
-    """What its last attempt stored; the log is ``log.txt``."""
+    """The files that its last attempt stored; the log is ``log.txt``."""
     cost_credits: float | None
-    """Of all attempts, estimated."""
+    """Estimated cost of all attempts."""
     warnings: tuple[str, ...]
     error_code: str | None
     error_message: str | None
     seconds: float | None
-    """How long the command ran."""
+    """How long the command ran, in seconds."""
 
     @property
     def succeeded(self) -> bool:
@@ -85,7 +86,7 @@ class Table(Sequence[Mapping[str, Any]]):
 
     rows: list[dict[str, Any]]
     faults: list[str] = field(default_factory=list)
-    """What could not be read, a sentence for each member."""
+    """Files that could not be read, a sentence for each member."""
 
     @property
     def columns(self) -> list[str]:
@@ -109,14 +110,14 @@ class Table(Sequence[Mapping[str, Any]]):
 
 
 class Client:
-    """Puts jobs in and follows them. Thread-safe; its connections are closed by ``with`` or :meth:`close`.
+    """Submits jobs and follows them. Thread-safe; ``with`` or :meth:`close` closes its connection.
 
-    ``url`` is the database's address; without it DATABASE_URL counts, or the layers of the configuration, or what
-    ``rythmiq local up`` started. Local inputs go to the artifact store that the configuration names.
+    ``url`` is the database's address; by default that of DATABASE_URL, else of the configuration, else of the services
+    that ``rythmiq local up`` started. Local inputs are uploaded to the artifact store that the configuration names.
     """
 
     def __init__(self, url: str | None = None) -> None:
-        """Raises ConfigurationError. Nothing is asked of Postgres yet."""
+        """Raises ConfigurationError if no database is configured. Does not connect yet."""
         self._url = Secret(url) if url is not None else access.database_url()
         self._lock = threading.RLock()
         self._connection: Connection | None = None
@@ -157,8 +158,8 @@ class Client:
     ) -> JobHandle:
         """Adds one job. The fields are those of :class:`~rythmiq_ray.model.NewJob`; ``after`` takes handles too.
 
-        With ``connection``, of psycopg2 or psycopg 3, it is added in that one's own transaction. Raises InvalidJob with
-        every fault, StoreUnavailable where a local input cannot be uploaded, and DatabaseUnavailable.
+        ``connection``, of psycopg2 or psycopg 3: adds it in that connection's own transaction. Raises InvalidJob with
+        every fault, StoreUnavailable if a local input cannot be uploaded, and DatabaseUnavailable.
         """
         job = NewJob(
             spec=spec,
@@ -205,10 +206,10 @@ class Client:
         notify: str | None = None,
         connection: Any = None,
     ) -> GroupHandle:
-        """Adds a group with a member for each of ``params``, which :func:`~rythmiq_ray.sweeps.grid` makes.
+        """Adds a group with a member for each of ``params``; :func:`~rythmiq_ray.sweeps.grid` makes such a list.
 
-        A member has its parameters as variables; ``{NAME}`` is replaced in command, inputs and outputs. ``notify``
-        is told once, when the last member has ended. Raises as :meth:`submit`.
+        A member has its parameters as environment variables; ``{NAME}`` is replaced in command, inputs, outputs and
+        name. ``notify``: a URL that gets one signed POST, when the last member has ended. Raises as :meth:`submit`.
         """
         job = NewJob(
             spec=spec,
@@ -234,9 +235,9 @@ class Client:
     def submit_group(
         self, jobs: Iterable[NewJob], *, name: str | None = None, group: NewGroup | None = None, connection: Any = None
     ) -> GroupHandle:
-        """Adds a group of jobs, such as the steps of a pipeline, which find each other by their names.
+        """Adds a group of jobs, such as the steps of a pipeline, which can refer to each other by their names.
 
-        ``group`` says more of it than its ``name``. Raises as :meth:`submit`.
+        ``group`` sets more of the group's fields than ``name``. Raises as :meth:`submit`.
         """
         ready = self._prepared(list(jobs))
         new = group or NewGroup(name=name)
@@ -255,11 +256,12 @@ class Client:
         _after: Iterable[Any] = (),
         **kwargs: Any,
     ) -> FunctionHandle[_T]:
-        """Runs a Python function on a node: it is sent with its arguments, and its value or exception comes back.
+        """Runs a Python function on a node: sends it with its arguments, and returns a handle for its value.
 
-        The node's Python must be of the same version (3.11 with 3.11), and what the function imports must be there.
-        ``_spec``: node size, inputs, outputs, variables, time-out; its command is not used. Needs the package
-        cloudpickle. Raises as :meth:`submit`, and TypeError for what cannot be pickled.
+        The node's Python must have the same version (3.11 with 3.11) and the packages that the function imports.
+        ``_spec``: node size, inputs, outputs, variables, timeout; its command is not used. Needs the package
+        cloudpickle. Raises as :meth:`submit`, ModuleNotFoundError without cloudpickle, and TypeError if function or
+        arguments cannot be pickled.
         """
         store = access.own_store()
         spec = functions.spec_of(store, function, args, kwargs, _spec or JobSpec(command="-"))
@@ -277,17 +279,17 @@ class Client:
         return JobHandle(self, found.id)
 
     def group(self, reference: Any) -> GroupHandle:
-        """The group with this id, its first digits, or its name: unfinished, else the newest. Raises NotFound."""
+        """The group with this id, its first digits, or its name (unfinished, else the newest). Raises NotFound."""
         found = self._find(reference)
         if found.is_job:
             raise NotFound(f"{reference} is a job, not a group")
         return GroupHandle(self, found.id)
 
     def set_limit(self, scope: str, *, max_running: int | None = None, per_minute: int | None = None) -> None:
-        """Bounds ``account``, ``queue:NAME``, ``user:NAME``, ``user:*`` (each user) or ``group:ID``, for all drivers.
+        """Limits ``account``, ``queue:NAME``, ``user:NAME``, ``user:*`` (each user) or ``group:ID``, for all drivers.
 
-        ``max_running``: jobs at once; ``per_minute``: attempts begun in any minute; None leaves what is. Raises
-        InvalidJob and NotFound.
+        ``max_running``: jobs at once; ``per_minute``: attempts begun in any minute; None changes nothing. Raises
+        InvalidJob for an invalid scope and NotFound for an unknown group.
         """
         with self._database() as connection:
             control.set_limit(
@@ -295,28 +297,28 @@ class Client:
             )
 
     def unset_limit(self, scope: str) -> None:
-        """Takes a scope's limits away. Raises NotFound."""
+        """Removes a scope's limits. Raises NotFound if it has none."""
         with self._database() as connection:
             control.unset_limit(connection, control.scope_of(connection, scope))
 
     def limits(self) -> list[control.Limit]:
-        """All limits, pauses and budgets, with what is used of each."""
+        """All limits, pauses and budgets, with how much of each is used."""
         with self._database() as connection:
             return control.limits(connection)
 
     def pause(self, scope: str, reason: str | None = None, *, cancel_running: bool = False) -> int:
-        """Lets nothing new of a scope be submitted; returns how many running jobs were asked to end."""
+        """Stops new submits in a scope; returns how many running jobs were asked to end."""
         with self._database() as connection:
             found = control.scope_of(connection, scope)
             return control.pause(connection, found, reason=reason, cancel_running=cancel_running)
 
     def resume(self, scope: str) -> None:
-        """Ends a pause. Raises NotFound where there is none."""
+        """Ends a pause. Raises NotFound if there is none."""
         with self._database() as connection:
             control.resume(connection, control.scope_of(connection, scope))
 
     def cost(self, by: str = "day", **asked: Any) -> list[control.Cost]:
-        """What was spent, in credits; see :func:`rythmiq_ray.queue.control.cost`."""
+        """Credits spent; see :func:`rythmiq_ray.queue.control.cost`."""
         with self._database() as connection:
             return control.cost(connection, by=by, **asked)
 
@@ -325,7 +327,7 @@ class Client:
             return listing.find(connection, _reference(reference) or "")
 
     def _prepared(self, jobs: list[NewJob]) -> list[NewJob]:
-        """Checked, and with local inputs uploaded."""
+        """The jobs, after validation and with local inputs uploaded."""
         from rythmiq_ray.config_loader import load_catalog
 
         found = list(check_all(jobs, load_catalog(), local=True))
@@ -341,7 +343,7 @@ class Client:
 
     @contextmanager
     def _database(self) -> Iterator[Connection]:
-        """The connection, for one thread at a time; what it did is committed, or rolled back where it raised."""
+        """The connection, for one thread at a time; commits at the end, or rolls back after an exception."""
         with self._lock:
             connection = self._connected()
             try:
@@ -355,7 +357,7 @@ class Client:
                 self._used_at = time.monotonic()
 
     def _connected(self) -> Connection:
-        """The connection; a new one where the old one was lost, of which nobody tells who does not ask."""
+        """The connection, after a test that it still works; a new one if it was lost."""
         if self._connection is not None and time.monotonic() > self._used_at + _IDLE_S:
             try:
                 fetch(self._connection, "SELECT", {})
@@ -380,7 +382,7 @@ class JobHandle:
 
     @property
     def params(self) -> Mapping[str, str]:
-        """The parameters in which it differs from the other members of its group."""
+        """The parameters that tell it from the other members of its group."""
         if self._params is None:
             self._params = self.info().params or {}
         return self._params
@@ -391,7 +393,7 @@ class JobHandle:
 
     @property
     def state(self) -> JobState:
-        """As it is now."""
+        """Its present state."""
         return self.info().state
 
     def info(self) -> Job:
@@ -400,12 +402,12 @@ class JobHandle:
             return inspect.job(connection, self.id)
 
     def wait(self, timeout: float | None = None) -> Result:
-        """Returns once it has ended. Raises JobFailed if it FAILED or was CANCELLED, TimeoutError after ``timeout``."""
+        """Waits for its end. Raises JobFailed if it FAILED or was CANCELLED, TimeoutError after ``timeout`` seconds."""
         _wait(self._client, [Found(self.id, True)], timeout)
         return self._checked()
 
     def result(self) -> Result:
-        """How it ended, whatever that is; waits for it if it has not."""
+        """Waits for its end and returns its result in whatever state; raises NotFound once it was pruned."""
         if not self.state.finished:
             _wait(self._client, [Found(self.id, True)], None)
         return self._result()
@@ -418,7 +420,7 @@ class JobHandle:
         return await asyncio.to_thread(self._checked)
 
     def log(self, attempt: int | None = None) -> str:
-        """The stored log of an attempt, by itself the last one that left any. Raises NotFound while there is none."""
+        """The stored log of an attempt, by default of the last one with a log. Raises NotFound while there is none."""
         file = next((file for file in self._files(attempt) if file.name == LOG_NAME), None)
         if file is None:
             raise NotFound(f"Job {self.id} has no stored log: it is {self.state}")
@@ -430,7 +432,7 @@ class JobHandle:
         return out.decode(errors="replace")
 
     def download(self, folder: str | os.PathLike[str], attempt: int | None = None) -> list[Path]:
-        """Brings its files into a folder and returns their paths; each is whole and its SHA-256 right.
+        """Downloads its files into a folder and returns their paths; size and SHA-256 of each are verified.
 
         Raises ArtifactCorrupt, StoreUnavailable, OSError.
         """
@@ -443,13 +445,14 @@ class JobHandle:
         return paths
 
     def cancel(self) -> JobState:
-        """Asks for its end; returns its state: RUNNING where its driver is still to stop it."""
+        """Cancels it; returns its new state: RUNNING if its driver still has to stop it."""
         with self._client._database() as connection:
             asked = inspect.cancel(connection, ids=[self.id])
         return asked.get(self.id) or self.state
 
     def retry(self, *, downstream: bool = False) -> bool:
-        """Queues it again where it FAILED or was CANCELLED; False where it was left alone."""
+        """Queues it again if it FAILED or was CANCELLED; returns whether it did. ``downstream``: also jobs that were
+        cancelled because they needed it."""
         with self._client._database() as connection:
             return self.id in inspect.retry(connection, [self.id], downstream=downstream)
 
@@ -488,9 +491,10 @@ class FunctionHandle(JobHandle, Generic[_T]):
     """A Python function that runs on a node."""
 
     def value(self, timeout: float | None = None) -> _T:
-        """What the function returned, once it has; raises what it raised, JobFailed where it never came to that.
+        """Waits for the function's value. Raises the function's own exception, or JobFailed if it did not complete.
 
-        Raises TimeoutError after ``timeout``. What comes back is unpickled: trust whoever may write to the store.
+        Raises TimeoutError after ``timeout`` seconds. The value is unpickled, so everyone who may write to the store
+        must be trusted.
         """
         _wait(self._client, [Found(self.id, True)], timeout)
         value: _T = self._value()
@@ -554,7 +558,7 @@ class GroupHandle:
         return [JobHandle(self._client, job.job_id, params=job.params or {}) for job in jobs]
 
     def wait(self, timeout: float | None = None) -> Group:
-        """Returns once all members have ended, however they did. Raises TimeoutError after ``timeout``."""
+        """Waits until all members have ended, in whatever state. Raises TimeoutError after ``timeout`` seconds."""
         _wait(self._client, [Found(self.id, False)], timeout)
         return self.info()
 
@@ -566,13 +570,13 @@ class GroupHandle:
         return await asyncio.to_thread(self.info)
 
     def as_completed(self, timeout: float | None = None) -> AsCompleted:
-        """The members as they end, for ``for`` and ``async for``. Raises TimeoutError after ``timeout``."""
+        """The members as they end, for ``for`` and ``async for``. Raises TimeoutError after ``timeout`` seconds."""
         return AsCompleted(self._client, self.id, timeout)
 
     def table(self, file: str | None = None) -> Table:
         """A row for each member, in their order: parameters, state, seconds, credits, and the fields of an output.
 
-        ``file`` is the name of an output that each member leaves: .json, .jsonl, .csv, or text.
+        ``file`` is the name of an output of each member: .json, .jsonl, .csv, or text.
         """
         with self._client._database() as connection:
             jobs = listing.members(connection, [self.id])
@@ -582,16 +586,16 @@ class GroupHandle:
         return Table(gathered.rows, gathered.faults)
 
     def download(self, folder: str | os.PathLike[str]) -> dict[UUID, list[Path]]:
-        """Brings each member's files into a folder of its own, called by its place; see :meth:`JobHandle.download`."""
+        """Downloads each member's files into a folder named by its place (``0003``); see :meth:`JobHandle.download`."""
         return {member.id: member.download(Path(folder) / f"{place:04}") for place, member in enumerate(self.members())}
 
     def cancel(self) -> int:
-        """Asks for the end of all members; returns how many had not ended."""
+        """Cancels all members; returns how many had not ended."""
         with self._client._database() as connection:
             return len(inspect.cancel(connection, groups=[self.id]))
 
     def retry(self, *, downstream: bool = False) -> int:
-        """Queues the members again that FAILED or were CANCELLED; returns how many."""
+        """Queues members again that FAILED or were CANCELLED; returns how many."""
         with self._client._database() as connection:
             wanted = listing.Filter(groups=[self.id], states=[JobState.FAILED, JobState.CANCELLED])
             ended = list(listing.ids(connection, wanted))
@@ -623,7 +627,7 @@ class AsCompleted:
             yield member
 
     def _ended(self) -> list[JobHandle]:
-        """Those that have ended since the last look."""
+        """Members that have ended since the last call."""
         states = [state for state in JobState if state.finished]
         with self._client._database() as connection:
             ended = listing.ids(connection, listing.Filter(groups=[self._group_id], states=states))
@@ -653,7 +657,7 @@ async def _await(client: Client, found: Sequence[Found]) -> None:
 async def _changes(
     client: Client, found: Sequence[Found], timeout: float | None
 ) -> AsyncIterator[dict[UUID, Progress]]:
-    """As :meth:`Waiting.changes`, without a thread while nothing happens."""
+    """As :meth:`Waiting.changes`, but uses no thread while nothing happens."""
     until = None if timeout is None else time.monotonic() + timeout
     waiting = await asyncio.to_thread(Waiting, client._url, found)
     try:
@@ -684,7 +688,7 @@ def _refuse_missing(found: Sequence[Found], progress: Mapping[UUID, Progress]) -
 
 
 def _reference(item: Any) -> str | None:
-    """An id or a name, also of a handle."""
+    """The id or name of a reference, which may be a handle."""
     if item is None:
         return None
     return str(item.id) if isinstance(item, JobHandle | GroupHandle) else str(item)

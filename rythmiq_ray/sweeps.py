@@ -1,4 +1,4 @@
-"""Sweeps: one job many times, each time with other parameters."""
+"""Sweeps: groups of jobs that differ in their parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Input, JobSpec, NewJob
 
 MAX_MEMBERS: Final = 1_000_000
-"""Of one sweep."""
+"""The most members of one sweep."""
 _PLACE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _RANGE: Final = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -25,13 +25,13 @@ Params = dict[str, str]
 
 
 def grid(**values: Iterable[object]) -> list[Params]:
-    """Each combination of the values, the last name's fastest: ``grid(LR=[0.1, 0.01], SEED=range(10))`` gives 20."""
+    """All combinations of the values, the last name varying fastest: ``grid(LR=[0.1, 0.01], SEED=range(9))`` has 18."""
     texts = {name: [text_of(value) for value in _listed(name, each)] for name, each in values.items()}
     return [dict(zip(texts, combination, strict=True)) for combination in itertools.product(*texts.values())]
 
 
 def zipped(**values: Iterable[object]) -> list[Params]:
-    """The first values together, then the second ones, and so on; raises InvalidJob where their numbers differ."""
+    """The first values together, then the second ones, and so on; raises InvalidJob if their numbers differ."""
     texts = {name: [text_of(value) for value in _listed(name, each)] for name, each in values.items()}
     if len({len(each) for each in texts.values()}) > 1:
         numbers = ", ".join(f"{name} has {len(each)}" for name, each in texts.items())
@@ -46,14 +46,14 @@ def _listed(name: str, values: Iterable[object]) -> Iterable[object]:
 
 
 def text_of(value: object) -> str:
-    """A parameter's value as the variable that a job gets: numbers and texts as they are, ``true`` and ``false``."""
+    """A parameter's value as an environment variable: numbers and texts unchanged, booleans as ``true``, ``false``."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 def param_of(text: str) -> tuple[str, list[str]]:
-    """``NAME=0.1,0.01``, ``SEED=1..10`` or ``STEP=0..100..25``, both ends in it; raises InvalidJob."""
+    """Parses ``NAME=0.1,0.01``, ``SEED=1..10`` or ``STEP=0..100..25``, both ends included; raises InvalidJob."""
     name, mark, given = text.partition("=")
     if not mark or not _NAME.fullmatch(name):
         raise InvalidJob([f"param {text!r:.80}: must be NAME=VALUE,VALUE or NAME=FIRST..LAST"])
@@ -76,7 +76,7 @@ def param_of(text: str) -> tuple[str, list[str]]:
 def read_params(path: Path) -> list[Params]:
     """The rows of a CSV file with a line of names, or of a JSON Lines file with an object each.
 
-    Raises InvalidJob, which names each bad line.
+    Raises InvalidJob with a fault for each bad line.
     """
     rows: list[Params] = []
     faults: list[str] = []
@@ -111,7 +111,7 @@ def read_params(path: Path) -> list[Params]:
 
 
 def combined(*tables: Sequence[Mapping[str, str]]) -> list[Params]:
-    """Each row of one table with each of the others; raises InvalidJob where they have a name in common."""
+    """All combinations of rows of the tables; raises InvalidJob if two tables have a name in common."""
     names = [set(table[0]) if table else set() for table in tables]
     if twice := {name for one, other in itertools.combinations(names, 2) for name in one & other}:
         raise InvalidJob([f"params: {', '.join(sorted(twice))}: given twice"])
@@ -119,8 +119,8 @@ def combined(*tables: Sequence[Mapping[str, str]]) -> list[Params]:
 
 
 def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
-    """A member for each row: its parameters are variables, and ``{NAME}`` is replaced in command, inputs, outputs and
-    name, in the command quoted for the shell. Braces around what is no parameter stay. Raises InvalidJob.
+    """A member for each row: its parameters are environment variables, and ``{NAME}`` is replaced in command, inputs,
+    outputs and name, in the command quoted for the shell. Braces around other text stay. Raises InvalidJob.
     """
     if not rows:
         raise InvalidJob(["params: there are none, so the sweep has no members"])
@@ -138,7 +138,7 @@ def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
     ]
     if not any(names.intersection(_PLACE.findall(text)) for text in texts):
         # One spec for all: it is checked and written once.
-        # `replace` would take ten times as long, for what was checked before.
+        # dataclasses.replace would take ten times as long.
         about = {**vars(job), "params": None}
         for row in rows:
             member = object.__new__(NewJob)
@@ -169,10 +169,10 @@ def filled(text: str, row: Mapping[str, str]) -> str:
 
 
 def has_place(text: str, names: Iterable[str]) -> bool:
-    """Whether a ``{NAME}`` of these is in the text."""
+    """Whether the text contains ``{NAME}`` for one of the names."""
     return bool(set(names).intersection(_PLACE.findall(text)))
 
 
 def shown(row: Mapping[str, Any]) -> str:
-    """``LR=0.1 SEED=3``."""
+    """The parameters as text: ``LR=0.1 SEED=3``."""
     return " ".join(f"{name}={value}" for name, value in row.items())

@@ -1,4 +1,4 @@
-"""Local inputs: files and folders of the machine that enqueues, uploaded once by content."""
+"""Local inputs: files and folders of the enqueuing machine, uploaded once for each content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Uploads:
-    """The jobs, and the files that their local inputs stand for."""
+    """Jobs, and the files of their local inputs."""
 
     jobs: Sequence[NewJob]
     files: dict[Path, None]
@@ -40,7 +40,7 @@ class Uploads:
 
     @classmethod
     def of(cls, jobs: Sequence[NewJob]) -> Uploads:
-        """Looks at all local inputs; raises InvalidJob with each that is not there or cannot be read."""
+        """Finds the files of all local inputs; raises InvalidJob with each that is missing or unreadable."""
         found: dict[Input, list[LocalFile]] = {}
         faults: list[str] = []
         for job in _with_inputs(jobs):
@@ -52,9 +52,9 @@ class Uploads:
         return cls(jobs, {file.path: None for files in found.values() for file in files}, found)
 
     def send(self, store: ArtifactStore, *, progress: Callable[[], object] = lambda: None) -> list[NewJob]:
-        """Uploads what the store does not have yet, several files at once; returns the jobs with URIs as inputs.
+        """Uploads files that the store does not have yet, several at once; returns the jobs with URIs as inputs.
 
-        Raises StoreUnavailable, and InvalidJob where a file changes meanwhile or a job gets more than 1,000 inputs.
+        Raises StoreUnavailable, and InvalidJob if a file changes meanwhile or a job gets more than 1,000 inputs.
         """
 
         def sent(path: Path) -> str:
@@ -68,7 +68,7 @@ class Uploads:
         return [replace(job, spec=self._spec(job.spec, uris, specs)) if job.spec.inputs else job for job in self.jobs]
 
     def _spec(self, spec: JobSpec, uris: dict[Path, str], made: dict[int, JobSpec]) -> JobSpec:
-        """Members of a sweep share one spec, and do so afterwards."""
+        """The spec with uploaded inputs. Members of a sweep share one spec before and after."""
         if (known := made.get(id(spec))) is not None:
             return known
         inputs: list[Input] = []
@@ -84,7 +84,7 @@ class Uploads:
 
 
 def _with_inputs(jobs: Iterable[NewJob]) -> Iterator[NewJob]:
-    """Of those that share a spec, one."""
+    """The jobs with inputs, one of those that share a spec."""
     seen: set[int] = set()
     for job in jobs:
         if job.spec.inputs and id(job.spec) not in seen:

@@ -1,4 +1,4 @@
-"""Waiting for jobs and groups to end: told by Postgres, with a slow look behind it."""
+"""Waits for jobs and groups to end: by notifications of Postgres, and by a slow poll in case one is lost."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 SLOW_S: Final = 5.0
-"""Between two looks that no notification asked for."""
+"""The interval of polls without a notification."""
 _SOON_S: Final = 0.1
-"""So long further notifications are waited for after the first: many jobs end at once."""
+"""How long to wait for more notifications after the first, because many jobs may end at once."""
 _GIVE_UP_S: Final = 60.0
-"""Postgres may be away for so long while somebody waits."""
+"""How long an outage of Postgres may last during a wait."""
 
 
 class Waiting:
-    """Jobs and groups that somebody waits for. Its own connection; one thread at a time."""
+    """A wait for jobs and groups, with its own connection. Not thread-safe."""
 
     def __init__(self, url: Secret, found: Sequence[Found], *, slow_s: float = SLOW_S) -> None:
         """Raises DatabaseUnavailable and ConfigurationError."""
@@ -49,7 +49,7 @@ class Waiting:
             self._connection = None
 
     def look(self) -> dict[UUID, Progress]:
-        """How far each is now, without those that were deleted. Bridges short outages of Postgres."""
+        """The present progress of each, without deleted ones. Tries again during short outages of Postgres."""
         until = time.monotonic() + _GIVE_UP_S
         while True:
             try:
@@ -64,9 +64,9 @@ class Waiting:
                 time.sleep(1.0)
 
     def changes(self, timeout_s: float | None = None) -> Iterator[dict[UUID, Progress] | None]:
-        """How far all are, at once and whenever something has ended; stops once all have.
+        """The progress of all, first at once and then whenever one has ended, until all have ended.
 
-        None, as the last, where ``timeout_s`` is over before.
+        If ``timeout_s`` is over before, the last item is None.
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         last: dict[UUID, Progress] | None = None
@@ -84,7 +84,7 @@ class Waiting:
             self._told(self._slow_s if left is None else min(left, self._slow_s))
 
     async def told(self, within_s: float | None) -> None:
-        """Returns once Postgres tells of an end, after ``within_s`` or the slow look's time at the latest."""
+        """Returns when Postgres notifies of an end, at the latest after ``within_s`` or the interval of polls."""
         patience = self._slow_s if within_s is None else min(within_s, self._slow_s)
         connection = self._connection
         if connection is None or connection.closed:
@@ -110,12 +110,12 @@ class Waiting:
         return connection
 
     def _told(self, within_s: float) -> None:
-        """Returns once Postgres tells of an end, or the time is over."""
+        """Returns when Postgres notifies of an end, or after ``within_s`` seconds."""
         if self._connection is None:
             time.sleep(min(within_s, 1.0))
             return
         if self._connection.notifies:
-            return  # It came with the answer to the last look, and may be about what that did not see yet.
+            return  # It came with the answer to the last poll, which may not have seen that end yet.
         try:
             if not select.select([self._connection], [], [], within_s)[0]:
                 return

@@ -1,4 +1,4 @@
-"""``rythmiq artifacts``: what an attempt left, and a download that proves each file by its SHA-256."""
+"""``rythmiq artifacts``: lists an attempt's files, or downloads them and verifies their SHA-256."""
 
 from __future__ import annotations
 
@@ -34,18 +34,22 @@ def artifacts(
     wanted: Wanted,
     references: References = None,
     attempt: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="This attempt of one job; else the last that left any.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="This attempt of one job; by default the last one with files."),
     ] = None,
     download: Annotated[
-        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Bring the files here; made if it is missing.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", file_okay=False, help="Download the files to this folder; it is created if missing."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List or download what jobs left: one job, the members of a group, or by filters.
+    """List or download stored files: of one job, of a group's members, or by filters.
 
-    A downloaded file is whole and its SHA-256 right, or it is not there. Of several jobs each has a folder, called by
-    its place in the group, its name and its parameters. What is there already and right is not brought again, so an
-    interrupted download goes on. Exits 1 if a file could not be brought; the others are there.
+    Size and SHA-256 of each download are verified; a file that differs is not kept. With several jobs each gets a
+    folder, named by its place in the group, its name and its parameters. Files that are there already and match are
+    skipped, so an interrupted download can be continued. Exits 1 if a file could not be downloaded.
 
     \b
     Examples:
@@ -142,7 +146,7 @@ def _path(folder: Path | None, each: _File, faults: dict[_File, str]) -> dict[st
 
 
 def _download(files: Sequence[_File], folder: Path) -> dict[_File, str]:
-    """Brings the files, several at once, and returns what went wrong."""
+    """Downloads the files, several at once; returns the faults."""
     from rythmiq_ray.artifacts import download
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +177,7 @@ def _download(files: Sequence[_File], folder: Path) -> dict[_File, str]:
 
 
 def _is_there(path: Path, file: Artifact) -> bool:
-    """Whether it was brought before, whole and right."""
+    """Whether the file was downloaded before, with the right size and SHA-256."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
         return False
     with path.open("rb") as source:

@@ -1,4 +1,4 @@
-"""The queue in Postgres, and the only SQL of the project: ``.sql`` files of named statements, one use each."""
+"""The queue in Postgres, and the project's only SQL: named statements in ``.sql`` files, one file for each module."""
 
 from rythmiq_ray.queue.connection import connect
 from rythmiq_ray.queue.producer import enqueue, enqueue_group, enqueue_many, insert, insert_group

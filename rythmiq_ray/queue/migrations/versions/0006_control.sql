@@ -204,8 +204,8 @@ BEGIN
     IF (of_scope = 'account') <> (stored = '') THEN
         PERFORM rythmiq.refuse('name', 'is for a queue, a user or a group');
     END IF;
-    IF length(stored) > 200 THEN
-        PERFORM rythmiq.refuse('name', 'has more than 200 characters');
+    IF octet_length(stored) > 2000 THEN
+        PERFORM rythmiq.refuse('name', 'has more than 2000 bytes, which no index holds');
     END IF;
     SELECT r.roles, r.trusted INTO mine FROM rythmiq.roles_of(session_user) AS r;
     IF of_scope = 'group' THEN
