@@ -70,7 +70,7 @@ def _fill(environment: Environment, count: int, *, users: int, queues: int) -> N
 def _bound(environment: Environment) -> None:
     """Limits that hold and are never reached: they are looked at all the same."""
     with environment.connection.cursor() as cursor:
-        cursor.execute("SELECT rythmiq.set_limit('account', '', 1000000, 1000000)")
+        cursor.execute("SELECT rythmiq.set_limit('account', '', 1000000, NULL)")
         cursor.execute(
             "SELECT rythmiq.set_limit('queue', 'queue-' || n, 100000, NULL) FROM generate_series(0, 199) AS n"
         )

@@ -443,15 +443,19 @@ RETURNS TABLE (who text, visible_at timestamptz) LANGUAGE sql STABLE AS $$
     SELECT walk.who, walk.next_visible_at FROM walk
 $$;
 
+-- Each attempt is 0 or more. That it is asked for makes this look at one row of each queue: an index-only scan would copy
+-- all entries of a page for the first of them.
 CREATE FUNCTION rythmiq.queues_waiting(of_priority integer) RETURNS SETOF text LANGUAGE sql STABLE AS $$
     WITH RECURSIVE walk AS (
         (SELECT j.queue FROM rythmiq.jobs AS j
-         WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority ORDER BY j.queue LIMIT 1)
+         WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority AND j.attempt >= 0
+         ORDER BY j.queue LIMIT 1)
         UNION ALL
         SELECT next.queue
         FROM walk CROSS JOIN LATERAL (
             SELECT j.queue FROM rythmiq.jobs AS j
             WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority AND j.queue > walk.queue
+              AND j.attempt >= 0
             ORDER BY j.queue LIMIT 1
         ) AS next
     )
@@ -461,21 +465,20 @@ $$;
 -- What each bounded scope has room for; of several rows of one scope the least. "used" counts jobs that run and attempts that were begun within a minute.
 CREATE FUNCTION rythmiq.rooms(moment timestamptz) RETURNS TABLE (scope text, name text, room bigint)
 LANGUAGE sql STABLE AS $$
-    WITH used AS MATERIALIZED (
-        SELECT coalesce(j.user_id, '') AS user_id, j.queue, coalesce(j.group_id::text, '') AS group_id,
-               count(*) AS running, 0::bigint AS begun
-        FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING' GROUP BY 1, 2, 3
+    WITH used AS (
+        SELECT coalesce(j.user_id, '') AS user_id, j.queue, j.group_id, 1 AS running, 0 AS begun
+        FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING'
         UNION ALL
-        SELECT coalesce(j.user_id, ''), j.queue, coalesce(j.group_id::text, ''), 0, count(*)
+        SELECT coalesce(j.user_id, ''), j.queue, j.group_id, 0, 1
         FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
         WHERE a.started_at > moment - interval '1 minute'
           AND EXISTS (SELECT FROM rythmiq.limits AS l WHERE l.per_minute IS NOT NULL)
-        GROUP BY 1, 2, 3
     ), scopes AS MATERIALIZED (
-        SELECT 'account' AS scope, '' AS name, sum(u.running) AS running, sum(u.begun) AS begun FROM used AS u
-        UNION ALL SELECT 'queue', u.queue, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.queue
-        UNION ALL SELECT 'user', u.user_id, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.user_id
-        UNION ALL SELECT 'group', u.group_id, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.group_id
+        SELECT CASE grouping(u.queue, u.user_id, u.group_id) WHEN 7 THEN 'account' WHEN 3 THEN 'queue' WHEN 5 THEN 'user'
+                                                             ELSE 'group' END AS scope,
+               coalesce(u.queue, u.user_id, u.group_id::text, '') AS name, sum(u.running) AS running, sum(u.begun) AS begun
+        FROM used AS u
+        GROUP BY GROUPING SETS ((), (u.queue), (u.user_id), (u.group_id))
     ), each_user AS (
         SELECT min(l.max_running) AS max_running, min(l.per_minute) AS per_minute, bool_or(l.paused OR o.who = '*') AS paused,
                array_agg(o.who) FILTER (WHERE o.who IS NOT NULL) AS over
@@ -486,13 +489,18 @@ LANGUAGE sql STABLE AS $$
                bool_or(l.paused OR l.over <> '{}') AS closed
         FROM rythmiq.limits AS l WHERE NOT (l.scope = 'user' AND l.name = '*') GROUP BY l.scope, l.name
     )
-    SELECT coalesce(b.scope, s.scope), coalesce(b.name, s.name),
-           CASE WHEN b.closed OR (coalesce(b.scope, s.scope) = 'user' AND e.paused) THEN 0
-                ELSE least(coalesce(b.max_running, CASE WHEN coalesce(b.scope, s.scope) = 'user' THEN e.max_running END)
-                               - coalesce(s.running, 0),
-                           coalesce(b.per_minute, CASE WHEN coalesce(b.scope, s.scope) = 'user' THEN e.per_minute END)
-                               - coalesce(s.begun, 0)) END::bigint
-    FROM bounds AS b FULL JOIN scopes AS s ON s.scope = b.scope AND s.name = b.name, each_user AS e
+    SELECT b.scope, b.name,
+           CASE WHEN b.closed OR (b.scope = 'user' AND e.paused) THEN 0
+                ELSE least(coalesce(b.max_running, CASE WHEN b.scope = 'user' THEN e.max_running END) - coalesce(s.running, 0),
+                           coalesce(b.per_minute, CASE WHEN b.scope = 'user' THEN e.per_minute END) - coalesce(s.begun, 0))
+                END::bigint
+    FROM bounds AS b LEFT JOIN scopes AS s ON s.scope = b.scope AND s.name = b.name, each_user AS e
+    UNION ALL
+    SELECT s.scope, s.name,
+           CASE WHEN e.paused THEN 0 ELSE least(e.max_running - s.running, e.per_minute - s.begun) END::bigint
+    FROM scopes AS s, each_user AS e
+    WHERE s.scope = 'user' AND (e.paused OR coalesce(e.max_running, e.per_minute) IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM bounds AS b WHERE b.scope = s.scope AND b.name = s.name)
     UNION ALL
     SELECT 'user', o.who, 0 FROM each_user AS e, unnest(e.over) AS o(who)
     UNION ALL
@@ -515,6 +523,7 @@ DECLARE
     each_user bigint;
     slices jsonb;
     depth integer := 1;
+    deepest integer;
     share bigint;
     lane_queues text[];
     lane_users text[];
@@ -574,6 +583,7 @@ BEGIN
     IF slices IS NULL THEN
         RETURN;
     END IF;
+    SELECT max((s ->> 'class')::integer) INTO deepest FROM jsonb_array_elements(slices) AS s;
 
     -- One user of one queue alone takes no turns with anybody.
     IF NOT bounded AND jsonb_array_length(slices) = 1 THEN
@@ -590,6 +600,9 @@ BEGIN
             ) AS u
             LIMIT 2
         ) AS l;
+        IF lane_users IS NULL THEN
+            RETURN;
+        END IF;
         IF cardinality(lane_users) = 1 THEN
             RETURN QUERY
                 SELECT j.job_id FROM rythmiq.jobs AS j
@@ -633,13 +646,15 @@ BEGIN
                     AND coalesce(j.user_id, '') = u.who AND j.next_visible_at <= o.until
                     AND coalesce((groups ->> j.group_id::text)::bigint, 1) > 0))
             LIMIT most_lanes
+        ), used AS MATERIALIZED (
+            SELECT coalesce(r.user_id, '') AS who, count(*) AS running
+            FROM rythmiq.jobs AS r WHERE r.state = 'RUNNING' GROUP BY 1
         ), counted AS MATERIALIZED (
             SELECT l.*, least(l.of_user, l.of_queue, room,
                               coalesce(share, greatest(2 * room / count(*) OVER (), 1))) AS part,
                    least(l.of_user, l.of_queue, room) AS whole,
-                   (SELECT count(*) FROM rythmiq.jobs AS r
-                    WHERE r.state = 'RUNNING' AND coalesce(r.user_id, '') = l.who) AS running
-            FROM lanes AS l
+                   coalesce(u.running, 0) AS running
+            FROM lanes AS l LEFT JOIN used AS u USING (who)
         ), candidates AS MATERIALIZED (
             SELECT c.*, first.*
             FROM counted AS c
@@ -675,7 +690,7 @@ BEGIN
                        GROUP BY c.class, c.priority, c.queue, c.who, c.part HAVING count(*) >= c.part)
         INTO chosen, cut
         FROM taken AS t;
-        EXIT WHEN coalesce(cardinality(chosen), 0) >= room OR (NOT cut AND depth > 100);
+        EXIT WHEN coalesce(cardinality(chosen), 0) >= room OR (NOT cut AND depth > deepest);
         IF cut THEN share := room; ELSE depth := depth * 8; END IF;
     END LOOP;
     RETURN QUERY SELECT unnest(chosen);
