@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Protocol
+from uuid import UUID
 
+from rythmiq_ray.artifacts.reach import Reach, reach_of
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.attempts import Attempt, Attempts, Collecting, Ended, Submitting, Waiting
@@ -355,12 +357,25 @@ class Loop:
                 attempt = self.attempts.begin(job, now)
                 log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
                 # Checked again, because a row may have been inserted without our own enqueue.
-                faults = check(NewJob(spec=job.spec), self._config.camber.catalog)
+                faults = [*check(NewJob(spec=job.spec), self._config.camber.catalog), *self._out_of_reach(job)]
                 if faults and isinstance(attempt.state, Submitting):
                     error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults))
                     self._end(self.attempts.give_up(attempt, error))
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
+
+    def _out_of_reach(self, job: Job) -> Iterator[str]:
+        """Faults of inputs that name stored files of jobs which the login of this one may not see."""
+        reached = {at: reach_of(item.uri, self._config.artifacts) for at, item in enumerate(job.spec.inputs)}
+        reached = {at: reach for at, reach in reached.items() if reach is not Reach.NOTHING}
+        if not reached or job.enqueued_by is None:
+            return
+        sees_all, own = self._queue.may_see(
+            job.enqueued_by, {each for each in reached.values() if isinstance(each, UUID)}
+        )
+        for at, reach in reached.items():
+            if not sees_all and reach not in own:
+                yield f"inputs[{at}].uri: names files of jobs that the login {job.enqueued_by} did not put in"
 
     def _look_up_logins(self, jobs: Sequence[Job]) -> None:
         for login in {job.enqueued_by for job in jobs if job.spec.secrets and job.enqueued_by is not None}:

@@ -663,6 +663,12 @@ FROM source AS s JOIN rythmiq.artifacts AS x ON x.job_id = s.job_id AND x.attemp
 WHERE x.name = s.literal OR (s.literal IS NULL AND x.name <> 'log.txt' AND x.name ~ s.pattern)
 ORDER BY s.place, s.number, s.group_index, s.job_id, x.name
 
+-- name: may_see
+-- Of these jobs those that a login may see, and whether it may see all.
+SELECT rythmiq.sees_all(%(login)s::name) AS sees_all,
+       array(SELECT j.job_id FROM rythmiq.jobs AS j
+             WHERE j.job_id = ANY(%(ids)s::uuid[]) AND j.enqueued_by = %(login)s::name) AS ids
+
 -- name: control
 -- What bounds and holds up the work of all drivers together, for metrics: of each scope how many are paused, how many
 -- have reached a budget, and the largest share of a budget that is spent.

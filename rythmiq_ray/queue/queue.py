@@ -292,6 +292,11 @@ class Queue(Session):
         (row,) = self._run("roles_of", login=login)
         return frozenset(row["roles"] or ()), row["trusted"]
 
+    def may_see(self, login: str, ids: Iterable[UUID]) -> tuple[bool, frozenset[UUID]]:
+        """Whether a login may see all jobs, and which of these are its own."""
+        (row,) = self._run("may_see", login=login, ids=list(ids))
+        return row["sees_all"], frozenset(row["ids"])
+
     def adjust_account(
         self, *, first: float, grown: float, share: float | None, sent_age_s: float
     ) -> tuple[float, float | None, int]:

@@ -12,12 +12,14 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 import pytest
+from inline_driver import Run
 from psycopg2.errors import InsufficientPrivilege
 
 from rythmiq_ray import JobSpec, NewGroup, cli, enqueue, enqueue_group
 from rythmiq_ray.errors import DatabaseUnavailable
+from rythmiq_ray.local.camber.emulator import Emulator
 from rythmiq_ray.local.postgres import Postgres
-from rythmiq_ray.model import Artifact, ErrorInfo, JobState, NewJob, Phase
+from rythmiq_ray.model import Artifact, ErrorInfo, Input, JobState, NewJob, Phase
 from rythmiq_ray.queue import Ending, Progress, Queue, Told, check_database, control, enqueue_many, inspect, schedules
 from rythmiq_ray.queue.control import Scope
 from rythmiq_ray.queue.migrations import migrate
@@ -109,6 +111,7 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     assert not second.look_round([]).draining
     second.adjust_account(first=16.0, grown=1.0, share=None, sent_age_s=0.0)
     second.roles_of("a_worker")
+    assert second.may_see("a_enqueue", [one.job_id]) == (False, frozenset())
     second._run("stored_inputs", asked="[]")
     run(
         database_url,
@@ -458,3 +461,25 @@ def test_no_function_that_runs_as_the_owner_believes_what_a_login_made_up(databa
             " AND p.prorettype = 'trigger'::regtype AND has_function_privilege('public', p.oid, 'EXECUTE')"
         )
         assert cursor.fetchall() == []
+
+
+def test_a_uri_of_what_another_login_stored_is_no_way_around(
+    database_url: str, login: Login, camber: Emulator, tmp_path: Path
+) -> None:
+    run_ = Run(database_url, tmp_path / "store", camber.endpoint)
+    theirs = enqueue(run_.connection, JobSpec(command="echo secret >out.txt", outputs=("out.txt",)))
+    run_.until(lambda: inspect.job(run_.connection, str(theirs)).state.finished, "theirs ends")
+    (stored,) = (tmp_path / "store").rglob("out.txt")
+    with connected(login("enqueue")) as gateway:
+        own = enqueue(gateway, JobSpec(command="echo own >out.txt", outputs=("out.txt",)))
+        run_.until(lambda: inspect.job(run_.connection, str(own)).state.finished, "its own ends")
+        (mine,) = (path for path in (tmp_path / "store").rglob("out.txt") if str(own) in str(path))
+        taking = enqueue(gateway, JobSpec(command="true", inputs=(Input(uri=f"file://{stored}", name="x"),)))
+        using = enqueue(gateway, JobSpec(command="true", inputs=(Input(uri=f"file://{mine}", name="x"),)))
+    by_owner = enqueue(run_.connection, JobSpec(command="true", inputs=(Input(uri=f"file://{mine}", name="x"),)))
+    ids = (taking, using, by_owner)
+    run_.until(lambda: all(inspect.job(run_.connection, str(each)).state.finished for each in ids), "all end")
+    taken, used, owners = (inspect.job(run_.connection, str(each)) for each in ids)
+    assert (taken.state, taken.error_code, taken.remote_id) == (JobState.FAILED, "invalid_job", None)
+    assert "did not put in" in str(taken.error_message)
+    assert (used.state, owners.state) == (JobState.SUCCEEDED, JobState.SUCCEEDED)
