@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
+from uuid import UUID
 
 import typer
 
@@ -20,7 +22,7 @@ from rythmiq_ray.cli.failure import Unfinished, say
 from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
 from rythmiq_ray.cli.jobs import Json, artifact_rows, called
 from rythmiq_ray.errors import NotFound, RythmiqError
-from rythmiq_ray.model import Artifact, Job
+from rythmiq_ray.model import Artifact, Group, Job
 
 _AT_ONCE: Final = 8
 _UNFIT: Final = re.compile(r"[^\w.=,+@-]+")
@@ -44,7 +46,7 @@ def artifacts(
     """List or download what jobs left: one job, the members of a group, or by filters.
 
     A downloaded file is whole and its SHA-256 right, or it is not there. Of several jobs each has a folder, called by
-    its place in the group, its name and its parameters. What is there already and right is not brought again, so an
+    its place in the group, its name and its parameters; of several groups each has one above these. What is there already and right is not brought again, so an
     interrupted download goes on. Exits 1 if a file could not be brought; the others are there.
 
     \b
@@ -76,8 +78,9 @@ def artifacts(
             stored = {jobs[0].job_id: inspect.artifacts(connection, jobs[0].job_id, attempt)}
         else:
             stored = listing.stored(connection, [job.job_id for job in jobs])
+        tops = _tops(listing.groups_of(connection, {job.group_id for job in jobs if job.group_id is not None}))
     files = [
-        _File(job, number, file, Path() if alone else Path(folder_of(job)))
+        _File(job, number, file, Path() if alone else tops.get(job.group_id, Path()) / folder_of(job))
         for job in jobs
         for number, file in stored.get(job.job_id, ())
     ]
@@ -117,8 +120,23 @@ class _File:
 def folder_of(job: Job) -> str:
     """The folder of a job among others: ``0003_fit_LR=0.1``, or its id where it is in no group."""
     words = [str(job.job_id) if job.group_index is None else f"{job.group_index:04}", called(job)]
-    text = _UNFIT.sub("_", "_".join(filter(None, words)))
-    return text.strip("._")[:_LONGEST] or str(job.job_id)
+    return _fit("_".join(filter(None, words))) or str(job.job_id)
+
+
+def _tops(groups: Sequence[Group]) -> dict[UUID | None, Path]:
+    """Of several groups the folder of each: its name where no other is called so, else with its id."""
+    if len(groups) < 2:
+        return {}
+    names = {group.group_id: _fit(group.name or "") for group in groups}
+    times = Counter(name.casefold() for name in names.values())
+    return {
+        group_id: Path(name if name and times[name.casefold()] == 1 else f"{name}_{group_id}".lstrip("_"))
+        for group_id, name in names.items()
+    }
+
+
+def _fit(text: str) -> str:
+    return _UNFIT.sub("_", text).strip("._")[:_LONGEST]
 
 
 def _rows(files: Sequence[_File]) -> tuple[dict[str, str], list[list[object]]]:

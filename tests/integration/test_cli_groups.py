@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rythmiq_ray import Client, JobSpec, NewJob, cli
+from rythmiq_ray import Client, JobSpec, NewJob, cli, grid
 
 pytest_plugins = ["rythmiq_ray.testing"]
 
@@ -192,6 +192,27 @@ def test_folders_and_patterns_are_inputs(shell: Shell, tmp_path: Path) -> None:
     third = shell("enqueue", "--command", "true", "--input", f"job:{first}/none/*", "--max-attempts", "1").strip()
     shell("wait", third, "--timeout", "60s", code=3)
     assert shell.json("show", third)["error_code"] == "input_missing"
+
+
+def test_two_groups_do_not_share_a_folder(shell: Shell, rythmiq: Client, tmp_path: Path) -> None:
+    spec = JobSpec(command="echo $N > n.txt", outputs=("n.txt",))
+    sweeps = [rythmiq.sweep(spec, grid(N=[n, n + 1]), name=name) for n, name in ((1, "lr"), (5, "lr"), (9, "mo/re"))]
+    alone = rythmiq.submit(JobSpec(command="echo 0 > n.txt", outputs=("n.txt",)))
+    asked = [str(each.id) for each in (*sweeps, alone)]
+    shell("wait", *asked, "--timeout", "120s")
+    assert shell("artifacts", *asked, "--download", "out").startswith("14 files, ")
+    found = {
+        str(path.relative_to(tmp_path / "out").parent): path.read_text().strip() for path in tmp_path.rglob("n.txt")
+    }
+    assert found == {
+        **{
+            f"lr_{sweeps[at].id}/{place:04}_N={n}": str(n)
+            for at, place, n in ((0, 0, 1), (0, 1, 2), (1, 0, 5), (1, 1, 6))
+        },
+        "mo_re/0000_N=9": "9",
+        "mo_re/0001_N=10": "10",
+        str(alone.id): "0",
+    }
 
 
 def test_sizes_and_completion(shell: Shell) -> None:
