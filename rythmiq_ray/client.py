@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import select
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from rythmiq_ray.artifact_names import LOG_NAME
 from rythmiq_ray.errors import InvalidJob, NotFound, RythmiqError
 from rythmiq_ray.model import Artifact, Group, Job, JobSpec, JobState, NewGroup, NewJob
 from rythmiq_ray.queue import any_connection, control, inspect, listing
-from rythmiq_ray.queue.connection import fetch
+from rythmiq_ray.queue.connection import fetch, translated
 from rythmiq_ray.queue.listing import Found, Progress
 from rythmiq_ray.queue.schema import connect_checked
 from rythmiq_ray.secret import Secret
@@ -121,6 +122,7 @@ class Client:
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._used_at = 0.0
+        self._waiting = Waiting(self._url)
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +131,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; a later call opens another."""
+        """Closes its connections; a later call opens others. Who still waits gets DatabaseUnavailable."""
+        self._waiting.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -346,7 +352,8 @@ class Client:
             connection = self._connected()
             try:
                 yield connection
-                connection.commit()
+                with translated():
+                    connection.commit()
             except BaseException:
                 with suppress(Exception):
                     connection.rollback()
@@ -355,13 +362,16 @@ class Client:
                 self._used_at = time.monotonic()
 
     def _connected(self) -> Connection:
-        """The connection; a new one where the old one was lost, of which nobody tells who does not ask."""
-        if self._connection is not None and time.monotonic() > self._used_at + _IDLE_S:
+        """The connection; a new one where the old one was lost.
+
+        A server that ends it says so, and is asked then; what stands between may drop it without a word.
+        """
+        if self._connection is not None and (_readable(self._connection) or time.monotonic() > self._used_at + _IDLE_S):
             try:
                 fetch(self._connection, "SELECT", {})
                 self._connection.rollback()
             except RythmiqError:
-                self.close()
+                self._disconnect()
         if self._connection is None or self._connection.closed:
             self._connection = connect_checked(self._url, statement_timeout_s=_BULK_TIMEOUT_S)
         return self._connection
@@ -401,20 +411,20 @@ class JobHandle:
 
     def wait(self, timeout: float | None = None) -> Result:
         """Returns once it has ended. Raises JobFailed if it FAILED or was CANCELLED, TimeoutError after ``timeout``."""
-        _wait(self._client, [Found(self.id, True)], timeout)
+        _wait(self._client, Found(self.id, True), timeout)
         return self._checked()
 
     def result(self) -> Result:
         """How it ended, whatever that is; waits for it if it has not."""
         if not self.state.finished:
-            _wait(self._client, [Found(self.id, True)], None)
+            _wait(self._client, Found(self.id, True), None)
         return self._result()
 
     def __await__(self) -> Generator[Any, None, Result]:
         return self._awaited().__await__()
 
     async def _awaited(self) -> Result:
-        await _await(self._client, [Found(self.id, True)])
+        await _await(self._client, Found(self.id, True))
         return await asyncio.to_thread(self._checked)
 
     def log(self, attempt: int | None = None) -> str:
@@ -492,7 +502,7 @@ class FunctionHandle(JobHandle, Generic[_T]):
 
         Raises TimeoutError after ``timeout``. What comes back is unpickled: trust whoever may write to the store.
         """
-        _wait(self._client, [Found(self.id, True)], timeout)
+        _wait(self._client, Found(self.id, True), timeout)
         value: _T = self._value()
         return value
 
@@ -500,7 +510,7 @@ class FunctionHandle(JobHandle, Generic[_T]):
         return self._awaited_value().__await__()
 
     async def _awaited_value(self) -> Any:
-        await _await(self._client, [Found(self.id, True)])
+        await _await(self._client, Found(self.id, True))
         return await asyncio.to_thread(self._value)
 
     def _value(self) -> Any:
@@ -555,14 +565,14 @@ class GroupHandle:
 
     def wait(self, timeout: float | None = None) -> Group:
         """Returns once all members have ended, however they did. Raises TimeoutError after ``timeout``."""
-        _wait(self._client, [Found(self.id, False)], timeout)
+        _wait(self._client, Found(self.id, False), timeout)
         return self.info()
 
     def __await__(self) -> Generator[Any, None, Group]:
         return self._awaited().__await__()
 
     async def _awaited(self) -> Group:
-        await _await(self._client, [Found(self.id, False)])
+        await _await(self._client, Found(self.id, False))
         return await asyncio.to_thread(self.info)
 
     def as_completed(self, timeout: float | None = None) -> AsCompleted:
@@ -608,19 +618,17 @@ class AsCompleted:
         self._seen: set[UUID] = set()
 
     def __iter__(self) -> Iterator[JobHandle]:
-        with Waiting(self._client._url, [Found(self._group_id, False)]) as waiting:
-            for progress in waiting.changes(self._timeout):
-                if progress is None:
-                    raise _late(self._timeout)
-                yield from self._ended()
+        item = Found(self._group_id, False)
+        for progress in self._client._waiting.changes([item], self._timeout):
+            _check(item, progress, self._timeout)
             yield from self._ended()
 
     async def __aiter__(self) -> AsyncIterator[JobHandle]:
-        async for _progress in _changes(self._client, [Found(self._group_id, False)], self._timeout):
+        item = Found(self._group_id, False)
+        async for progress in self._client._waiting.changes_async([item], self._timeout):
+            _check(item, progress, self._timeout)
             for member in await asyncio.to_thread(self._ended):
                 yield member
-        for member in await asyncio.to_thread(self._ended):
-            yield member
 
     def _ended(self) -> list[JobHandle]:
         """Those that have ended since the last look."""
@@ -637,50 +645,31 @@ class AsCompleted:
 # ------------------------------------------------------------------------------------------------------------- waiting
 
 
-def _wait(client: Client, found: Sequence[Found], timeout: float | None) -> None:
-    with Waiting(client._url, found) as waiting:
-        for progress in waiting.changes(timeout):
-            if progress is None:
-                raise _late(timeout)
-            _refuse_missing(found, progress)
+def _wait(client: Client, item: Found, timeout: float | None) -> None:
+    for progress in client._waiting.changes([item], timeout):
+        _check(item, progress, timeout)
 
 
-async def _await(client: Client, found: Sequence[Found]) -> None:
-    async for progress in _changes(client, found, None):
-        _refuse_missing(found, progress)
+async def _await(client: Client, item: Found) -> None:
+    async for progress in client._waiting.changes_async([item]):
+        _check(item, progress, None)
 
 
-async def _changes(
-    client: Client, found: Sequence[Found], timeout: float | None
-) -> AsyncIterator[dict[UUID, Progress]]:
-    """As :meth:`Waiting.changes`, without a thread while nothing happens."""
-    until = None if timeout is None else time.monotonic() + timeout
-    waiting = await asyncio.to_thread(Waiting, client._url, found)
-    try:
-        last: dict[UUID, Progress] | None = None
-        while True:
-            now = await asyncio.to_thread(waiting.look)
-            if now != last:
-                last = now
-                yield now
-            if all(each.done for each in now.values()):
-                return
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                raise _late(timeout)
-            await waiting.told(left)
-    finally:
-        waiting.close()
+def _check(item: Found, progress: Mapping[UUID, Progress] | None, timeout: float | None) -> None:
+    """Raises TimeoutError once the time is over, and NotFound for what was deleted."""
+    if progress is None:
+        raise TimeoutError(f"{item.id} has not ended within {timeout:g} s")
+    if item.id not in progress:
+        raise NotFound(f"There is no {'job' if item.is_job else 'group'} {item.id} any more")
 
 
-def _late(timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"not ended within {timeout:g} s")
-
-
-def _refuse_missing(found: Sequence[Found], progress: Mapping[UUID, Progress]) -> None:
-    for item in found:
-        if item.id not in progress:
-            raise NotFound(f"There is no {'job' if item.is_job else 'group'} {item.id} any more")
+def _readable(connection: Connection) -> bool:
+    """Whether the server has said something that nobody asked for, or has gone."""
+    if connection.closed:
+        return False
+    poll = select.poll()  # select.select() refuses descriptors from 1024 on.
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _reference(item: Any) -> str | None:

@@ -38,7 +38,6 @@ from rythmiq_ray.config_loader import VARIABLES, load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.local.camber import Emulator
 from rythmiq_ray.local.postgres import Postgres
@@ -46,6 +45,7 @@ from rythmiq_ray.model import ErrorInfo, Step, StepRequest, StepResult, TaskLost
 from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.wakeup import Wakeup
 
 _API_KEY: Final = "0123456789abcdef" * 2 + "01234567"
 _QUICK: Final = (

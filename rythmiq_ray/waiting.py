@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-import select
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 from uuid import UUID
 
 from rythmiq_ray.errors import DatabaseUnavailable
-from rythmiq_ray.queue.connection import connect, fetch
+from rythmiq_ray.queue.connection import connect, fetch, translated
 from rythmiq_ray.queue.listing import Found, Progress, progress
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 SLOW_S: Final = 5.0
-"""Between two looks that no notification asked for."""
+"""Between two looks that no notification asked for; so long, too, the connection stays open for who asks next."""
 _SOON_S: Final = 0.1
 """So long further notifications are waited for after the first: many jobs end at once."""
 _GIVE_UP_S: Final = 60.0
 """Postgres may be away for so long while somebody waits."""
+_AGAIN_S: Final = 1.0
+"""Between two tries to connect meanwhile."""
+_FIRST_S: Final = 2.0
+"""The first look may take so long whatever the caller's time is: what has ended is found with no time at all."""
+
+Look = dict[UUID, Progress]
+"""How far each is, without those that are not there."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """Who waits for a look that differs from the last one."""
+
+    found: Sequence[Found]
+    last: Look | None
+    look: Future[Look] = field(default_factory=Future)
 
 
 class Waiting:
-    """Jobs and groups that somebody waits for. Its own connection; one thread at a time."""
+    """One connection for all who wait, in threads and event loops, for whatever jobs and groups.
 
-    def __init__(self, url: Secret, found: Sequence[Found], *, slow_s: float = SLOW_S) -> None:
-        """Raises DatabaseUnavailable and ConfigurationError."""
+    Thread-safe. A thread of its own holds the connection while anybody waits, and connects anew after an outage; who
+    waits has a time of their own, which holds in an outage too.
+    """
+
+    def __init__(self, url: Secret, *, slow_s: float = SLOW_S) -> None:
         self._url = url
-        self._found = list(found)
         self._slow_s = slow_s
-        self._connection: Connection | None = self._connect()
+        self._lock = threading.Lock()
+        self._asked: list[_Asked] = []
+        self._wakeup: Wakeup | None = None
+        """Of the thread, where one runs."""
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -43,65 +68,102 @@ class Waiting:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Closes the connection; who still waits gets DatabaseUnavailable."""
+        with self._lock:
+            asked, self._asked = self._asked, []
+            thread, self._thread = self._thread, None
+            if self._wakeup is not None:
+                self._wakeup.set()
+                self._wakeup = None
+        _fail(asked, DatabaseUnavailable("The client was closed while somebody waited"))
+        if thread is not None:
+            thread.join(_AGAIN_S)  # No longer: libpq cannot be interrupted while a server does not answer.
 
-    def look(self) -> dict[UUID, Progress]:
-        """How far each is now, without those that were deleted. Bridges short outages of Postgres."""
-        until = time.monotonic() + _GIVE_UP_S
-        while True:
-            try:
-                if self._connection is None:
-                    self._connection = self._connect()
-                self._connection.notifies.clear()
-                return progress(self._connection, self._found)
-            except DatabaseUnavailable:
-                self.close()
-                if time.monotonic() > until:
-                    raise
-                time.sleep(1.0)
+    def changes(self, found: Sequence[Found], timeout_s: float | None = None) -> Iterator[Look | None]:
+        """How far all are, at once and whenever that is another; stops once all have ended.
 
-    def changes(self, timeout_s: float | None = None) -> Iterator[dict[UUID, Progress] | None]:
-        """How far all are, at once and whenever something has ended; stops once all have.
-
-        None, as the last, where ``timeout_s`` is over before.
+        None, as the last, where ``timeout_s`` is over before. Raises ConfigurationError, and DatabaseUnavailable where
+        Postgres is away for a minute, or for the first look.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        last: dict[UUID, Progress] | None = None
-        while True:
-            now = self.look()
-            if now != last:
-                last = now
-                yield now
-            if all(each.done for each in now.values()):
-                return
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
+        until = _Until(timeout_s)
+        look: Look | None = None
+        while look is None or not _all_ended(look):
+            asked = self._ask(found, look)
+            try:
+                look = asked.look.result(until.left(first=look is None))
+            except TimeoutError:
                 yield None
                 return
-            self._told(self._slow_s if left is None else min(left, self._slow_s))
+            finally:
+                asked.look.cancel()
+            yield look
 
-    async def told(self, within_s: float | None) -> None:
-        """Returns once Postgres tells of an end, after ``within_s`` or the slow look's time at the latest."""
-        patience = self._slow_s if within_s is None else min(within_s, self._slow_s)
-        connection = self._connection
-        if connection is None or connection.closed:
-            await asyncio.sleep(min(patience, 1.0))
-            return
-        if connection.notifies:
-            return
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        descriptor = connection.fileno()
-        loop.add_reader(descriptor, readable.set)
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(readable.wait(), patience)
-                await asyncio.sleep(min(_SOON_S, patience))
-        finally:
-            loop.remove_reader(descriptor)
+    async def changes_async(self, found: Sequence[Found], timeout_s: float | None = None) -> AsyncIterator[Look | None]:
+        """As :meth:`changes`, without a thread for each who waits."""
+        until = _Until(timeout_s)
+        look: Look | None = None
+        while look is None or not _all_ended(look):
+            asked = asyncio.wrap_future(self._ask(found, look).look)
+            try:
+                look = await asyncio.wait_for(asked, until.left(first=look is None))
+            except TimeoutError:
+                yield None
+                return
+            yield look
+
+    def _ask(self, found: Sequence[Found], last: Look | None) -> _Asked:
+        asked = _Asked(found, last)
+        with self._lock:
+            self._asked.append(asked)
+            if self._wakeup is None:
+                self._wakeup = Wakeup()
+                self._thread = threading.Thread(
+                    target=self._run, args=[self._wakeup], name="rythmiq-waiting", daemon=True
+                )
+                self._thread.start()
+            self._wakeup.set()
+        return asked
+
+    def _run(self, wakeup: Wakeup) -> None:
+        """Looks for all who ask, and ends once nobody has for a while."""
+        connection: Connection | None = None
+        good_at: float | None = None
+        idle = False
+        while (asked := self._outstanding(wakeup, ending=idle)) is not None:
+            idle = not asked
+            if idle:
+                wakeup.wait(self._slow_s)
+                continue
+            try:
+                with translated():
+                    connection = connection or self._connect()
+                    self._look(connection, asked)
+                    good_at = time.monotonic()
+                    self._rest(connection, wakeup)
+            except Exception as error:  # noqa: BLE001 - nobody may wait for ever, whatever it is
+                bridged = good_at is not None and time.monotonic() < good_at + _GIVE_UP_S
+                if isinstance(error, DatabaseUnavailable) and bridged:
+                    wakeup.wait(_AGAIN_S)
+                else:
+                    good_at = None
+                    _fail(asked, error)
+                if connection is not None:
+                    connection.close()
+                    connection = None
+        if connection is not None:
+            connection.close()
+        wakeup.close()
+
+    def _outstanding(self, wakeup: Wakeup, *, ending: bool) -> list[_Asked] | None:
+        """Who waits; None where the thread is to end, after which :meth:`_ask` starts another."""
+        with self._lock:
+            if self._wakeup is not wakeup:
+                return None
+            self._asked = [each for each in self._asked if not each.look.done()]
+            if ending and not self._asked:
+                self._wakeup = self._thread = None
+                return None
+            return list(self._asked)
 
     def _connect(self) -> Connection:
         connection = connect(self._url)
@@ -109,18 +171,41 @@ class Waiting:
         fetch(connection, "LISTEN rythmiq_events", {})
         return connection
 
-    def _told(self, within_s: float) -> None:
-        """Returns once Postgres tells of an end, or the time is over."""
-        if self._connection is None:
-            time.sleep(min(within_s, 1.0))
-            return
-        if self._connection.notifies:
-            return  # It came with the answer to the last look, and may be about what that did not see yet.
-        try:
-            if not select.select([self._connection], [], [], within_s)[0]:
-                return
-            time.sleep(min(_SOON_S, within_s))
-            self._connection.poll()
-        except Exception as error:  # noqa: BLE001 - psycopg2's, or that of a closed socket: the next look connects anew
-            del error
-            self.close()
+    def _look(self, connection: Connection, asked: Sequence[_Asked]) -> None:
+        """One statement for all; tells those for whom something has changed."""
+        connection.notifies.clear()
+        known = progress(connection, {item for each in asked for item in each.found})
+        for each in asked:
+            look = {item.id: known[item.id] for item in each.found if item.id in known}
+            if look != each.last:
+                with suppress(InvalidStateError):  # cancelled meanwhile
+                    each.look.set_result(look)
+
+    def _rest(self, connection: Connection, wakeup: Wakeup) -> None:
+        """Until Postgres tells of an end, somebody else asks, or it is time for the slow look."""
+        if not connection.notifies:  # else they came with the look's answer, and may be about what it did not see yet
+            wakeup.wait(self._slow_s, [connection.fileno()])
+            connection.poll()
+        if connection.notifies:
+            time.sleep(_SOON_S)
+            connection.poll()
+
+
+class _Until:
+    """The end of a caller's time."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def left(self, *, first: bool) -> float | None:
+        return None if self._at is None else max(self._at - time.monotonic(), _FIRST_S if first else 0.0)
+
+
+def _all_ended(look: Mapping[UUID, Progress]) -> bool:
+    return all(each.done for each in look.values())
+
+
+def _fail(asked: Sequence[_Asked], error: Exception) -> None:
+    for each in asked:
+        with suppress(InvalidStateError):
+            each.look.set_exception(error)

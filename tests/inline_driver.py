@@ -17,10 +17,10 @@ from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import Heartbeat, Queue, inspect
+from rythmiq_ray.wakeup import Wakeup
 
 WAIT_S = 60.0
 

@@ -46,8 +46,9 @@ def artifacts(
     """List or download what jobs left: one job, the members of a group, or by filters.
 
     A downloaded file is whole and its SHA-256 right, or it is not there. Of several jobs each has a folder, called by
-    its place in the group, its name and its parameters; of several groups each has one above these. What is there already and right is not brought again, so an
-    interrupted download goes on. Exits 1 if a file could not be brought; the others are there.
+    its place in the group, its name and its parameters; of several groups each has one above these. What is there
+    already and right is not brought again, so an interrupted download goes on. Exits 1 if a file could not be
+    brought; the others are there.
 
     \b
     Examples:

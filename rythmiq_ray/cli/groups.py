@@ -7,8 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
 
 import typer
 
@@ -20,6 +22,9 @@ from rythmiq_ray.cli.jobs import Before, Json, Limit
 from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.filtering import labels_of
 from rythmiq_ray.model import Group, JobState
+
+if TYPE_CHECKING:
+    from rythmiq_ray.queue.listing import Progress
 
 _BAR: Final = 12
 _NAME: Final = 24
@@ -135,20 +140,21 @@ def wait(
             found = found_of(connection, references)
     if not found:
         raise Ended(NO_SUCH, "no job matches, so there is nothing to wait for")
-    with Waiting(database_url(), found) as waiting:
-        members = sum(each.members for each in waiting.look().values())
-        with output.progress_bar("wait", members) as advance:
-            shown = 0
-            over = False
-            for progress in waiting.changes(timeout_s):
-                if progress is None:
+    last: dict[UUID, Progress] = {}
+    with Waiting(database_url()) as waiting:
+        changes = waiting.changes(found, timeout_s)
+        first = next(changes)
+        with output.progress_bar("wait", sum(each.members for each in (first or {}).values())) as advance:
+            shown, over = 0, False
+            for look in chain([first], changes):
+                if look is None:
                     over = True
                     break
-                ended = sum(each.ended for each in progress.values())
+                last = look
+                ended = sum(each.ended for each in look.values())
                 for _ in range(shown, ended):
                     advance()
                 shown = max(shown, ended)
-        last = waiting.look()
     items = [
         {"id": str(item.id), "kind": "job" if item.is_job else "group", "state": last[item.id].state}
         | {"members": last[item.id].members, "ended": last[item.id].ended, "failed": last[item.id].failed}

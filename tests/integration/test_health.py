@@ -28,7 +28,6 @@ from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.vitals import Vitals
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.local.camber import Emulator, Faults
 from rythmiq_ray.model import JobState, StepRequest
@@ -37,6 +36,7 @@ from rythmiq_ray.queue import queue as queue_module
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
 from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
+from rythmiq_ray.wakeup import Wakeup
 
 WAIT_S = 60.0
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
