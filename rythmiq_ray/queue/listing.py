@@ -179,21 +179,20 @@ class Found:
 
 
 def find(connection: Connection, text: str | UUID) -> Found:
-    """The job or group with this id, whose id alone starts with these digits, or with this name.
+    """The job or group with this id, else with this name, else whose id alone starts with these digits.
 
     Of groups of one name the unfinished one is meant, else the newest. A number is also Camber's own, of a remote job.
     Raises NotFound, also where it could be several.
     """
     wanted = str(text)
     digits = wanted.replace("-", "").lower()
-    if _LEAST_DIGITS <= len(digits) <= _ID_DIGITS and not set(digits) - set("0123456789abcdef"):
-        bounds = {"low": UUID(digits.ljust(_ID_DIGITS, "0")), "high": UUID(digits.ljust(_ID_DIGITS, "f"))}
-        rows = fetch(connection, _SQL["between"], bounds)
-        if len(rows) == 1:
-            return _found(rows[0])
-        if rows:
+    is_id = _LEAST_DIGITS <= len(digits) <= _ID_DIGITS and not set(digits) - set("0123456789abcdef")
+    rows = _of_digits(connection, digits) if is_id and len(digits) == _ID_DIGITS else []
+    rows = rows or fetch(connection, _SQL["named"], {"name": wanted})
+    if not rows and is_id:
+        rows = _of_digits(connection, digits)
+        if len(rows) > 1:
             raise NotFound(f"More than one job's or group's id starts with {wanted}: give more digits")
-    rows = fetch(connection, _SQL["named"], {"name": wanted})
     if not rows and wanted.isascii() and wanted.isdigit() and len(wanted) < 19:
         rows = fetch(connection, _SQL["by_remote_id"], {"remote_id": int(wanted)})
     if not rows:
@@ -201,6 +200,11 @@ def find(connection: Connection, text: str | UUID) -> Found:
             f"There is no job or group {wanted!r}: give an id, its first {_LEAST_DIGITS} digits or more, or a name"
         )
     return _found(rows[0])
+
+
+def _of_digits(connection: Connection, digits: str) -> list[Row]:
+    bounds = {"low": UUID(digits.ljust(_ID_DIGITS, "0")), "high": UUID(digits.ljust(_ID_DIGITS, "f"))}
+    return fetch(connection, _SQL["between"], bounds)
 
 
 def _found(row: Row) -> Found:

@@ -140,6 +140,9 @@ def test_filters_mean_the_same_everywhere(shell: Shell, rythmiq: Client) -> None
     shell("wait", "--name", "job-2", code=3)
     shell("wait", "job-1", "--timeout", "0.2", code=124)
     shell("wait", "--label", "n=none", code=4)
+    for command in ("jobs", "groups", "cancel"):
+        shell(command, "--name", "[z-a]", code=2)
+        assert "--name: is no pattern" in shell.err
     for command in ("cancel", "retry", "collect", "wait", "gather", "logs", "artifacts", "prune"):
         shell(command, code=2)
         assert "give ids, names or groups, or filters" in shell.err

@@ -60,6 +60,10 @@ def test_one_thing_is_found_by_any_of_its_names(connection: Connection) -> None:
     with connection.cursor() as cursor:
         cursor.execute("UPDATE rythmiq.jobs SET remote_id = 4711 WHERE job_id = %s", [job])
     assert listing.find(connection, "4711").id == job, "Camber's own number"
+    named, _ = enqueue_group(connection, NewGroup(name=str(old)[:8]), [NewJob(spec=SPEC)])
+    assert listing.find(connection, str(old)[:8]).id == named, "a name goes before the first digits of another's id"
+    named, _ = enqueue_group(connection, NewGroup(name=str(old)), [NewJob(spec=SPEC)])
+    assert listing.find(connection, str(old)).id == old, "a whole id goes before a name"
     for nothing in ("nobody", "fff", str(uuid4()), "0000", "99999999999999999999"):
         with pytest.raises(NotFound):
             listing.find(connection, nothing)
