@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 _BAR: Final = 12
 _NAME: Final = 24
+_TABLES: Final = (".csv", ".json", ".jsonl")
 
 
 def groups(
@@ -205,6 +205,10 @@ def gather(
     from rythmiq_ray.queue import listing
 
     needs_some(context, references, wanted)
+    if out is not None and out.suffix.lower() not in _TABLES:
+        raise typer.BadParameter(f"{out}: a table is written as one of {', '.join(_TABLES)}", param_hint="-o")
+    if out is not None and as_json:
+        raise typer.BadParameter("--json writes to stdout: give it or -o, whose ending may be .json", ctx=context)
     with database() as connection:
         ids = list(chosen(connection, references, wanted))
         members = sorted(
@@ -241,9 +245,9 @@ def _write(out: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) ->
     with out.open("w", encoding="utf-8", newline="") as file:
         match out.suffix.lower():
             case ".json":
-                json.dump(list(rows), file, indent=1)
+                file.write(output.dumps(rows, indent=1))
             case ".jsonl":
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.writelines(output.dumps(row) + "\n" for row in rows)
             case _:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(columns)

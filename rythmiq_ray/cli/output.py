@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def print_items(
     count = 0
     typer.echo('{"items": [', nl=False)
     for item in items:
-        typer.echo(("," if count else "") + "\n" + json.dumps(item), nl=False)
+        typer.echo(("," if count else "") + "\n" + dumps(item), nl=False)
         count += 1
     found = after()
     rest = {"total": count if total is None else total(), "next": None if found is None else str(found)}
@@ -65,7 +66,23 @@ def print_items(
 
 def print_json(data: object) -> None:
     """Pure ASCII, so that no terminal's encoding can spoil it."""
-    typer.echo(json.dumps(data, indent=2))
+    typer.echo(dumps(data, indent=2))
+
+
+def dumps(data: object, *, indent: int | None = None) -> str:
+    """JSON that every reader takes: results of jobs may hold NaN and Infinity, which become null."""
+    try:
+        return json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(data), indent=indent)
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def age(since: datetime | None, now: datetime | None = None) -> str:

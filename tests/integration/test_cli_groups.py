@@ -143,6 +143,10 @@ def test_filters_mean_the_same_everywhere(shell: Shell, rythmiq: Client) -> None
     for command in ("jobs", "groups", "cancel"):
         shell(command, "--name", "[z-a]", code=2)
         assert "--name: is no pattern" in shell.err
+    shell("gather", "--name", "job-0", "-o", "table.xlsx", code=2)
+    assert "table.xlsx: a table is written as one of .csv, .json, .jsonl" in shell.err
+    shell("gather", "--name", "job-0", "-o", "table.json", "--json", code=2)
+    assert "--json writes to stdout" in shell.err
     for command in ("cancel", "retry", "collect", "wait", "gather", "logs", "artifacts", "prune"):
         shell(command, code=2)
         assert "give ids, names or groups, or filters" in shell.err
