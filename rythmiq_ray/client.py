@@ -163,6 +163,8 @@ class Client:
     ) -> JobHandle:
         """Adds one job. The fields are those of :class:`~rythmiq_ray.model.NewJob`; ``after`` takes handles too.
 
+        As text it is a whole id, a group's name, or the name of a job of the same group; :meth:`job` finds any other.
+
         With ``connection``, of psycopg2 or psycopg 3, it is added in that one's own transaction. Raises InvalidJob with
         every fault, StoreUnavailable where a local input cannot be uploaded, and DatabaseUnavailable.
         """
@@ -263,7 +265,8 @@ class Client:
     ) -> FunctionHandle[_T]:
         """Runs a Python function on a node: it is sent with its arguments, and its value or exception comes back.
 
-        The node's Python must be of the same version (3.11 with 3.11), and what the function imports must be there.
+        The node's Python must be of the same version (3.11 with 3.11). The file that the function is defined in is
+        sent with it; what it imports must be there, and so must helper modules of your own: give them as inputs.
         ``_spec``: node size, inputs, outputs, variables, time-out; its command is not used. Needs the package
         cloudpickle. Raises as :meth:`submit`, and TypeError for what cannot be pickled.
         """
@@ -442,15 +445,10 @@ class JobHandle:
     def download(self, folder: str | os.PathLike[str], attempt: int | None = None) -> list[Path]:
         """Brings its files into a folder and returns their paths; each is whole and its SHA-256 right.
 
-        Raises ArtifactCorrupt, StoreUnavailable, OSError.
+        One that cannot be brought keeps no other from being: the first fault is raised at the end, as ArtifactCorrupt,
+        StoreUnavailable or OSError.
         """
-        from rythmiq_ray.artifacts import download
-
-        paths = []
-        for file in self._files(attempt):
-            with access.reading():
-                paths.append(download(access.store_of(file.uri), file, Path(folder)))
-        return paths
+        return _bring([(file, Path(folder)) for file in self._files(attempt)])
 
     def cancel(self) -> JobState:
         """Asks for its end; returns its state: RUNNING where its driver is still to stop it."""
@@ -514,7 +512,10 @@ class FunctionHandle(JobHandle, Generic[_T]):
         return await asyncio.to_thread(self._value)
 
     def _value(self) -> Any:
-        file = next((each for each in self._files(None) if each.name == functions.RESULT_NAME), None)
+        # What an attempt before the last one left is no answer of this one, nor of a job that was cancelled since.
+        job = self.info()
+        files = [] if job.state is JobState.CANCELLED else self._files(job.attempt)
+        file = next((each for each in files if each.name == functions.RESULT_NAME), None)
         if file is None:
             self._checked()
             raise NotFound(f"Job {self.id} left no {functions.RESULT_NAME}")
@@ -593,7 +594,18 @@ class GroupHandle:
 
     def download(self, folder: str | os.PathLike[str]) -> dict[UUID, list[Path]]:
         """Brings each member's files into a folder of its own, called by its place; see :meth:`JobHandle.download`."""
-        return {member.id: member.download(Path(folder) / f"{place:04}") for place, member in enumerate(self.members())}
+        members = self.members()
+        with self._client._database() as connection:
+            stored = listing.stored(connection, [member.id for member in members])
+        files = [
+            (member.id, file, Path(folder) / f"{place:04}")
+            for place, member in enumerate(members)
+            for _, file in stored.get(member.id, ())
+        ]
+        brought: dict[UUID, list[Path]] = {member.id: [] for member in members}
+        for (job_id, _, _), path in zip(files, _bring([each[1:] for each in files]), strict=True):
+            brought[job_id].append(path)
+        return brought
 
     def cancel(self) -> int:
         """Asks for the end of all members; returns how many had not ended."""
@@ -661,6 +673,13 @@ def _check(item: Found, progress: Mapping[UUID, Progress] | None, timeout: float
         raise TimeoutError(f"{item.id} has not ended within {timeout:g} s")
     if item.id not in progress:
         raise NotFound(f"There is no {'job' if item.is_job else 'group'} {item.id} any more")
+
+
+def _bring(files: Sequence[tuple[Artifact, Path]]) -> list[Path]:
+    """Brings all that can be brought; raises the first fault."""
+    for fault in filter(None, access.bring(files)):
+        raise fault
+    return [folder / file.name for file, folder in files]
 
 
 def _readable(connection: Connection) -> bool:

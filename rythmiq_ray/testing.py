@@ -130,7 +130,8 @@ class InlineDriver:
         self._poller = Poller(executor.backend, probes, wake=self._wakeup.set)
         cluster = InlineCluster(executor, wake=self._wakeup.set)
         self._loop = Loop(config, self._queue, self._heartbeat, cluster, self._poller, self._wakeup)
-        self._registered, self._stopping = threading.Event(), threading.Event()
+        self._registered: Future[None] = Future()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rythmiq-inline-driver", daemon=True)
 
     @classmethod
@@ -144,7 +145,7 @@ class InlineDriver:
 
     def __enter__(self) -> InlineDriver:
         self._thread.start()
-        self._registered.wait()
+        self._registered.result()
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -153,8 +154,14 @@ class InlineDriver:
         self._thread.join()
 
     def _run(self) -> None:
-        self._loop.register()
-        self._registered.set()
+        try:
+            self._loop.register()
+        except BaseException as error:  # noqa: BLE001 - raised where it was started
+            self._queue.close()
+            self._heartbeat.close()
+            self._registered.set_exception(error)
+            return
+        self._registered.set_result(None)
         self._loop.lease.start()
         self._poller.start()
         try:

@@ -20,13 +20,12 @@ def run(arguments: list[str]) -> int:
 
     Whatever goes wrong is said on stderr in one sentence; the traceback is there with ``RYTHMIQ_DEBUG=1`` only.
     """
-    from rythmiq_ray.cli.app import app
-    from rythmiq_ray.cli.failure import report
-
     for stream in (sys.stdout, sys.stderr):
         # A name in a script that the terminal's encoding lacks is no reason to fail.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        from rythmiq_ray.cli.app import app  # It takes a while, in which Ctrl-C is Ctrl-C too.
+
         code = app(arguments or ["--help"], prog_name="rythmiq", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
@@ -41,5 +40,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("RYTHMIQ_DEBUG") == "1":
             raise
+        from rythmiq_ray.cli.failure import report
+
         return report(error)
     return code if isinstance(code, int) else 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from uuid import UUID
 
 import typer
 
-from rythmiq_ray.access import database, reading, store_of
+from rythmiq_ray.access import bring, database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
 from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
@@ -24,7 +22,6 @@ from rythmiq_ray.cli.jobs import Json, artifact_rows, called
 from rythmiq_ray.errors import NotFound, RythmiqError
 from rythmiq_ray.model import Artifact, Group, Job
 
-_AT_ONCE: Final = 8
 _UNFIT: Final = re.compile(r"[^\w.=,+@-]+")
 """Characters of a name that no folder should have."""
 _LONGEST: Final = 100
@@ -162,41 +159,17 @@ def _path(folder: Path | None, each: _File, faults: dict[_File, str]) -> dict[st
 
 def _download(files: Sequence[_File], folder: Path) -> dict[_File, str]:
     """Brings the files, several at once, and returns what went wrong."""
-    from rythmiq_ray.artifacts import download
-
     folder.mkdir(parents=True, exist_ok=True)
-    faults: dict[_File, str] = {}
     progress, advance = _progress(sum(each.file.bytes for each in files))
-
-    def bring(each: _File) -> None:
-        file = each.file
-        try:
-            if _is_there(folder / each.folder / file.name, file):
-                advance(file.bytes)
-                return
-            with reading():
-                download(store_of(file.uri), file, folder / each.folder, advance)
-        except RythmiqError as error:
-            faults[each] = error.message
-        except OSError as error:
-            faults[each] = f"{file.name!r}: {error.strerror or type(error).__name__}"
-
-    with progress, ThreadPoolExecutor(_AT_ONCE) as pool:
-        try:
-            for _ in pool.map(bring, files):
-                pass
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return faults
+    with progress:
+        found = bring([(each.file, folder / each.folder) for each in files], advance)
+    return {each: _said(each.file, fault) for each, fault in zip(files, found, strict=True) if fault is not None}
 
 
-def _is_there(path: Path, file: Artifact) -> bool:
-    """Whether it was brought before, whole and right."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
-        return False
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest() == file.sha256
+def _said(file: Artifact, fault: Exception) -> str:
+    if isinstance(fault, RythmiqError):
+        return fault.message
+    return f"{file.name!r}: {getattr(fault, 'strerror', None) or type(fault).__name__}"
 
 
 def _progress(total_bytes: int) -> tuple[AbstractContextManager[Any], Callable[[int], None]]:

@@ -89,11 +89,17 @@ _QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
     "delay": (str, "0", typer.Option(metavar="TIME", help="Not before this has passed: seconds, or 90s, 2h, 1d.")),
     "name": (str | None, None, typer.Option(help="A name for people, and for other jobs of its group.")),
     "labels": (list[str] | None, None, _several("--label", "K=V", "A label to filter and sum by.")),
-    "after": (list[str] | None, None, _several("--after", "ID|GROUP", "Start once this has SUCCEEDED.")),
+    "after": (
+        list[str] | None,
+        None,
+        _several(
+            "--after", "ID|GROUP", "Start once this has SUCCEEDED: an id, a group's name, or a job's in the same group."
+        ),
+    ),
     "after_ended": (
         list[str] | None,
         None,
-        _several("--after-ended", "ID|GROUP", "Start once this has ended, however it did."),
+        _several("--after-ended", "ID|GROUP", "The same, once this has ended, however it did."),
     ),
     "notify": (
         str | None,

@@ -265,13 +265,7 @@ def list_drivers(context: typer.Context, as_json: Json = False) -> None:
         [
             [
                 short[each.driver_id],
-                "draining"
-                if each.alive and each.draining
-                else "alive"
-                if each.alive
-                else "stopped"
-                if each.stopped_at
-                else "lost",
+                _state_of(each),
                 each.hostname,
                 each.pid,
                 output.age(each.started_at, now),

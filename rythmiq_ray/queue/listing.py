@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
@@ -122,6 +123,13 @@ def jobs(
     name = "jobs"
     if wanted is not None and wanted.groups is not None and len(wanted.groups) == 1:
         name, parameters["group_id"] = "jobs_of_group", next(iter(wanted.groups))
+    elif wanted is not None and wanted.ids is not None and len(wanted.ids) > _PAGE:
+        # A page at a time: each statement would look through all of them again.
+        newest = sorted(wanted.ids, reverse=True)
+        pages = (replace(wanted, ids=newest[at : at + _PAGE]) for at in range(0, len(newest), _PAGE))
+        found = (job for page in pages for job in jobs(connection, page, limit=None, before=before))
+        yield from islice(found, limit)
+        return
     left = limit
     while left is None or left > 0:
         page = _PAGE if left is None else min(_PAGE, left)

@@ -158,7 +158,7 @@ def test_what_is_wrong_is_said_before_anything_is_stored(shell: Shell) -> None:
     for arguments, said in (
         (("--input", "./none.py"), "there is no file './none.py' here"),
         (("--label", "x"), "label[0]: must be K=V"),
-        (("--after", "nobody"), "after: there is no job or group 'nobody'"),
+        (("--after", "nobody"), "after: there is no job or group 'nobody': give a whole id, a group's name, or"),
         (("--input", "job:nobody/x"), "inputs[0].uri: there is no job 'nobody'"),
         (("--input", "group:/x"), "must be job:ID/GLOB or group:ID/GLOB"),
     ):
