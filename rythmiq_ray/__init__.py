@@ -40,7 +40,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when used: a driver sets its signal handlers within milliseconds of its start, before all else.
+    # Imported on first use, so that a driver can set its signal handlers within milliseconds of its start.
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

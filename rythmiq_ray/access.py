@@ -1,4 +1,4 @@
-"""What a command or a client needs from outside: the database, the store of an artifact, the backend."""
+"""Opens the database, the artifact store and the backend for CLI commands and clients."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _AT_ONCE: Final = 8
 
 @cache
 def embedded() -> dict[str, str]:
-    """The variables of the local stack, where it runs and nothing says that another one is meant; else none."""
+    """The variables of the local stack, if it runs and no other services are configured; otherwise empty."""
     configured = os.environ.get("DATABASE_URL") or os.environ.get("RYTHMIQ_CONFIG")
     if configured or os.environ.get("SERVICE_ENV", "local") != "local":
         return {}
     try:
         from rythmiq_ray.local.stack import Stack, local_root, parts_needed
     except ModuleNotFoundError:
-        return {}  # installed without the extra "local"
+        return {}  # The extra "local" is not installed.
     if not (local_root() / "stack.json").exists():
         return {}
     stack = Stack(local_root())
     running = {name for name, pid in stack.status().items() if pid is not None}
     variables = stack.environment(running & parts_needed(os.environ)) if running else {}
     for name, value in variables.items():
-        # Boto3 reads its own from the environment; the others go in as a layer, which says where they came from.
+        # boto3 reads AWS_* from the environment; the other variables become a layer of the configuration.
         if name.startswith("AWS_"):
             os.environ.setdefault(name, value)
     return variables
 
 
 def database_url() -> Secret:
-    """Where the jobs are; raises ConfigurationError."""
+    """The database's address; raises ConfigurationError if there is none."""
     from rythmiq_ray import config_loader
 
     return config_loader.database_url(defaults=embedded())
@@ -57,7 +57,7 @@ def database_url() -> Secret:
 
 @contextmanager
 def database(*, statement_timeout_s: float = 30.0) -> Iterator[Connection]:
-    """A connection whose transaction is committed at the end; raises ConfigurationError or DatabaseUnavailable."""
+    """A connection whose transaction is committed at the end; raises ConfigurationError and DatabaseUnavailable."""
     from rythmiq_ray.queue.connection import translated
     from rythmiq_ray.queue.schema import connect_checked
 
@@ -71,7 +71,7 @@ def database(*, statement_timeout_s: float = 30.0) -> Iterator[Connection]:
 
 
 def store_of(uri: str) -> ArtifactStore:
-    """The store that an artifact lies in. Its row names it whole, so reading needs no other configuration."""
+    """The store of an artifact. Its URI contains the bucket or folder, so reading needs no other configuration."""
     parts = urlsplit(uri)
     embedded()
     if parts.scheme == "s3" and parts.netloc:
@@ -100,7 +100,7 @@ def _store(kind: str, bucket: str | None) -> ArtifactStore:
 
 
 def own_store() -> ArtifactStore:
-    """The store of the configuration, for local inputs; raises ConfigurationError where there is none."""
+    """The configured store, for local inputs; raises ConfigurationError if there is none."""
     from rythmiq_ray import config_loader
     from rythmiq_ray.artifacts import open_store
 
@@ -109,7 +109,7 @@ def own_store() -> ArtifactStore:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turns what breaks while an artifact is streamed into StoreUnavailable; opening it does so by itself."""
+    """Turns errors while an artifact is streamed into StoreUnavailable; ``open`` itself does so for its own errors."""
     from botocore.exceptions import BotoCoreError
 
     try:
@@ -128,9 +128,9 @@ def read(uri: str) -> Iterator[bytes]:
 def bring(
     files: Sequence[tuple[Artifact, Path]], progress: Callable[[int], None] = lambda _bytes: None
 ) -> list[Exception | None]:
-    """Brings artifacts into folders, several at once; of each returns what went wrong: RythmiqError or OSError.
+    """Downloads artifacts into folders, several at once; returns for each its fault, RythmiqError or OSError, or None.
 
-    What is there already and right is not brought again.
+    Files that are there already and match are skipped.
     """
     from rythmiq_ray.artifacts import download
 
@@ -155,7 +155,7 @@ def bring(
 
 
 def _is_there(path: Path, file: Artifact) -> bool:
-    """Whether it was brought before, whole and right."""
+    """Whether the file was downloaded before, with the right size and SHA-256."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
         return False
     with path.open("rb") as source:
@@ -163,7 +163,7 @@ def _is_there(path: Path, file: Artifact) -> bool:
 
 
 class Backends:
-    """The execution backend, made when first asked for: a log from the store needs no key of Camber's."""
+    """The execution backend, made on first use: a command that only reads the store needs no API key."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -176,7 +176,7 @@ class Backends:
         self._stack.close()
 
     def get(self) -> ExecutionBackend:
-        """Raises ConfigurationError."""
+        """The backend; raises ConfigurationError."""
         if self._backend is None:
             from rythmiq_ray import config_loader
             from rythmiq_ray.assembly import open_backend

@@ -1,4 +1,4 @@
-"""Names from the remote side, which are hostile until they are checked."""
+"""Checks of file names from the remote side, which are not trusted."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ LOG_NAME: Final = "log.txt"
 MANIFEST_NAME: Final = "manifest.json"
 
 _MAX_NAME_BYTES: Final = 900
-"""S3 keys end at 1,024 bytes, and prefix, job id and attempt go before the name."""
+"""S3 keys have at most 1,024 bytes, and prefix, job id and attempt precede the name."""
 _MAX_SEGMENT_BYTES: Final = 255
-"""What common file systems take."""
+"""The limit of common file systems."""
 _BAD_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Control characters, lone surrogates, line and paragraph separators."""
 _BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""They make a name look like another one."""
+"""Characters that change the direction of text and can make a name look like another one."""
 
 
 def check_names(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Splits names into those that may be stored and those that may not, each of the latter with the reason.
+    """Splits names into those that may be stored, and (name, reason) for those that may not.
 
-    Of two names that differ only in case or in Unicode form, and so are one file on many systems, the one that sorts
-    first is accepted; of a file and a folder of one name, the file.
+    Of two names that differ only in case or Unicode normalization, which many file systems take as equal, the one that
+    sorts first is accepted; of a file and a folder with one name, the file.
     """
     accepted: list[str] = []
     refused: list[tuple[str, str]] = []
@@ -47,7 +47,7 @@ def check_names(names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]
 
 
 def fault_of_name(name: str) -> str | None:
-    """Why a name may not be stored whatever others there are; None if it may."""
+    """Why a name by itself may not be stored; None if it may."""
     if not name:
         return "is empty"
     if name.startswith("/"):
@@ -71,27 +71,27 @@ def fault_of_name(name: str) -> str | None:
 
 
 def plain(text: str, most: int) -> str:
-    """One line that any database, file and terminal takes, of at most so many characters; the rest is escaped."""
+    """Text on one line of at most ``most`` characters; characters that break a database or terminal are escaped."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def refuse_unsafe(name: str) -> None:
-    """For a caller whose names did not come through :func:`check_names`; raises ArtifactCorrupt."""
+    """Raises ArtifactCorrupt for an unsafe name; for callers whose names did not go through :func:`check_names`."""
     fault = fault_of_name(name)
     if fault is not None:
         raise ArtifactCorrupt(f"{name!a} {fault}")
 
 
 def key_of(prefix: str, job_id: UUID, attempt: int, name: str) -> str:
-    """Where a file of an attempt lies in a store."""
+    """The key of an attempt's file in a store."""
     path = f"{job_id}/{attempt}/{name}"
     return f"{prefix}/{path}" if prefix else path
 
 
 def input_key(prefix: str, sha256: str) -> str:
-    """Where a local input lies in a store, once for all jobs that have it."""
+    """The key of an uploaded local input, which all jobs with the same content share."""
     return f"{prefix}/inputs/{sha256}" if prefix else f"inputs/{sha256}"
 
 
@@ -110,5 +110,5 @@ def _clash(name: str, files: dict[str, str], folders: dict[str, str]) -> str | N
 
 
 def _folded(name: str) -> str:
-    """Equal for names that are one file where neither case nor Unicode form counts (Unicode, definition D145)."""
+    """A key that is equal for names that differ only in case or Unicode normalization (Unicode, definition D145)."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())

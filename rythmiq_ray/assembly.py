@@ -1,4 +1,4 @@
-"""Puts executors together from the configuration: the one module that knows which backends and stores there are."""
+"""Builds executors from the configuration. Only this module knows which backends and stores exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rythmiq_ray.executor import Executor
 from rythmiq_ray.secret import Secret
 
 Key = Callable[[], Secret]
-"""Asked for the key of each call, which may change while we run."""
+"""Returns the API key for a call; it may change while the process runs."""
 
 
 def open_backend(
@@ -29,9 +29,9 @@ def open_backend(
     threads: int = 1,
     on_call: OnCall | None = None,
 ) -> ExecutionBackend:
-    """The backend that the configuration names; without ``key``, its key is used. No call is made.
+    """The configured backend; without ``key``, the configuration's key is used. Makes no call.
 
-    ``threads``: how many call at once; ``on_call`` is told of every call. Raises ConfigurationError.
+    ``threads``: how many threads call at once; ``on_call`` is called for every call. Raises ConfigurationError.
     """
     if execution.backend == "local":
         assert execution.local_path is not None  # noqa: S101 - config_loader.load requires it
@@ -40,13 +40,13 @@ def open_backend(
 
 
 def probe_camber(camber: CamberConfig) -> Learnt:
-    """What the live service has where the contract is inferred; see :mod:`rythmiq_ray.backends.camber.probe`."""
+    """Probes the inferred parts of Camber's API; see :mod:`rythmiq_ray.backends.camber.probe`."""
     return probe(camber, ApiKey(camber, on_change=lambda _key: None))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorFactory:
-    """A :class:`~rythmiq_ray.cluster.ExecutorFactory`: what of the configuration a task needs, and no more of it."""
+    """A :class:`~rythmiq_ray.cluster.ExecutorFactory` with only those parts of the configuration that a task needs."""
 
     execution: ExecutionConfig
     camber: CamberConfig
@@ -75,11 +75,11 @@ class ExecutorFactory:
         )
 
     def renewed(self, key: Key) -> Self:
-        """With the key as it is now; this one itself where it has that."""
+        """A factory with the present key; this one if the key has not changed."""
         now = key()
         return self if now == self.camber.api_key else replace(self, camber=replace(self.camber, api_key=now))
 
 
 def key_of(config: Config, *, on_change: Callable[[Secret], None]) -> Key:
-    """The key of the backend; ``on_change`` is told of a new one before it is used."""
+    """The backend's key; ``on_change`` is called with a new one before it is used."""
     return ApiKey(config.camber, on_change=on_change)

@@ -1,6 +1,6 @@
-"""What the checks of jobs and of the configuration share: pydantic's types, and its faults as sentences.
+"""Shared by the checks of jobs and of the configuration: pydantic types, and pydantic's errors as sentences.
 
-A sentence goes behind the name of a field or key and repeats no value, which may be what must not be seen.
+A sentence follows the name of a field or key. It repeats no value, because that may be a secret.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SHOWN: Final = 80
 
 
 class Several(ValueError):
-    """Faults of parts of a value; each part is said as what goes behind the value's own name, such as ``[2].name``."""
+    """Faults of parts of a value, as (part, fault); a part is what follows the value's name, such as ``[2].name``."""
 
     def __init__(self, faults: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{part} {fault}".lstrip() for part, fault in faults))
@@ -55,7 +55,7 @@ class Several(ValueError):
 
 @dataclass(frozen=True)
 class Between:
-    """The range of a number, both ends in it."""
+    """The range of a number, both ends included."""
 
     low: float
     high: float
@@ -72,12 +72,12 @@ class Between:
 
 
 def place(error: ErrorDetails) -> str:
-    """The field, such as ``inputs[0].uri``; a part that is no name, or is the fault itself, is quoted."""
+    """The field of an error, such as ``inputs[0].uri``. A part that is not a plain name is quoted."""
     path = list(error["loc"])
     named = len(path) - 1
     if error["type"] not in _UNKNOWN:
         named += 1
-    if path and path[-1] == "[key]":  # what pydantic puts behind a name that is at fault itself
+    if path and path[-1] == "[key]":  # pydantic's mark for an error in a name itself
         path.pop()
         named = len(path) - 1
     out = ""
@@ -90,7 +90,7 @@ def place(error: ErrorDetails) -> str:
 
 
 def sentence(error: ErrorDetails, known: tuple[str, ...] = (), shown: str | None = None) -> str:
-    """What is wrong. ``known`` are the names of which an unknown one may be a misspelling, ``shown`` is the value."""
+    """The fault as a sentence. ``known``: names that an unknown one may be a misspelling of; ``shown``: the value."""
     said = _sentence(error, known)
     if shown is None and error["type"] in _EXPECTED:
         shown = kind_of(error["input"])
@@ -121,7 +121,7 @@ def _sentence(error: ErrorDetails, known: tuple[str, ...]) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What JSON calls the type of a value."""
+    """The JSON name of a value's type."""
     for kinds, name in _KINDS:
         if isinstance(value, kinds):
             return name
@@ -129,14 +129,14 @@ def kind_of(value: object) -> str:
 
 
 def quote(text: object) -> str:
-    """A name as it may be shown: on one line, and not endless."""
+    """A name in quotes, on one line and of limited length."""
     shown = str(text)
     return repr(shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "...")
 
 
 @lru_cache(4096)
 def nearest(word: str, known: tuple[str, ...]) -> str | None:
-    """The known word that was probably meant."""
+    """The known word that ``word`` is probably a misspelling of; None if no word is close."""
     close = get_close_matches(word[:_SHOWN], known, n=1)
     return close[0] if close else None
 

@@ -1,4 +1,4 @@
-"""What a Python program holds: a client, and handles for the jobs and groups that it has submitted.
+"""The Python client, and handles for the jobs and groups that it submitted.
 
     from rythmiq_ray import Client, JobSpec, grid
 
@@ -6,7 +6,8 @@
         job = client.submit(JobSpec(command="python3 fit.py", inputs=["./fit.py"], outputs=["model.bin"]), name="fit")
         print(job.wait(timeout=3600).state)
 
-All calls block; a handle can be awaited as well. Times are in seconds, costs in credits.
+All calls block; a handle can be awaited as well. Times are in seconds, costs in credits. Every call may raise
+DatabaseUnavailable.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ class Result:
     state: JobState
     exit_code: int | None
     artifacts: tuple[Artifact, ...]
-    """What its last attempt stored; the log is ``log.txt``."""
+    """The files that its last attempt stored; the log is ``log.txt``."""
     cost_credits: float | None
-    """Of all attempts, estimated."""
+    """Estimated cost of all attempts."""
     warnings: tuple[str, ...]
     error_code: str | None
     error_message: str | None
     seconds: float | None
-    """How long the command ran."""
+    """How long the command ran, in seconds."""
 
     @property
     def succeeded(self) -> bool:
@@ -86,7 +87,7 @@ class Table(Sequence[Mapping[str, Any]]):
 
     rows: list[dict[str, Any]]
     faults: list[str] = field(default_factory=list)
-    """What could not be read, a sentence for each member."""
+    """Files that could not be read, a sentence for each member."""
 
     @property
     def columns(self) -> list[str]:
@@ -110,14 +111,14 @@ class Table(Sequence[Mapping[str, Any]]):
 
 
 class Client:
-    """Puts jobs in and follows them. Thread-safe; its connections are closed by ``with`` or :meth:`close`.
+    """Submits jobs and follows them. Thread-safe; ``with`` or :meth:`close` closes its connection.
 
-    ``url`` is the database's address; without it DATABASE_URL counts, or the layers of the configuration, or what
-    ``rythmiq local up`` started. Local inputs go to the artifact store that the configuration names.
+    ``url`` is the database's address; by default that of DATABASE_URL, else of the configuration, else of the services
+    that ``rythmiq local up`` started. Local inputs are uploaded to the artifact store that the configuration names.
     """
 
     def __init__(self, url: str | None = None) -> None:
-        """Raises ConfigurationError. Nothing is asked of Postgres yet."""
+        """Raises ConfigurationError if no database is configured. Does not connect yet."""
         self._url = Secret(url) if url is not None else access.database_url()
         self._lock = threading.RLock()
         self._connection: Connection | None = None
@@ -131,7 +132,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes its connections; a later call opens others. Who still waits gets DatabaseUnavailable."""
+        """Closes its connections; a later call opens new ones. Waits that have not ended raise DatabaseUnavailable."""
         self._waiting.close()
         self._disconnect()
 
@@ -165,8 +166,8 @@ class Client:
 
         As text it is a whole id, a group's name, or the name of a job of the same group; :meth:`job` finds any other.
 
-        With ``connection``, of psycopg2 or psycopg 3, it is added in that one's own transaction. Raises InvalidJob with
-        every fault, StoreUnavailable where a local input cannot be uploaded, and DatabaseUnavailable.
+        ``connection``, of psycopg2 or psycopg 3: adds it in that connection's own transaction. Raises InvalidJob with
+        every fault, StoreUnavailable if a local input cannot be uploaded, and DatabaseUnavailable.
         """
         job = NewJob(
             spec=spec,
@@ -213,10 +214,10 @@ class Client:
         notify: str | None = None,
         connection: Any = None,
     ) -> GroupHandle:
-        """Adds a group with a member for each of ``params``, which :func:`~rythmiq_ray.sweeps.grid` makes.
+        """Adds a group with a member for each of ``params``; :func:`~rythmiq_ray.sweeps.grid` makes such a list.
 
-        A member has its parameters as variables; ``{NAME}`` is replaced in command, inputs and outputs. ``notify``
-        is told once, when the last member has ended. Raises as :meth:`submit`.
+        A member has its parameters as environment variables; ``{NAME}`` is replaced in command, inputs, outputs and
+        name. ``notify``: a URL that gets one signed POST, when the last member has ended. Raises as :meth:`submit`.
         """
         job = NewJob(
             spec=spec,
@@ -242,9 +243,9 @@ class Client:
     def submit_group(
         self, jobs: Iterable[NewJob], *, name: str | None = None, group: NewGroup | None = None, connection: Any = None
     ) -> GroupHandle:
-        """Adds a group of jobs, such as the steps of a pipeline, which find each other by their names.
+        """Adds a group of jobs, such as the steps of a pipeline, which can refer to each other by their names.
 
-        ``group`` says more of it than its ``name``. Raises as :meth:`submit`.
+        ``group`` sets more of the group's fields than ``name``. Raises as :meth:`submit`.
         """
         ready = self._prepared(list(jobs))
         new = group or NewGroup(name=name)
@@ -263,12 +264,13 @@ class Client:
         _after: Iterable[Any] = (),
         **kwargs: Any,
     ) -> FunctionHandle[_T]:
-        """Runs a Python function on a node: it is sent with its arguments, and its value or exception comes back.
+        """Runs a Python function on a node: sends it with its arguments, and returns a handle for its value.
 
-        The node's Python must be of the same version (3.11 with 3.11). The file that the function is defined in is
-        sent with it; what it imports must be there, and so must helper modules of your own: give them as inputs.
-        ``_spec``: node size, inputs, outputs, variables, time-out; its command is not used. Needs the package
-        cloudpickle. Raises as :meth:`submit`, and TypeError for what cannot be pickled.
+        The node's Python must have the same version (3.11 with 3.11) and the packages that the function imports. The
+        file that defines the function is sent with it; other modules of your own must be given as inputs.
+        ``_spec``: node size, inputs, outputs, variables, timeout; its command is not used. Needs the package
+        cloudpickle. Raises as :meth:`submit`, ModuleNotFoundError without cloudpickle, and TypeError if function or
+        arguments cannot be pickled.
         """
         store = access.own_store()
         spec = functions.spec_of(store, function, args, kwargs, _spec or JobSpec(command="-"))
@@ -286,17 +288,17 @@ class Client:
         return JobHandle(self, found.id)
 
     def group(self, reference: Any) -> GroupHandle:
-        """The group with this id, its first digits, or its name: unfinished, else the newest. Raises NotFound."""
+        """The group with this id, its first digits, or its name (unfinished, else the newest). Raises NotFound."""
         found = self._find(reference)
         if found.is_job:
             raise NotFound(f"{reference} is a job, not a group")
         return GroupHandle(self, found.id)
 
     def set_limit(self, scope: str, *, max_running: int | None = None, per_minute: int | None = None) -> None:
-        """Bounds ``account``, ``queue:NAME``, ``user:NAME``, ``user:*`` (each user) or ``group:ID``, for all drivers.
+        """Limits ``account``, ``queue:NAME``, ``user:NAME``, ``user:*`` (each user) or ``group:ID``, for all drivers.
 
-        ``max_running``: jobs at once; ``per_minute``: attempts begun in any minute; None leaves what is. Raises
-        InvalidJob and NotFound.
+        ``max_running``: jobs at once; ``per_minute``: attempts begun in any minute; None changes nothing. Raises
+        InvalidJob for an invalid scope and NotFound for an unknown group.
         """
         with self._database() as connection:
             control.set_limit(
@@ -304,28 +306,28 @@ class Client:
             )
 
     def unset_limit(self, scope: str) -> None:
-        """Takes a scope's limits away. Raises NotFound."""
+        """Removes a scope's limits. Raises NotFound if it has none."""
         with self._database() as connection:
             control.unset_limit(connection, control.scope_of(connection, scope))
 
     def limits(self) -> list[control.Limit]:
-        """All limits, pauses and budgets, with what is used of each."""
+        """All limits, pauses and budgets, with how much of each is used."""
         with self._database() as connection:
             return control.limits(connection)
 
     def pause(self, scope: str, reason: str | None = None, *, cancel_running: bool = False) -> int:
-        """Lets nothing new of a scope be submitted; returns how many running jobs were asked to end."""
+        """Stops new submits in a scope; returns how many running jobs were asked to end."""
         with self._database() as connection:
             found = control.scope_of(connection, scope)
             return control.pause(connection, found, reason=reason, cancel_running=cancel_running)
 
     def resume(self, scope: str) -> None:
-        """Ends a pause. Raises NotFound where there is none."""
+        """Ends a pause. Raises NotFound if there is none."""
         with self._database() as connection:
             control.resume(connection, control.scope_of(connection, scope))
 
     def cost(self, by: str = "day", **asked: Any) -> list[control.Cost]:
-        """What was spent, in credits; see :func:`rythmiq_ray.queue.control.cost`."""
+        """Credits spent; see :func:`rythmiq_ray.queue.control.cost`."""
         with self._database() as connection:
             return control.cost(connection, by=by, **asked)
 
@@ -334,7 +336,7 @@ class Client:
             return listing.find(connection, _reference(reference) or "")
 
     def _prepared(self, jobs: list[NewJob]) -> list[NewJob]:
-        """Checked, and with local inputs uploaded."""
+        """The jobs, after validation and with local inputs uploaded."""
         from rythmiq_ray.config_loader import load_catalog
 
         found = list(check_all(jobs, load_catalog(), local=True))
@@ -350,7 +352,7 @@ class Client:
 
     @contextmanager
     def _database(self) -> Iterator[Connection]:
-        """The connection, for one thread at a time; what it did is committed, or rolled back where it raised."""
+        """The connection, for one thread at a time; commits at the end, or rolls back after an exception."""
         with self._lock:
             connection = self._connected()
             try:
@@ -365,9 +367,9 @@ class Client:
                 self._used_at = time.monotonic()
 
     def _connected(self) -> Connection:
-        """The connection; a new one where the old one was lost.
+        """The connection; a new one if it was lost.
 
-        A server that ends it says so, and is asked then; what stands between may drop it without a word.
+        It is tested if the server has sent something unasked, as it does when it closes it, or if it was long idle.
         """
         if self._connection is not None and (_readable(self._connection) or time.monotonic() > self._used_at + _IDLE_S):
             try:
@@ -393,7 +395,7 @@ class JobHandle:
 
     @property
     def params(self) -> Mapping[str, str]:
-        """The parameters in which it differs from the other members of its group."""
+        """The parameters that tell it from the other members of its group."""
         if self._params is None:
             self._params = self.info().params or {}
         return self._params
@@ -404,7 +406,7 @@ class JobHandle:
 
     @property
     def state(self) -> JobState:
-        """As it is now."""
+        """Its present state."""
         return self.info().state
 
     def info(self) -> Job:
@@ -413,12 +415,12 @@ class JobHandle:
             return inspect.job(connection, self.id)
 
     def wait(self, timeout: float | None = None) -> Result:
-        """Returns once it has ended. Raises JobFailed if it FAILED or was CANCELLED, TimeoutError after ``timeout``."""
+        """Waits for its end. Raises JobFailed if it FAILED or was CANCELLED, TimeoutError after ``timeout`` seconds."""
         _wait(self._client, Found(self.id, True), timeout)
         return self._checked()
 
     def result(self) -> Result:
-        """How it ended, whatever that is; waits for it if it has not."""
+        """Waits for its end and returns its result in whatever state; raises NotFound once it was pruned."""
         if not self.state.finished:
             _wait(self._client, Found(self.id, True), None)
         return self._result()
@@ -431,7 +433,7 @@ class JobHandle:
         return await asyncio.to_thread(self._checked)
 
     def log(self, attempt: int | None = None) -> str:
-        """The stored log of an attempt, by itself the last one that left any. Raises NotFound while there is none."""
+        """The stored log of an attempt, by default of the last one with a log. Raises NotFound while there is none."""
         file = next((file for file in self._files(attempt) if file.name == LOG_NAME), None)
         if file is None:
             raise NotFound(f"Job {self.id} has no stored log: it is {self.state}")
@@ -443,21 +445,22 @@ class JobHandle:
         return out.decode(errors="replace")
 
     def download(self, folder: str | os.PathLike[str], attempt: int | None = None) -> list[Path]:
-        """Brings its files into a folder and returns their paths; each is whole and its SHA-256 right.
+        """Downloads its files into a folder and returns their paths; size and SHA-256 of each are verified.
 
-        One that cannot be brought keeps no other from being: the first fault is raised at the end, as ArtifactCorrupt,
-        StoreUnavailable or OSError.
+        If some cannot be downloaded, the others are; then raises the first fault: ArtifactCorrupt, StoreUnavailable or
+        OSError.
         """
         return _bring([(file, Path(folder)) for file in self._files(attempt)])
 
     def cancel(self) -> JobState:
-        """Asks for its end; returns its state: RUNNING where its driver is still to stop it."""
+        """Cancels it; returns its new state: RUNNING if its driver still has to stop it."""
         with self._client._database() as connection:
             asked = inspect.cancel(connection, ids=[self.id])
         return asked.get(self.id) or self.state
 
     def retry(self, *, downstream: bool = False) -> bool:
-        """Queues it again where it FAILED or was CANCELLED; False where it was left alone."""
+        """Queues it again if it FAILED or was CANCELLED; returns whether it did. ``downstream``: also jobs that were
+        cancelled because they needed it."""
         with self._client._database() as connection:
             return self.id in inspect.retry(connection, [self.id], downstream=downstream)
 
@@ -496,9 +499,10 @@ class FunctionHandle(JobHandle, Generic[_T]):
     """A Python function that runs on a node."""
 
     def value(self, timeout: float | None = None) -> _T:
-        """What the function returned, once it has; raises what it raised, JobFailed where it never came to that.
+        """Waits for the function's value. Raises the function's own exception, or JobFailed if it did not complete.
 
-        Raises TimeoutError after ``timeout``. What comes back is unpickled: trust whoever may write to the store.
+        Raises TimeoutError after ``timeout`` seconds. The value is unpickled, so everyone who may write to the store
+        must be trusted.
         """
         _wait(self._client, Found(self.id, True), timeout)
         value: _T = self._value()
@@ -512,7 +516,7 @@ class FunctionHandle(JobHandle, Generic[_T]):
         return await asyncio.to_thread(self._value)
 
     def _value(self) -> Any:
-        # What an attempt before the last one left is no answer of this one, nor of a job that was cancelled since.
+        # An earlier attempt may have left a result, which is neither this attempt's nor that of a cancelled job.
         job = self.info()
         files = [] if job.state is JobState.CANCELLED else self._files(job.attempt)
         file = next((each for each in files if each.name == functions.RESULT_NAME), None)
@@ -565,7 +569,7 @@ class GroupHandle:
         return [JobHandle(self._client, job.job_id, params=job.params or {}) for job in jobs]
 
     def wait(self, timeout: float | None = None) -> Group:
-        """Returns once all members have ended, however they did. Raises TimeoutError after ``timeout``."""
+        """Waits until all members have ended, in whatever state. Raises TimeoutError after ``timeout`` seconds."""
         _wait(self._client, Found(self.id, False), timeout)
         return self.info()
 
@@ -577,13 +581,13 @@ class GroupHandle:
         return await asyncio.to_thread(self.info)
 
     def as_completed(self, timeout: float | None = None) -> AsCompleted:
-        """The members as they end, for ``for`` and ``async for``. Raises TimeoutError after ``timeout``."""
+        """The members as they end, for ``for`` and ``async for``. Raises TimeoutError after ``timeout`` seconds."""
         return AsCompleted(self._client, self.id, timeout)
 
     def table(self, file: str | None = None) -> Table:
         """A row for each member, in their order: parameters, state, seconds, credits, and the fields of an output.
 
-        ``file`` is the name of an output that each member leaves: .json, .jsonl, .csv, or text.
+        ``file`` is the name of an output of each member: .json, .jsonl, .csv, or text.
         """
         with self._client._database() as connection:
             jobs = listing.members(connection, [self.id])
@@ -593,7 +597,7 @@ class GroupHandle:
         return Table(gathered.rows, gathered.faults)
 
     def download(self, folder: str | os.PathLike[str]) -> dict[UUID, list[Path]]:
-        """Brings each member's files into a folder of its own, called by its place; see :meth:`JobHandle.download`."""
+        """Downloads each member's files into a folder named by its place (``0003``); see :meth:`JobHandle.download`."""
         members = self.members()
         with self._client._database() as connection:
             stored = listing.stored(connection, [member.id for member in members])
@@ -608,12 +612,12 @@ class GroupHandle:
         return brought
 
     def cancel(self) -> int:
-        """Asks for the end of all members; returns how many had not ended."""
+        """Cancels all members; returns how many had not ended."""
         with self._client._database() as connection:
             return len(inspect.cancel(connection, groups=[self.id]))
 
     def retry(self, *, downstream: bool = False) -> int:
-        """Queues the members again that FAILED or were CANCELLED; returns how many."""
+        """Queues members again that FAILED or were CANCELLED; returns how many."""
         with self._client._database() as connection:
             wanted = listing.Filter(groups=[self.id], states=[JobState.FAILED, JobState.CANCELLED])
             ended = list(listing.ids(connection, wanted))
@@ -643,7 +647,7 @@ class AsCompleted:
                 yield member
 
     def _ended(self) -> list[JobHandle]:
-        """Those that have ended since the last look."""
+        """Members that have ended since the last call."""
         states = [state for state in JobState if state.finished]
         with self._client._database() as connection:
             ended = listing.ids(connection, listing.Filter(groups=[self._group_id], states=states))
@@ -668,7 +672,7 @@ async def _await(client: Client, item: Found) -> None:
 
 
 def _check(item: Found, progress: Mapping[UUID, Progress] | None, timeout: float | None) -> None:
-    """Raises TimeoutError once the time is over, and NotFound for what was deleted."""
+    """Raises TimeoutError if the timeout is over, and NotFound if the job or group was deleted."""
     if progress is None:
         raise TimeoutError(f"{item.id} has not ended within {timeout:g} s")
     if item.id not in progress:
@@ -676,14 +680,14 @@ def _check(item: Found, progress: Mapping[UUID, Progress] | None, timeout: float
 
 
 def _bring(files: Sequence[tuple[Artifact, Path]]) -> list[Path]:
-    """Brings all that can be brought; raises the first fault."""
+    """Downloads all files that it can, then raises the first fault."""
     for fault in filter(None, access.bring(files)):
         raise fault
     return [folder / file.name for file, folder in files]
 
 
 def _readable(connection: Connection) -> bool:
-    """Whether the server has said something that nobody asked for, or has gone."""
+    """Whether the server has sent something unasked, or closed the connection."""
     if connection.closed:
         return False
     poll = select.poll()  # select.select() refuses descriptors from 1024 on.
@@ -692,7 +696,7 @@ def _readable(connection: Connection) -> bool:
 
 
 def _reference(item: Any) -> str | None:
-    """An id or a name, also of a handle."""
+    """The id or name of a reference, which may be a handle."""
     if item is None:
         return None
     return str(item.id) if isinstance(item, JobHandle | GroupHandle) else str(item)

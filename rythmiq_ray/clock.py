@@ -1,4 +1,4 @@
-"""The one clock of durations. Dates of two machines are never compared; seconds of one clock cross machines."""
+"""The clock for all durations. The dates of two machines are never compared; only seconds of this clock are sent."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from uuid import uuid4
 
 
 def now_s() -> float:
-    """Seconds that also pass while the machine is suspended, which ``time.monotonic`` leaves out on Linux."""
+    """Seconds since boot, with time that the machine was suspended, which ``time.monotonic`` leaves out on Linux."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @cache
 def clock_id() -> str:
-    """Names the clock that :func:`now_s` reads: two processes with the same name read the same seconds.
+    """The name of the clock that :func:`now_s` reads: two processes with the same name read the same seconds.
 
-    Each boot of a machine has a clock, and so has each container with a time of its own, which kernels have had since
-    5.6. Where the boot cannot be told, each process counts as having a clock.
+    Each boot of a machine has its own clock, and so has each time namespace of a container (Linux 5.6 and later). If
+    the boot id cannot be read, each process counts as having its own clock.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,12 +1,12 @@
-"""Ray, and the only place that imports it: start, the remote task, lost tasks, drain, shutdown.
+"""The only module that uses Ray: start, remote tasks, lost tasks, drain, shutdown.
 
-The facts it builds on are measured for Ray 2.60: a task is run once (``max_retries=0``) because Postgres decides
-about retries; task names are few, since each new one costs memory for good; many requests share one task with
-threads in it, since a task that waits costs a process; results are data, since an exception may not unpickle.
+It builds on facts measured with Ray 2.60. A task runs once (``max_retries=0``), because Postgres decides about retries.
+There are few task names, because Ray never frees the memory that each takes. Many requests share one task with a pool
+of threads, because a waiting task costs a process. Results are data, because an exception may not unpickle.
 
-A task is a stream: first that it has begun, then its results as they come. So its time counts from its own start,
-one slow request hides no other, and what came before a worker died counts. A message costs the driver some 0.4 ms, so
-those that are ready within :data:`_LINGER_S` of each other share one.
+A task returns a stream of messages: first that it has begun, then its results as they come. So its timeout counts from
+its own start, a slow request does not delay the results of others, and results that came before a worker died are
+kept. A message costs the driver about 0.4 ms, so results that are ready within :data:`_LINGER_S` share one.
 """
 
 from __future__ import annotations
@@ -54,50 +54,50 @@ from rythmiq_ray.telemetry.metrics import CATALOG, Kind, Labels, Metric
 
 _CAPACITY_INTERVAL_S: Final = 5.0
 _DRAIN_INTERVAL_S: Final = 1.0
-"""A node has 30 s from the first sign that it drains."""
+"""A draining node has 30 s left from the first sign of it."""
 _PICKLE_PROTOCOL: Final = 5
 _SLOW_ANSWER_S: Final = 3.0
 _AUTH_REMEDY: Final = "set RAY_AUTH_MODE=token and the cluster's token, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 _TASKS_PER_CPU: Final = 2
-"""One that runs and one that is ready to follow; what waits beyond that is demand the autoscaler sees."""
+"""One runs and one waits to follow it at once. Waiting tasks are also the demand that the autoscaler sees."""
 _PROBE_TIMEOUT_S: Final = 10.0
 _LOOK_S: Final = 0.02
 _PORT_WRITTEN_MS: Final = 1000
 _LEAVE_TIMEOUT_S: Final = 10.0
 _SLOWEST_BYTES_PER_S: Final = 2 * 1024 * 1024
-"""Below this rate a large transfer counts as hung."""
+"""A large transfer that is slower than this counts as hung."""
 _INPUT_ALLOWANCE_S: Final = 3600.0
-"""Inputs of a size that is not known may take this long."""
+"""Added to a task's timeout for inputs, whose size is not known."""
 _LINGER_S: Final = 0.01
 _CLOCK_KEPT_S: Final = 30.0
 _PROBE_S: Final = 150.0
-"""A probe's calls have deadlines of their own; one that runs for longer than these hangs."""
+"""Longer than the deadlines of all calls of a probe, so a probe that takes longer hangs."""
 
 
 class ExecutorFactory(Protocol):
-    """Makes a worker process's executor. It is sent with each task, so it pickles, and holds all that a node needs.
+    """Makes the executor of a Ray worker process. It is pickled and sent with each task.
 
-    Two that are equal make the same executor.
+    Equal factories make equal executors, so a worker keeps its executor while the factory stays the same.
     """
 
     @property
     def threads(self) -> int:
-        """How many requests are under way at once in a process."""
+        """How many requests run at once in a process."""
         ...
 
     @property
     def report_calls(self) -> bool:
-        """Whether a task sends back what it knows of its calls to the backend, for metrics."""
+        """Whether a task reports its calls to the backend, for metrics."""
         ...
 
     def build(self, *, on_call: OnCall | None = None) -> Executor:
-        """An executor with clients of its own; raises errors of :mod:`rythmiq_ray.errors`."""
+        """A new executor with its own clients; raises RythmiqError."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Begun:
-    """The first message of every task: which clock its machine has, and what that shows."""
+    """The first message of every task: the name of its machine's clock, and that clock's time in seconds."""
 
     clock: str
     at: float
@@ -108,20 +108,20 @@ def _begun() -> bytes:
 
 
 ApiCall = tuple[str, str, float]
-"""A call to the backend, as :data:`rythmiq_ray.backends.OnCall` is told of it."""
+"""A call to the backend: the arguments of :data:`rythmiq_ray.backends.OnCall`."""
 
 
 _executor_lock: Final = threading.Lock()
 _executor: tuple[bytes, Executor, ThreadPoolExecutor] | None = None
 _calls: Final[deque[ApiCall]] = deque(maxlen=10_000)
-"""Of this process, since its last task ended."""
+"""Calls of this process that no message has reported yet."""
 
 
 def _process_executor(pickled: bytes) -> tuple[Executor, ThreadPoolExecutor]:
-    """Clients and threads are made once for a worker process: connections stay warm between tasks.
+    """The executor and thread pool of this worker process, kept between tasks so that connections stay open.
 
-    They are made anew by another factory, as after a change of the key; no task of this process uses the former then.
-    Raises BackendUnavailable where this node cannot even begin a call.
+    They are made again when the factory changes, for example with the key; no task of this process uses the former
+    ones then. Raises BackendUnavailable if this node cannot make calls at all.
     """
     global _executor
     with _executor_lock:
@@ -147,9 +147,9 @@ def _take_calls() -> list[ApiCall]:
 
 @ray.remote(max_retries=0, num_cpus=0.99, num_returns="streaming")
 def _run(factory: bytes, requests: bytes, clocks: dict[str, float]) -> Iterator[bytes]:
-    """Requests and results go as bytes, because Ray's own pickler calls back into Python for every object.
+    """Runs requests. They and the results are sent as bytes: Ray's pickler would call back into Python for each object.
 
-    ``clocks``: by the name of each clock that the driver has heard of, how far it is ahead of the driver's at least.
+    ``clocks``: for each clock that the driver knows, how many seconds it is ahead of the driver's, at least.
     """
     yield _begun()
     todo: list[StepRequest] = pickle.loads(requests)  # noqa: S301 - the driver's, by way of Ray
@@ -160,7 +160,7 @@ def _run(factory: bytes, requests: bytes, clocks: dict[str, float]) -> Iterator[
 def _results(
     factory: bytes, requests: Sequence[StepRequest], clock_offset_s: float | None
 ) -> Iterator[list[tuple[int, StepResult]]]:
-    """Each request's place and its result, those that are ready at about the same time together."""
+    """Batches of (index of the request, its result): results that are ready at about the same time share a batch."""
     try:
         executor, threads = _process_executor(factory)
     except RythmiqError as error:
@@ -187,7 +187,8 @@ def _results(
 
 @ray.remote(max_retries=0, num_cpus=0.01, num_returns="streaming")
 def _probe(factory: bytes, part: str) -> Iterator[bytes]:
-    """It takes the hundredth of a CPU that tasks leave, so that it waits for none of them and runs where work runs."""
+    """Runs a probe. It needs only the 0.01 CPU that tasks leave free, so it waits for none of them and runs on a node
+    where tasks run."""
     yield _begun()
     try:
         error = _process_executor(factory)[0].probe(part)
@@ -200,17 +201,17 @@ def _probe(factory: bytes, part: str) -> Iterator[bytes]:
 class _Task:
     stream: Any
     requests: dict[int, StepRequest]
-    """Those without a result yet, by their place; none in a probe."""
+    """The requests without a result, by index; empty for a probe."""
     part: str | None
-    """What a probe looks at."""
+    """What a probe tests; None for a task with requests."""
     allowed_s: float
     sent_at: float
     deadline: float | None = None
-    """None while it has not begun."""
+    """None until the task has begun."""
 
 
 class Cluster:
-    """Runs requests as Ray tasks and hands back a result for each, whatever happens to task or node."""
+    """Runs requests as Ray tasks and returns a result for each, whatever happens to the task or its node."""
 
     def __init__(
         self,
@@ -221,9 +222,10 @@ class Cluster:
         on_call: OnCall | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
-        """``factory`` is asked for what each task is sent; it gives another one where that has changed, as a key does.
+        """``factory`` is called for each task; it returns a new value when, for example, the key has changed.
 
-        ``on_call`` is told of the calls of each task that ended, where the factory has them reported.
+        ``wake`` is called when a result has arrived, on another thread. ``on_call`` gets each call to the backend that
+        tasks report. ``clock``: seconds.
         """
         self._config = config
         self._factory = factory
@@ -240,7 +242,7 @@ class Cluster:
         self._probed: list[tuple[str, ErrorInfo | None]] = []
         self._clocks = {clock_id(): 0.0}
         self._heard_at = {clock_id(): math.inf}
-        """When each was heard of with that offset; one's own needs no hearing."""
+        """When each offset was measured; the driver's own clock has no need to be."""
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
         self._slots_read_at = -_CAPACITY_INTERVAL_S
@@ -250,15 +252,15 @@ class Cluster:
         self._joined = False
         self._given_up = threading.Event()
         self._children: set[psutil.Process] | None = None
-        """What this process had started before Ray."""
+        """The child processes from before Ray was started, which are not Ray's."""
         self._remote = {step: _run.options(name=f"rythmiq.{step}") for step in Step}
         self._listening = asyncio.new_event_loop()
         threading.Thread(target=self._listening.run_forever, name="ray-results", daemon=True).start()
 
     def start(self, timeout_s: float = 30.0) -> None:
-        """Joins the cluster that Ray's own environment names, or starts one of its own, within ``timeout_s``.
+        """Joins the cluster that ``RAY_ADDRESS`` names, or starts a local Ray if it is unset, within ``timeout_s``.
 
-        May be called on any thread. Raises RayUnavailable, and ConfigurationError where another setting would help.
+        May be called on any thread. Raises RayUnavailable, or ConfigurationError if a setting has to be changed.
         """
         deadline = now_s() + timeout_s
         address = os.environ.get("RAY_ADDRESS", "")
@@ -271,8 +273,8 @@ class Cluster:
             check_address(address, timeout_s=min(_PROBE_TIMEOUT_S, timeout_s / 2))
         self._children = processes.children()
         ended: Queue[BaseException | None] = Queue()
-        # Ray ties what it starts to the life of the thread that starts it, so this one stays. The main thread is left
-        # free for signals: Ray's calls here wait in C++ for minutes.
+        # Processes that Ray starts end with the thread that started them, so this thread never ends. It is not the main
+        # thread, which has to handle signals: Ray's calls here can wait in C++ for minutes.
         thread = threading.Thread(target=self._init, args=(own, ended), name="rythmiq-ray", daemon=True)
         thread.start()
         try:
@@ -311,7 +313,7 @@ class Cluster:
         threading.Event().wait()
 
     def shutdown(self) -> None:
-        """Leaves Ray, or gives up to join it; tasks that still run are ended. Of a Ray of its own nothing is left."""
+        """Leaves Ray, or stops joining it. Tasks that still run are killed, and so are all processes of a local Ray."""
         self._given_up.set()
         _quieten_rays_threads()
         if self._joined:
@@ -322,20 +324,23 @@ class Cluster:
             processes.kill(processes.children() - self._children)
 
     def enqueue(self, request: StepRequest, *, stream_bytes: int = 0) -> None:
-        """Accepts a request; it is sent with others of its step, or by itself if it asks for that."""
+        """Accepts a request, to be sent with others of its step, or in a task of its own if ``request.alone``.
+
+        ``stream_bytes``: how much such a task will stream; its timeout is longer accordingly.
+        """
         if request.alone:
             self._alone.append((request, stream_bytes))
         else:
             self._pending[request.step].append(request)
 
     def dispatch(self) -> None:
-        """Sends what fits: as many tasks as there are slots, each with its share of what is pending."""
+        """Sends as many tasks as there are free slots, each with its share of the pending requests."""
         free = self._capacity() - len(self._running)
         while free > 0 and self._alone:
             request, stream_bytes = self._alone.popleft()
             self._send([request], extra_s=stream_bytes / _SLOWEST_BYTES_PER_S)
             free -= 1
-        # Ends before beginnings: what is collected makes room for what is submitted.
+        # Collects go first: each makes room for a submit.
         for step in (Step.COLLECT, Step.CANCEL, Step.SUBMIT, Step.CLEAN):
             pending = self._pending[step]
             while free > 0 and pending:
@@ -347,12 +352,12 @@ class Cluster:
                 free -= 1
 
     def backlog(self, step: Step) -> int:
-        """Requests of a step that no task has yet."""
+        """How many requests of a step are not in a task yet."""
         return len(self._pending[step])
 
     @property
     def room(self) -> int:
-        """How many requests the cluster's tasks take at once."""
+        """How many requests the cluster's tasks can hold at once."""
         return self._capacity() * self._config.jobs_per_task
 
     @property
@@ -360,9 +365,10 @@ class Cluster:
         return bool(self._running or self._results or self._alone or any(self._pending.values()))
 
     def withdraw(self) -> tuple[list[StepRequest], list[StepRequest]]:
-        """Takes back what no task has yet, and what tasks have that are not known to have begun.
+        """Takes back requests, and returns two lists: those that were in no task, and those of tasks not known to have
+        begun.
 
-        One of these may have begun on a node that tells of it late, or that the call to end it does not reach.
+        A task of the second kind may have begun all the same: its message may be late, or its node out of reach.
         """
         pending = [request for request, _ in self._alone]
         self._alone.clear()
@@ -374,7 +380,7 @@ class Cluster:
         return pending, [request for number in unbegun for request in self._give_up(number)]
 
     def completed(self) -> list[tuple[StepRequest, StepResult]]:
-        """The requests that came to an end since the last call, those of hung tasks among them."""
+        """Requests with a result since the last call; requests of tasks past their timeout have ``TaskLost``."""
         self._read_messages()
         now = self._clock()
         for number, task in [*self._running.items(), *self._probing.items()]:
@@ -384,12 +390,12 @@ class Cluster:
         return results
 
     def unplaced(self) -> tuple[int, float]:
-        """How many tasks were sent and have not begun, and for how many seconds the oldest of them has waited."""
+        """How many tasks have been sent and not begun, and how many seconds the oldest of them has waited."""
         sent_at = [task.sent_at for task in self._running.values() if task.deadline is None]
         return len(sent_at), self._clock() - min(sent_at) if sent_at else 0.0
 
     def probe(self, part: str) -> None:
-        """Has a part, a name of :data:`~rythmiq_ray.executor.PROBES`, looked at from a node; see :meth:`probed`."""
+        """Tests a part, a name in :data:`~rythmiq_ray.executor.PROBES`, from a node; :meth:`probed` has the result."""
         factory = self._pickled_factory()
         try:
             stream = _probe.options(name="rythmiq.probe").remote(factory, part)
@@ -400,13 +406,13 @@ class Cluster:
         self._follow(stream, {}, part, _PROBE_S)
 
     def probed(self) -> list[tuple[str, ErrorInfo | None]]:
-        """What came of probes since the last call, those that were lost or hang among them; None = all is well."""
+        """Results of probes since the last call, None = it works; lost and hung probes have an error."""
         self._read_messages()
         found, self._probed = self._probed, []
         return found
 
     def draining(self) -> bool:
-        """Whether the driver's own node is about to be taken away. A SIGTERM to the node reaches no driver."""
+        """Whether the driver's own node is being drained. A SIGTERM to the node does not reach its drivers."""
         now = self._clock()
         if now < self._drain_read_at + _DRAIN_INTERVAL_S:
             return False
@@ -414,16 +420,16 @@ class Cluster:
         leaving: Collection[str] = ()
         here = ""
         with self._asking():
-            # A private call: Ray Serve and Train use it, and there is no public one.
+            # A private call, but Ray Serve and Train use it too, and there is no public one.
             leaving = ray._private.state.state.get_draining_nodes()
             here = ray.get_runtime_context().get_node_id()
         return here in leaving
 
     @property
     def reachable(self) -> bool:
-        """Whether Ray's head answers; may be read from any thread.
+        """Whether Ray's head answers. Thread-safe.
 
-        Without its head, a question to Ray takes until Ray ends the process, so one that takes long says it too.
+        If the head is gone, a call to Ray blocks until Ray ends the process, so a slow call counts as no answer.
         """
         asked_at = self._asked_at
         return self._answered if asked_at is None else self._clock() - asked_at < _SLOW_ANSWER_S
@@ -434,21 +440,21 @@ class Cluster:
         factory, pickled = self._pickled_factory(), pickle.dumps(requests, _PICKLE_PROTOCOL)
         try:
             stream = self._remote[requests[0].step].remote(factory, pickled, self._clocks)
-        except Exception as error:  # noqa: BLE001 - Ray raises many kinds: no room in its store, a head that is gone
+        except Exception as error:  # noqa: BLE001 - Ray raises many kinds: object store full, head gone
             lost = TaskLost(reason=type(error).__name__, dead=True)
             self._results.extend((request, lost) for request in requests)
             return
         self._follow(stream, dict(enumerate(requests)), None, self._config.task_timeout_s + extra_s)
 
     def _pickled_factory(self) -> bytes:
-        """As it is now; the same bytes while it is the same."""
+        """The present factory, pickled; the same bytes object while it does not change."""
         factory = self._factory()
         if self._sent is None or self._sent[0] != factory:
             self._sent = factory, pickle.dumps(factory, _PICKLE_PROTOCOL)
         return self._sent[1]
 
     def _follow(self, stream: Any, requests: dict[int, StepRequest], part: str | None, allowed_s: float) -> None:
-        """Takes note of a task that was sent, and has what it tells handed over."""
+        """Registers a task that was sent, and starts to listen to its messages."""
         number = self._next_task
         self._next_task += 1
         task = _Task(stream=stream, requests=requests, part=part, allowed_s=allowed_s, sent_at=self._clock())
@@ -456,26 +462,26 @@ class Cluster:
         asyncio.run_coroutine_threadsafe(self._listen(number, stream), self._listening)
 
     async def _listen(self, number: int, stream: Any) -> None:
-        """Hands over what a task says, up to how it ended: None where it came to its own end."""
+        """Queues a task's messages, and last how it ended: None = normally."""
         ended: TaskLost | None = None
         try:
             async for ref in stream:
                 self._messages.put((number, await ref))
-                del ref  # Each that is kept keeps its message in Ray's memory.
+                del ref  # A reference keeps its message in Ray's memory.
                 self._wake()
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds
-            # Its text can quote anything, a secret too; the class says what happened.
+            # Its text may contain a secret; the class is enough to say what happened.
             dead = isinstance(error, (WorkerCrashedError, OutOfMemoryError))
             ended = TaskLost(reason=type(error).__name__, dead=dead)
         self._messages.put((number, ended))
-        if ended is not None:  # Nobody waits for a normal end: the last result came before it.
+        if ended is not None:  # A normal end needs no wake-up: the last result came before it.
             self._wake()
 
     def _read_messages(self) -> None:
         while not self._messages.empty():
             number, message = self._messages.get()
             task = self._running.get(number) or self._probing.get(number)
-            if task is None:  # given up, or all its results are here
+            if task is None:  # given up, or all its results have arrived
                 continue
             if isinstance(message, bytes):
                 self._take(number, task, message)
@@ -502,9 +508,10 @@ class Cluster:
             del self._running[number]
 
     def _hear(self, begun: _Begun, now: float) -> None:
-        """Its clock showed this before now, so it is ahead of ours by no less.
+        """Updates the offset of the node's clock from a task's first message.
 
-        The most that was heard of late is nearest to the truth. What is older may be of before the node was paused.
+        The message was sent before now, so the node's clock is ahead of ours by at least this difference. The largest
+        recent value is the most exact. Older ones are dropped, since the node may have been suspended after them.
         """
         offset_s = begun.at - now
         old = now - self._heard_at.get(begun.clock, -math.inf) > _CLOCK_KEPT_S
@@ -512,14 +519,14 @@ class Cluster:
             self._clocks[begun.clock], self._heard_at[begun.clock] = offset_s, now
 
     def _lose(self, number: int, task: _Task, lost: TaskLost) -> None:
-        """What has no result yet gets none."""
+        """Gives ``lost`` as the result of all requests of the task that have none."""
         self._results.extend((request, lost) for request in self._give_up(number))
         if task.part is not None:
             message = f"the probe's Ray task was lost: {lost.reason}"
             self._probed.append((task.part, ErrorInfo(code=PROBES[task.part], message=message)))
 
     def _give_up(self, number: int) -> list[StepRequest]:
-        """Ends a task whatever it does, so that nothing comes of it any more; returns what it had not done."""
+        """Kills a task and ignores its further messages; returns its requests without a result."""
         task = self._running.pop(number, None) or self._probing.pop(number)
         with suppress(Exception):
             ray.cancel(task.stream, force=True)
@@ -536,11 +543,11 @@ class Cluster:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Around a question to Ray's head: notes whether it answers, and does without an answer."""
+        """Wraps a call to Ray's head: notes whether it answers, and ignores a failure."""
         self._asked_at = self._clock()
         try:
             yield
-        except Exception:  # noqa: BLE001 - Ray raises many kinds; a task that cannot run tells of itself
+        except Exception:  # noqa: BLE001 - Ray raises many kinds; tasks that cannot run have errors of their own
             self._answered = False
         else:
             self._answered = True
@@ -549,16 +556,16 @@ class Cluster:
 
 
 def _prepare_own() -> None:
-    """Sets what a Ray of one's own reads from the environment."""
+    """Sets the environment variables that a local Ray needs."""
     if not os.environ.get("RAY_AUTH_TOKEN_PATH") and not _token_at_home():
-        # Else Ray writes one into the home folder, which a container's user may not have.
+        # Otherwise Ray writes a token into the home folder, which a container's user may not have.
         os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(16))
 
 
 def _wait_for_port_without_lock(given_up: threading.Event) -> None:
-    """Has ``ray.init`` wait for its head's port in a way that other threads go on and that can be given up.
+    """Replaces the way ``ray.init`` waits for its head's port, so that other threads go on and the wait can be stopped.
 
-    Its own waits in C++ with the interpreter's lock held, for 30 s where the head has ended: no signal is seen then.
+    Ray itself waits in C++ with the GIL held, for 30 s if the head has died, and no signal is handled meanwhile.
     """
     raylet: Any = ray._raylet
     node: Any = ray._private.node
@@ -569,7 +576,7 @@ def _wait_for_port_without_lock(given_up: threading.Event) -> None:
         deadline = now_s() + timeout_ms / 1000
         while not path.exists():
             if given_up.wait(_LOOK_S) or now_s() > deadline:
-                raise RuntimeError(f"its head process did not come up; its logs are in {folder}/logs")
+                raise RuntimeError(f"its head process did not start; its logs are in {folder}/logs")
         return int(original(folder, node_id, name, timeout_ms=_PORT_WRITTEN_MS))
 
     node.wait_for_persisted_port = wait
@@ -583,16 +590,16 @@ def _token_at_home() -> bool:
 
 
 def version() -> str:
-    """The version of Ray that is installed here; a cluster's must be the same."""
+    """The version of Ray that is installed here; a cluster must have the same one."""
     return str(ray.__version__)
 
 
 def check_address(address: str, *, timeout_s: float) -> None:
-    """Asks Ray's head for its version: what does not answer to this keeps ``ray.init`` waiting for minutes.
+    """Asks Ray's head for its version, because without an answer ``ray.init`` would wait for minutes.
 
-    Raises RayUnavailable, and ConfigurationError for what is no address.
+    Raises RayUnavailable, and ConfigurationError if ``address`` is not one.
     """
-    # A driver's alone: nodes run this module too.
+    # Imported here, because nodes load this module too and never need these.
     import grpc  # type: ignore[import-untyped]
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
@@ -619,8 +626,8 @@ def check_address(address: str, *, timeout_s: float) -> None:
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise RayUnavailable(f"Ray at {address} refuses this driver's token: {_AUTH_REMEDY}") from None
         raise RayUnavailable(
-            f"Ray cannot be joined: what answers at RAY_ADDRESS {address} is no Ray head ({code.name}):"
-            " it takes the port of `ray start --head --port`, 6379 by default"
+            f"Ray cannot be joined: what answers at RAY_ADDRESS {address} is not a Ray head ({code.name}):"
+            " give the port of `ray start --head --port`, 6379 by default"
         ) from None
     if reply.ray_version and reply.ray_version != ray.__version__:
         raise RayUnavailable(
@@ -630,7 +637,7 @@ def check_address(address: str, *, timeout_s: float) -> None:
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """Of ``host:port``; raises ConfigurationError."""
+    """The parts of ``host:port``; raises ConfigurationError."""
     scheme, separator, _ = address.rpartition("://")
     parts = urlsplit(f"//{address}")
     try:
@@ -645,7 +652,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _quieten_rays_threads() -> None:
-    """Those named ``ray_…`` end by an exception where its head goes while they start, and nobody is to mend that."""
+    """Hides exceptions of threads named ``ray_…``: they fail if the head goes while they start, which is no fault."""
     otherwise = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -661,9 +668,9 @@ def _leave() -> None:
 
 
 class RayMetrics:
-    """A sink that shows a driver's metrics in Ray's dashboard, as ``ray_<name>``; to be made once Ray has started.
+    """A metrics sink that shows a driver's metrics in Ray's dashboard as ``ray_<name>``. Make it after Ray has started.
 
-    Each call costs some 3 microseconds, and stays harmless after Ray has gone.
+    Each call costs about 3 microseconds, and does nothing after Ray has gone.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,8 @@
-"""The typed configuration: every key, its unit, its range, its default's reason.
+"""The typed configuration: every key, with its meaning, unit and range.
 
-Defaults live in ``conf/*.yaml`` alone; a class here says what a key is and may be, and
-:mod:`rythmiq_ray.config_loader` loads and checks it. All are frozen and may be pickled into a Ray task; secrets are
-:class:`~rythmiq_ray.secret.Secret` and print as ``***``. Every time may be written as a number or with its unit, such
-as ``30s`` or ``7d``.
+The defaults are in ``conf/*.yaml`` alone. :mod:`rythmiq_ray.config_loader` loads and checks the values. All classes
+are frozen and may be pickled into a Ray task; secrets are :class:`~rythmiq_ray.secret.Secret` and print as ``***``. A
+duration may be written as a number, in the unit that ends the key's name, or with a unit, such as ``30s`` or ``7d``.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _MIB: Final = 1024**2
 _MOST_IN_FLIGHT: Final = 1_000_000
 _RIGHT_ENDPOINT: Final = "https://api-v2.cambercloud.com/api/cli"
 _DEAD_HOSTS: Final = frozenset({"api.camber.cloud"})
-"""Old notes show it as an example; it does not resolve (camber-api, section 1)."""
+"""Hosts that old documents use as examples and that do not exist (camber-api, section 1)."""
 _CHECKED: Final = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
 
 def _number(value: object) -> object:
-    """Environment variables are text; 1e3 is a whole number too."""
+    """A number from text, as environment variables have it; 1e3 is a whole number too."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -51,7 +50,7 @@ def _milliseconds(value: object) -> object:
 
 
 def _names(value: object) -> object:
-    """A list may be written with commas."""
+    """A list, also from text with commas."""
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
@@ -62,7 +61,7 @@ def _prefix(value: object) -> object:
 
 
 def _absolute(path: str) -> str:
-    """A relative one is the driver's; its nodes may work elsewhere."""
+    """Resolved on the driver: Ray nodes may have another working directory."""
     return str(Path(path).absolute())
 
 
@@ -91,7 +90,7 @@ def _secret(value: object) -> Secret:
 
 
 def _postgres(url: Secret) -> Secret:
-    from rythmiq_ray.queue.dsn import check_dsn  # psycopg2 is for those that have a database to name
+    from rythmiq_ray.queue.dsn import check_dsn  # imports psycopg2, which not everyone who reads this module needs
 
     if fault := check_dsn(url):
         raise ValueError(fault)
@@ -100,7 +99,7 @@ def _postgres(url: Secret) -> Secret:
 
 def _one_word(key: Secret) -> Secret:
     if any(letter.isspace() for letter in key.reveal()):
-        raise ValueError("has white space in it, copy the key again")
+        raise ValueError("contains white space: copy the key again")
     return key
 
 
@@ -110,11 +109,11 @@ def _endpoint(url: str) -> str:
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"is no http(s) URL; the default is {_RIGHT_ENDPOINT}")
+        raise ValueError(f"is not an http(s) URL; the default is {_RIGHT_ENDPOINT}")
     if parts.hostname in _DEAD_HOSTS:
-        raise ValueError(f"{parts.hostname} is a placeholder of old notes: use {_RIGHT_ENDPOINT}")
+        raise ValueError(f"{parts.hostname} is a placeholder from old documents: use {_RIGHT_ENDPOINT}")
     if parts.username or parts.password:
-        raise ValueError("holds a user or password; the key goes into CAMBER_API_KEY")
+        raise ValueError("contains a user or password; the key goes into CAMBER_API_KEY")
     return url
 
 
@@ -138,7 +137,8 @@ class DatabaseConfig:
     url: PostgresUrl
     connect_timeout_s: Annotated[Seconds, Between(1, 10 * _MINUTE)]
     statement_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]
-    """Of the driver. Below half of ``driver.lease_s``, so that a statement that hangs does not cost the lease."""
+    """The longest that a statement of the driver may take. At most half of ``driver.lease_s``, so that a statement that
+    hangs does not cost the lease."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,28 +148,28 @@ class ArtifactsConfig:
     path: Text | None
     """Folder of the local store."""
     prefix: Annotated[Text, BeforeValidator(_prefix)]
-    """Goes before ``<job_id>/<attempt>/`` in every URI."""
+    """Precedes ``<job_id>/<attempt>/`` in every URI."""
     part_size_bytes: Annotated[Whole, Between(5 * _MIB, 512 * _MIB)]
-    """Files larger than this go as a multipart upload, in parts of this size. S3 takes 5 MiB to 5 GiB, and several
+    """Files larger than this are sent as a multipart upload, in parts of this size. S3 allows 5 MiB to 5 GiB; several
     parts are in memory at once."""
     concurrency: Annotated[Whole, Between(1, 256)]
-    """Files of one job that are streamed at once."""
+    """How many files of one job are streamed at once."""
     encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
-    """Server-side encryption asked for with each object: ``AES256``, ``aws:kms``; None = the bucket's own."""
+    """Server-side encryption that each upload asks for; None = the bucket's default."""
     kms_key_id: Text | None = None
-    """The key of KMS to encrypt with; implies ``aws:kms``."""
+    """The KMS key to encrypt with; implies ``aws:kms``."""
     requester_pays: Flag = False
-    """The bucket is somebody else's, who charges its users."""
+    """Whether to agree to pay for requests: the bucket is set to Requester Pays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputsConfig:
-    """How ``s3://`` inputs are read; beside this, as the artifacts are."""
+    """How ``s3://`` inputs are read; credentials and endpoint are those of the artifact store."""
 
     anonymous: Names = ()
     """Public buckets that are read without credentials; ``*`` = all."""
     requester_pays: Flag = False
-    """Pay for reading buckets that charge their readers."""
+    """Whether to agree to pay for reading buckets that are set to Requester Pays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,15 +177,15 @@ class ExecutionConfig:
     backend: Literal["camber", "local"]
     """``local`` runs each command as a process of the node, as the node's user."""
     local_path: Annotated[Text, AfterValidator(_absolute)] | None
-    """The folder of ``local``: what jobs work in, and what is known of them. The same one on the driver's machine and
-    all Ray nodes."""
+    """The folder of backend ``local``: working directories and state of its jobs. The driver's machine and all Ray
+    nodes must share it."""
     timeout_ms: Annotated[Milliseconds, Between(1000, _MONTH * 1000)]
-    """A job's time-out where the job names none."""
+    """The timeout of a job that names none."""
     queue_timeout_s: Annotated[Seconds, Between(1, _MONTH)] | None
-    """How long a remote job may wait to start before it is cancelled and begun anew, which burns no attempt; None =
-    for ever, as an account that is full is no fault of a job."""
+    """How long a remote job may wait to start before it is cancelled and created again, which does not count as an
+    attempt; None = forever, because a full account is not the job's fault."""
     overtaken_after_s: Annotated[Seconds, Between(1, _MONTH)] | None
-    """The same for one that waits although later ones of its kind have started; None = never."""
+    """The same for a remote job that waits although later ones for the same nodes have started; None = never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ class NodeSize:
 
 @dataclass(frozen=True, kw_only=True)
 class CamberFields:
-    """The service's names for what the contract names, by place: ours to theirs. What is not here is equal."""
+    """Field names of the service that differ from the contract's: contract name to service name, by kind of call."""
 
     create: Mapping[Text, Text]
     job: Mapping[Text, Text]
@@ -226,11 +226,11 @@ class CamberCatalog:
     gpu_sizes: Mapping[Text, NodeSize]
 
     def size(self, spec: JobSpec) -> NodeSize | None:
-        """Of a node of such a job; None where it is not known."""
+        """The size of the job's nodes; None if it is not known."""
         return (self.gpu_sizes if spec.gpu else self.cpu_sizes).get(spec.node_size.upper())
 
     def credits_per_hour(self, spec: JobSpec) -> float | None:
-        """What such a job costs while it runs, all its nodes together."""
+        """What the job costs while it runs, all its nodes together; None if its node size is not known."""
         size = self.size(spec)
         return None if size is None else size.credits_per_hour * spec.num_nodes
 
@@ -238,41 +238,42 @@ class CamberCatalog:
 @dataclass(frozen=True, kw_only=True)
 class CamberConfig:
     api_key: Annotated[Hidden, AfterValidator(_one_word)]
-    """As it was at the start, wherever it came from."""
+    """The key as it was at the start, whether it was set here or read from ``api_key_file``."""
     api_key_file: Text | None
-    """Where the driver reads the key before each use, so that it can be changed without a restart."""
+    """A file that the driver reads the key from before each use, so that the key can change without a restart."""
     endpoint: Annotated[Text, AfterValidator(_endpoint)]
     transport: Literal["http", "cli"]
-    """How calls travel: over HTTP, or through the vendor's program."""
+    """How calls are made: over HTTP, or by the vendor's program."""
     program: Text
-    """The vendor's program, a path or a name on PATH; for ``cli``, on the driver's machine and on every node."""
+    """The vendor's program, a path or a name on PATH; needed by ``cli`` on the driver's machine and on every node."""
     program_at_once: Annotated[Whole, Between(1, 256)]
-    """Transfers that the program makes at once in one process, and as many other calls."""
+    """How many transfers, and how many other calls, run the program at once in one process of ours."""
     region: Text | None
     max_in_flight: Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
-    """Jobs that may run at once, of all drivers together, where `rythmiq limit set account` says nothing else; more
-    stay queued in Postgres. ``auto`` finds what the account bears; of ``execution.backend`` ``local`` it is the CPUs of
-    the driver's machine."""
+    """The most jobs that run at once, of all drivers together, unless `rythmiq limit set account` sets another limit;
+    others stay queued in Postgres. ``auto`` finds the account's limit by trying; with ``execution.backend`` ``local``
+    it is the number of CPUs of the driver's machine."""
     connect_timeout_s: Annotated[Seconds, Between(0.1, 10 * _MINUTE)]
-    """To resolve the name and be connected, whichever of its addresses answers."""
+    """For name resolution and connecting, all addresses of the name together."""
     read_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]
-    """For all of a small call, its answer included, however slowly that comes. A file that is streamed, up or down,
-    must get on by 16 KiB in each such time."""
+    """For a whole small call, its answer included. A streamed upload or download must move at least 16 KiB in each such
+    period."""
     create_timeout_s: Annotated[Seconds, Between(0.1, _HOUR)]
-    """For all of a create."""
+    """For a whole create call."""
     settle_s: Annotated[Seconds, Between(0, _HOUR)]
-    """How far the remote list may lag behind a create."""
+    """The longest that a new remote job may be missing from the remote list."""
     sync_timeout_s: Annotated[Seconds, Between(0, _DAY)]
     """How long to wait for the result file of a job that ended."""
     keep_unstored_s: Annotated[Seconds, Between(0, _YEAR)]
-    """How long Camber keeps what an attempt left and the artifact store did not take."""
+    """How long files that could not be stored stay at Camber, to be collected later."""
     page_size: Annotated[Whole, Between(1, 1000)]
+    """Jobs in one page of the remote list."""
     call_attempts: Annotated[Whole, Between(1, 100)]
-    """Tries of one idempotent call."""
+    """How often an idempotent call is tried."""
     routes: Mapping[Text, CamberRoute]
     """me, create, get, list, logs, cancel, stash_list, stash_read, stash_write, stash_remove."""
     envelope: Text
-    """The key that an answer is wrapped in, where it is."""
+    """The key below which answers hold their data, if they wrap it; empty = they do not."""
     fields: CamberFields
     catalog: CamberCatalog
 
@@ -282,16 +283,17 @@ class DriverConfig:
     poll_interval_s: Annotated[Seconds, Between(0.01, _HOUR)]
     """How often Camber is asked for statuses, and Postgres for work that no notification announced."""
     lease_s: Annotated[Seconds, Between(1, _HOUR)]
-    """How long after its last heartbeat a driver's jobs are left alone."""
+    """How long after a driver's last heartbeat other drivers leave its jobs alone."""
     batch_size: Annotated[Whole, Between(1, 10_000)]
-    """Jobs claimed, and outcomes written, in one statement."""
+    """The most jobs claimed, or outcomes written, in one statement."""
     queues: Names
-    """Queues served; empty = all."""
+    """The queues that this driver serves; empty = all."""
     priority_age_s: Annotated[Seconds, Between(1, _YEAR)] | None
-    """A job that has waited for so long counts as one step of priority higher, a step being the next priority that
-    others wait with; after twice as long as two steps. None = never."""
+    """A job that has waited this long is treated as one step of priority higher, after twice this long as two steps,
+    and so on. A step is the next higher priority among the waiting jobs. None = never."""
     start_timeout_s: Annotated[Seconds, Between(5, _HOUR)]
-    """How long Ray, Postgres, Camber and the store have to answer at the start, all at once; then the driver ends."""
+    """How long the start waits for Ray, Postgres, Camber and the store, which are tried at the same time; then the
+    driver ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +307,8 @@ class SecretsConfig:
     """Who may name which secret in a job."""
 
     grants: Mapping[Text, Names]
-    """By a secret's name, or ``*`` for all: database logins, or roles that they are members of. Empty = only the owner
-    of the tables and members of rythmiq_operator, who may name all."""
+    """By name of the secret, or ``*`` for all: database logins, or roles that the logins are members of. Empty = only
+    the owner of the tables and members of rythmiq_operator may name secrets, and they may name all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,43 +328,45 @@ class NotifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionConfig:
-    """How long what ended is kept, in seconds since its end; None = until somebody runs `rythmiq prune`."""
+    """How long ended jobs are kept, in seconds since their end; None = until somebody runs `rythmiq prune`."""
 
     succeeded_s: Annotated[Seconds, Between(_HOUR, 100 * _YEAR)] | None
     """Rows of jobs that SUCCEEDED."""
     failed_s: Annotated[Seconds, Between(_HOUR, 100 * _YEAR)] | None
     """Rows of jobs that FAILED or were CANCELLED."""
     artifacts_s: Annotated[Seconds, Between(_HOUR, 100 * _YEAR)] | None
-    """Stored files. Rows go no sooner than their files where this is set."""
+    """Stored files. If this is set, a row is deleted only after its files."""
 
     @property
     def on(self) -> bool:
-        """Whether a driver deletes anything by itself."""
+        """Whether the driver deletes anything by itself."""
         return any(age is not None for age in (self.succeeded_s, self.failed_s, self.artifacts_s))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShutdownConfig:
     grace_s: Annotated[Seconds, Between(0, _HOUR)]
+    """How long running Ray tasks may go on after a stop was requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutageConfig:
     probe_interval_s: Annotated[Seconds, Between(0.05, _HOUR)]
-    """How often the one probe of an open circuit breaker is sent; doubles up to ``probe_max_interval_s``."""
+    """The time between probes while a circuit breaker is open; it doubles up to ``probe_max_interval_s``."""
     probe_max_interval_s: Annotated[Seconds, Between(0.05, _HOUR)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
     num_cpus: Annotated[Whole, Between(1, 10_000)] | None
-    """CPUs of a Ray that the driver starts itself; None = all of the machine."""
+    """CPUs of the local Ray that the driver starts if it joins no cluster; None = all of the machine."""
     jobs_per_task: Annotated[Whole, Between(1, 1000)]
-    """Steps that ride in one Ray task; it has a CPU, and one more waits for each CPU."""
+    """The most steps in one Ray task. A task takes one CPU; for each CPU one task runs and one waits."""
     threads_per_task: Annotated[Whole, Between(1, 1000)]
-    """How many of them are under way at once: each has a thread, which waits for Camber and the store."""
+    """How many steps of a task run at once. Each has a thread, which mostly waits for Camber and the store."""
     task_timeout_s: Annotated[Seconds, Between(1, _DAY)]
-    """So long after its start a task counts as hung and its phase is run again; plus the time its bytes need."""
+    """How long a task may run before it counts as hung and its steps are run again; the time that its bytes need is
+    added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,10 +378,10 @@ class LoggingConfig:
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
     port: Annotated[Whole, Between(1, 65_535)] | None
-    """Where /livez, /readyz and /metrics are served; None = nowhere."""
+    """The port of /livez, /readyz and /metrics; None = they are not served."""
     host: Text
-    """The address listened on. Probes and scrapes come from outside of a container, so the default is every address;
-    what is shown there names no job and no secret."""
+    """The address to listen on. Probes and scrapes come from outside the container, so the default is all addresses;
+    these pages name no job and no secret."""
 
 
 @with_config(_CHECKED)

@@ -1,8 +1,7 @@
-"""Loading the configuration: layers, environment variables, arguments; every fault at once, with its remedy.
+"""Loads the configuration from layers, environment variables and arguments; reports all faults at once, with remedies.
 
-Later layers win: ``conf/default.yaml``, ``conf/camber.yaml``, ``conf/${SERVICE_ENV}.yaml``, the embedded default where
-nothing names a service of one's own, the file named by ``RYTHMIQ_CONFIG``, environment variables, ``key=value``
-arguments.
+Later layers win: ``conf/default.yaml``, ``conf/camber.yaml``, ``conf/${SERVICE_ENV}.yaml``, the embedded services for
+those that nothing else names, the file named by ``RYTHMIQ_CONFIG``, environment variables, ``key=value`` arguments.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ _ENVIRONMENTS: Final = ("local", "dev", "staging", "prod")
 _SECRET_KEYS: Final = ("database.url", "camber.api_key", "notify.secret")
 _LONGEST_STATEMENT_S: Final = 30.0
 _STATEMENT_PART: Final = 0.4
-"""Of the lease: a statement that hangs is given up before the heartbeat behind it is late."""
+"""Part of the lease: a statement that hangs is cancelled before the next heartbeat is late."""
 _NEEDED: Final = MappingProxyType(
     {
         "database.url": "the Postgres that holds the jobs, postgresql://user:password@host/database",
@@ -75,7 +74,7 @@ _NEEDED: Final = MappingProxyType(
         "camber.api_key": "Camber's API key, or CAMBER_API_KEY_FILE to a file that holds it",
     }
 )
-"""What the variable of a key is to be set to, where no layer has set the key."""
+"""What a required key has to be set to, for the message that it is missing."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Loaded:
         return self.values[key].layer
 
     def render(self) -> str:
-        """The resolved tree as YAML, each value's layer behind it, secrets masked: what ``--print-config`` shows."""
+        """The resolved tree as YAML for ``--print-config``: each value's layer follows it, secrets are masked."""
         lines: list[str] = []
         shown: list[str] = []
         for key in sorted(self.values):
@@ -185,7 +184,7 @@ def load(
 
 
 def _refuse(faults: Iterable[str]) -> None:
-    # A key of a file may hold anything.
+    # A key in a file may contain control characters.
     if message := "\n".join(fault if fault.isprintable() else repr(fault)[1:-1] for fault in faults):
         raise ConfigurationError(message)
 
@@ -194,16 +193,16 @@ def _refuse(faults: Iterable[str]) -> None:
 
 
 class _Tree:
-    """Layers merged by OmegaConf, which layer each key came from, and what is wrong: one line for each key."""
+    """Layers merged by OmegaConf, the layer of each key, and the faults: one line for each key."""
 
     def __init__(self) -> None:
         self.values: dict[str, Value] = {}
-        """By dotted key, interpolations resolved. A section is never lost, so every key of ``conf`` is there."""
+        """By dotted key, interpolations resolved. No layer can replace a section, so every key of ``conf`` is here."""
         self.faults: dict[str, str] = {}
         self.unread: set[str] = set()
-        """The files that cannot be read; each has its fault."""
+        """Files that cannot be read; each has a fault."""
         self.origins: dict[str, str] = {}
-        """Which layer set a key last."""
+        """The layer that set a key last, by key."""
         self._layers: list[DictConfig] = []
         self._empty: set[str] = set()
         """Sections that have no keys in some layer."""
@@ -216,7 +215,7 @@ class _Tree:
             self.faults[label] = f"{error.message}{note}"
 
     def add(self, key: str, value: object, label: str) -> None:
-        """One key from outside of the files. Its value is meant as it is: ``${`` in a password is no interpolation."""
+        """Adds one key that is not from a file. Its value is literal: ``${`` in a password is not an interpolation."""
         if isinstance(value, str):
             value = _INTERPOLATION.sub(lambda found: rf"{found[1] * 2}\${{", value)
         self._add(OmegaConf.create(_nest({key: value})), label)
@@ -231,7 +230,7 @@ class _Tree:
         self.origins.update((key, label) for key in leaves if key not in misfits)
 
     def _misfit(self, key: str, value: object, label: str) -> bool:
-        """Whether a layer would put a section where the layers below have a value, or the other way round."""
+        """Whether a layer has a section where earlier layers have a value, or the other way round; notes that fault."""
         above = next((name for name in _sections(key) if name in self.origins.keys() - self._empty), None)
         below = value != {} and any(name.startswith(f"{key}.") for name in self.origins)
         if above or below:
@@ -251,7 +250,7 @@ class _Tree:
                 self.values[below] = Value(item, self.origins[key])
 
     def typed(self, kind: Any, *below: str) -> Any:
-        """What is ``below`` as ``kind``; None where there are faults, which are noted."""
+        """The keys ``below`` as an object of type ``kind``; None if they have faults, which are noted."""
         tree: Any = _nest({key: item.value for key, item in self.values.items()})
         for part in below:
             tree = tree[part]
@@ -275,7 +274,7 @@ class _Tree:
         return f"{key}: {sentence(detail, shown=self._shown(key, value))} ({layer}){_remedy(key)}"
 
     def _layer_of(self, key: str) -> str:
-        """Where a key came from, a key below it, or the section that it is missing from."""
+        """The layer of a key, else of a key below it, else of the section that it is missing from."""
         while key:
             found = [item.layer for name, item in self.values.items() if f"{name}.".startswith(f"{key}.")]
             if found:
@@ -284,7 +283,7 @@ class _Tree:
         return "no layer"
 
     def _shown(self, key: str, value: object) -> str:
-        """A value in a fault: not endless, and without what is a secret here or elsewhere in the tree."""
+        """A value for a fault's message: of limited length, and without any secret of the tree."""
         text = repr(value)
         for name in _SECRET_KEYS:
             secret = self.values[name].value if name in self.values else None
@@ -328,7 +327,7 @@ def _read(overrides: Sequence[str], environ: Mapping[str, str], defaults: Mappin
 
 
 def _read_file(path: Path) -> DictConfig:
-    """One YAML file, its interpolations as they are written; raises ConfigurationError."""
+    """One YAML file with its interpolations unresolved; raises ConfigurationError."""
     try:
         loaded = OmegaConf.load(path)
     except yaml.YAMLError as error:
@@ -360,7 +359,7 @@ def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _sections(key: str) -> Iterator[str]:
-    """Those that a key is in, the innermost first."""
+    """The sections that a key is in, the innermost first."""
     while key := key.rpartition(".")[0]:
         yield key
 
@@ -386,7 +385,7 @@ def _resolved(merged: Any, key: str) -> Any:
 
 
 def _unresolved(key: str, error: OmegaConfBaseException) -> str:
-    """Why there is no value. What the text around an unknown variable may be is shown of no secret."""
+    """Why an interpolation has no value. For a secret key nothing of its text is shown, except a variable's name."""
     reason = str(error).splitlines()[0].rpartition("interpolation: ")[2].strip('"')
     if key in _SECRET_KEYS and not reason.startswith("Environment variable "):
         reason = "what it names is not there"
@@ -438,7 +437,7 @@ def _take_key_file(tree: _Tree) -> None:
 
 
 def _fit_statement_timeout(values: dict[str, Value]) -> None:
-    """Where no layer sets it, ``database.statement_timeout_s`` follows the lease."""
+    """Derives ``database.statement_timeout_s`` from the lease if no layer sets it."""
     if values["database.statement_timeout_s"].value is None:
         lease_s = _seconds(values["driver.lease_s"].value) or _LONGEST_STATEMENT_S
         fitted = min(_LONGEST_STATEMENT_S, _STATEMENT_PART * lease_s)
@@ -446,14 +445,14 @@ def _fit_statement_timeout(values: dict[str, Value]) -> None:
 
 
 def _fit_in_flight(values: dict[str, Value]) -> None:
-    """The local backend starts all that it is given, so no wait there tells ``auto`` that it is too much."""
+    """Sets ``auto`` to the number of CPUs for the local backend: it starts all jobs at once, so waits show no limit."""
     if (values["execution.backend"].value, values["camber.max_in_flight"].value) == ("local", "auto"):
         cpus = len(os.sched_getaffinity(0))
         values["camber.max_in_flight"] = Value(cpus, "the CPUs of this machine, for the local backend")
 
 
 def _cross_faults(values: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
-    """What is wrong between the keys, each with its key; also where some of them have faults of their own."""
+    """Faults that concern several keys, each with its key; also checked if some keys have faults of their own."""
     needed = {"s3": ["artifacts.bucket"], "local": ["artifacts.path"]}.get(str(values["artifacts.type"].value), [])
     if values["execution.backend"].value == "local":
         needed.append("execution.local_path")

@@ -1,4 +1,4 @@
-"""What a driver needs from outside, looked at all at once and each within a deadline: what ``rythmiq doctor`` shows."""
+"""Checks of everything that a driver needs, run at the same time, each with a deadline; for ``rythmiq doctor``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from rythmiq_ray.secret import Secret
 
 DEADLINE_S: Final = 30.0
 _PART_BYTES: Final = 5 * 1024 * 1024
-"""The least that S3 takes as a part of several."""
+"""The smallest part of a multipart upload that S3 takes, except the last."""
 _CLOCKS_APART_S: Final = 60.0
-"""Nothing of ours compares clocks of machines; a signature of S3 does, and refuses 15 minutes."""
+"""A difference that is worth a warning: S3 refuses signatures of a clock that is 15 minutes wrong."""
 
 Said = str | tuple[str, str]
-"""What a check found: a sentence, or an outcome and a sentence."""
+"""The result of a check: a sentence, or (outcome, sentence)."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome: ``ok``, ``warning`` or ``fault``, and what was found with its remedy."""
+    """One check's outcome, ``ok``, ``warning`` or ``fault``, and a sentence with the finding and its remedy."""
 
     check: str
     outcome: str
@@ -42,7 +42,7 @@ class Finding:
 def examine(config: Config | None, database_url: Secret | None, *, deadline_s: float = DEADLINE_S) -> list[Finding]:
     """Runs all checks that the configuration allows; a check that takes longer than ``deadline_s`` is a fault.
 
-    ``config`` is None where it has faults, which whoever loaded it says; what needs it is left out then.
+    ``config`` is None if it has faults, which the caller reports; checks that need it are left out then.
     """
     checks: dict[str, Callable[[], Said]] = {}
     if database_url is not None:
@@ -64,7 +64,7 @@ def _all(checks: Mapping[str, Callable[[], Said]], deadline_s: float) -> list[Fi
         found.put(_finding(name, check))
 
     for name, check in checks.items():
-        # What hangs in a library is left behind when the program ends.
+        # Daemon threads, so that a call that hangs does not keep the program from ending.
         threading.Thread(target=run, args=(name, check), name=f"doctor-{name}", daemon=True).start()
     findings: dict[str, Finding] = {}
     until = time.monotonic() + deadline_s
@@ -134,18 +134,18 @@ def _store(config: Config) -> Said:
     finally:
         store.delete(artifact.uri)
     if found != expected:
-        return "fault", "what was written in two parts came back otherwise: a proxy or gateway changes it on the way"
+        return "fault", "a file that was written in two parts came back changed: a proxy or gateway may change it"
     where = (
         f"s3://{config.artifacts.bucket}" if config.artifacts.type == "s3" else f"the folder {config.artifacts.path}"
     )
-    return f"{where} takes, gives back and deletes files, also in several parts"
+    return f"{where} can be written, read and deleted from, also in several parts"
 
 
 def _backend(config: Config) -> Said:
     backend = open_backend(config.execution, config.camber)
     try:
         owner = backend.check()
-        # A poll for a job that cannot be there reads the newest page of the list.
+        # A poll for a job that cannot exist reads the newest page of the list.
         for _ in backend.watch({2**53 - 1}, (), 0.0):
             break
     finally:
@@ -164,7 +164,7 @@ def _ray() -> Said:
     version = cluster.version()
     if address in ("", "local", "auto"):
         return f"Ray {version}; RAY_ADDRESS is {address or 'unset'}: " + (
-            "a driver joins the Ray of this machine" if address == "auto" else "a driver starts a Ray of its own"
+            "a driver joins the Ray of this machine" if address == "auto" else "a driver starts a local Ray"
         )
     try:
         cluster.check_address(address, timeout_s=10.0)

@@ -1,7 +1,7 @@
-"""Every error of ours: one base class, stable codes, and one table of what each code means for the job.
+"""All errors of this project: one base class, stable codes, and one table of what each code means for the job.
 
-The code is what ``rythmiq.jobs.error_code`` holds. What a code does to a job is data (:data:`RULES`), so that the
-driver, the documentation and the tests read the same table.
+``rythmiq.jobs.error_code`` holds the code. What a code does to a job is data (:data:`RULES`), so that the driver, the
+documentation and the tests read the same table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 
 class ErrorCode(StrEnum):
-    """Stable names of everything that can go wrong with a job or with what it needs."""
+    """Stable names of the faults of a job, or of a service that it needs."""
 
     COMMAND_FAILED = "command_failed"
     JOB_TIMEOUT = "job_timeout"
@@ -53,9 +53,9 @@ class Verdict(StrEnum):
     GIVE_UP = "give up"
     """The job ended; another attempt would end in the same way."""
     PAUSE = "pause"
-    """Not the job's fault: dispatch pauses, the phase is run again later, no attempt is burned."""
+    """Not the job's fault: dispatch pauses, and the phase is run again later. It does not count as an attempt."""
     REFUSE = "refuse"
-    """Never reaches a job: the command or the start of the driver is refused."""
+    """Concerns no job: the CLI command or the start of the driver is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,7 @@ RULES: Final = MappingProxyType(
         ErrorCode.QUEUE_TIMEOUT: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
             meaning="Camber did not start the job within execution.queue_timeout_s, or started later ones before it;"
-            " that burns no attempt",
+            " it does not count as an attempt",
             remedy="look at Camber's capacity for this node size",
         ),
         ErrorCode.CANCELLED: Rule(
@@ -122,7 +122,7 @@ RULES: Final = MappingProxyType(
         ),
         ErrorCode.SECRET_REFUSED: Rule(
             verdict=Verdict.GIVE_UP,
-            meaning="the login that put the job in has no grant of a secret that it names",
+            meaning="the login that enqueued the job has no grant for a secret that the job names",
             remedy="grant it by secrets.grants, then rythmiq retry",
         ),
         ErrorCode.SECRET_MISSING: Rule(
@@ -145,15 +145,15 @@ RULES: Final = MappingProxyType(
         ),
         ErrorCode.ARTIFACT_CORRUPT: Rule(
             verdict=Verdict.GIVE_UP,
-            meaning="an output never became what the job said it wrote (size or SHA-256 differ); what is there is"
-            " kept until camber.keep_unstored_s is over",
-            remedy="make sure that the command ends all its writers before it exits; `rythmiq collect` looks again",
+            meaning="an output differs in size or SHA-256 from what the job reported; the files stay at Camber for"
+            " camber.keep_unstored_s",
+            remedy="make sure that the command ends all its writers before it exits; `rythmiq collect` tries again",
         ),
         ErrorCode.ARTIFACTS_NOT_STORED: Rule(
             verdict=Verdict.GIVE_UP,
-            meaning="the command ended, but the artifact store refused what it left; that is kept at Camber until"
-            " camber.keep_unstored_s is over",
-            remedy="mend the store, then `rythmiq collect`: no new remote job is created",
+            meaning="the command ended, but the artifact store refused its files; they stay at Camber for"
+            " camber.keep_unstored_s",
+            remedy="repair the store, then `rythmiq collect`: no new remote job is created",
         ),
         ErrorCode.PHASE_FAILED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
@@ -168,7 +168,7 @@ RULES: Final = MappingProxyType(
         ),
         ErrorCode.BACKEND_UNAVAILABLE: Rule(
             verdict=Verdict.PAUSE,
-            meaning="Camber does not answer, or answers with server errors; or the local backend's folder is away",
+            meaning="Camber does not answer, or answers with server errors; or the local backend's folder is missing",
             remedy="check camber.endpoint and the network, or execution.local_path; work resumes by itself",
         ),
         ErrorCode.BACKEND_REFUSED_KEY: Rule(
@@ -214,10 +214,10 @@ RULES: Final = MappingProxyType(
 
 
 class RythmiqError(Exception):
-    """Base of all our errors: a sentence for people and a stable code for programs.
+    """Base of all errors of this project: a sentence for people and a stable code for programs.
 
-    Subclasses fix ``code``; the message never holds a secret. All arguments go to ``super().__init__`` so that an
-    error survives pickling.
+    Subclasses set ``code``; the message never contains a secret. ``retry_after_s``: seconds that the service asked to
+    wait, if it did. All arguments go to ``super().__init__`` so that an error survives pickling.
     """
 
     code: ErrorCode = ErrorCode.INTERNAL
@@ -236,7 +236,7 @@ class RythmiqError(Exception):
 
 
 def place_of(error: BaseException) -> str:
-    """``module:line`` of the innermost frame, which tells where without telling any value."""
+    """``module:line`` of the innermost frame: it says where an error arose without showing any value."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -293,7 +293,7 @@ class BackendRefusedKey(RythmiqError):
 
 
 class BackendBusy(RythmiqError):
-    """429; ``retry_after_s`` is what the server asked for, where it did."""
+    """HTTP 429; ``retry_after_s`` holds the seconds that the server asked to wait, if it did."""
 
     code = ErrorCode.BACKEND_BUSY
 
@@ -303,7 +303,7 @@ class StoreUnavailable(RythmiqError):
 
 
 class StoreRefused(StoreUnavailable):
-    """The store answers, and refuses: the bucket, the credentials or the rights are at fault."""
+    """The store answers and refuses: bucket, credentials or permissions are wrong."""
 
 
 class DatabaseUnavailable(RythmiqError):
@@ -311,7 +311,7 @@ class DatabaseUnavailable(RythmiqError):
 
 
 class DatabaseRefused(DatabaseUnavailable):
-    """What ``DATABASE_URL`` says is at fault: a password, a name, an option."""
+    """``DATABASE_URL`` is wrong: the password, a name, or an option."""
 
 
 class RayUnavailable(RythmiqError):
@@ -319,15 +319,15 @@ class RayUnavailable(RythmiqError):
 
 
 class ArtifactCorrupt(RythmiqError):
-    """What was streamed is not what the job said it wrote, in size or in SHA-256."""
+    """A file differs in size or SHA-256 from what the job reported."""
 
     code = ErrorCode.ARTIFACT_CORRUPT
 
 
 class CreateUncertain(RythmiqError):
-    """A create whose answer was lost, a 5xx or a code 2: the remote job may or may not exist.
+    """A create had no clear answer (lost answer, 5xx, code 2): the remote job may or may not exist.
 
-    Never ends an attempt: the driver looks the attempt's path up in the list before it creates again.
+    Never ends an attempt: the driver searches the remote list for the attempt's path before it creates again.
     """
 
     code = ErrorCode.BACKEND_UNAVAILABLE

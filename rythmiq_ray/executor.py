@@ -1,6 +1,6 @@
-"""What a Ray task does for an attempt, with no Ray in it: submit, collect, cancel, clean.
+"""The steps that a Ray task runs for an attempt: submit, collect, cancel, clean. No Ray in here.
 
-Each step is idempotent, and every error comes back as data.
+Each step is idempotent, and returns errors as data.
 """
 
 from __future__ import annotations
@@ -55,47 +55,48 @@ from rythmiq_ray.model import (
 )
 
 SMALL_BYTES: Final = 256 * 1024
-"""A file of no more is fetched in one call, whole."""
+"""Files up to this size are fetched whole, in one call."""
 PROBES: Final = MappingProxyType({"backend": ErrorCode.BACKEND_UNAVAILABLE, "store": ErrorCode.STORE_UNAVAILABLE})
-"""What :meth:`Executor.probe` can look at, and what it means where even that fails."""
+"""What :meth:`Executor.probe` can test, and the error code if the test itself fails unexpectedly."""
 ALONE_BYTES: Final = 16 * 1024 * 1024
 """More than this is streamed in a Ray task of its own, so that small jobs do not wait for it to end."""
 LATE_DELAY_S: Final = 1.0
-"""Before a create is sent again that would have come after its lease."""
+"""Pause before a create is tried again that was not sent because the driver's lease had ended."""
 STREAMS: Final = 32
-"""Files above :data:`SMALL_BYTES` that a process streams at once: each holds up to an upload's part in memory."""
+"""The most files above :data:`SMALL_BYTES` that a process streams at once; each takes an upload part of memory."""
 SYNC_DELAY_S: Final = 1.0
-"""Between two looks at a path whose late sync is not whole yet; a tenth of the wait so far, up to SYNC_DELAY_MAX_S."""
+"""The shortest pause between two listings of a path whose late sync is not complete. The pause is a tenth of the wait
+so far, up to SYNC_DELAY_MAX_S."""
 SYNC_DELAY_MAX_S: Final = 10.0
 LOOK_AFTER_S: Final = 3.0
-"""Most result files are there sooner; a path is listed only while its own comes later."""
+"""How long the result file may be missing before the path is listed: most arrive sooner, without the cost of that."""
 FEW_FILES: Final = 16
-"""So many are asked for one by one before it is known that they are whole; of more, the path is listed first."""
+"""Up to this many outputs are fetched without listing the path first, on the chance that they are complete."""
 MAX_FILE_BYTES: Final = 5 * 1024**4
-"""Of an object in S3."""
+"""The largest object that S3 takes."""
 MAX_WARNINGS: Final = 50
 MAX_WARNING_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Executor:
-    """Runs requests with a backend and an artifact store, in many threads; one serves all of a process."""
+    """Runs requests with a backend and an artifact store. Thread-safe; one executor serves a whole process."""
 
     backend: ExecutionBackend
     store: ArtifactStore
     timeout_s: float
-    """A job's time-out where the job names none."""
+    """The timeout of a job that names none, in seconds."""
     concurrency: int
-    """Files of one job that are fetched at once."""
+    """How many files of one job are fetched at once."""
     streams: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(STREAMS), init=False)
     settled_s: float = 10.0
-    """For so long at least a path must not have changed before a job without a result file has succeeded."""
+    """A completed job without a result file counts as succeeded only after its path has not changed for this long."""
 
     def run(self, request: StepRequest, *, clock_offset_s: float | None = 0.0) -> StepResult:
-        """Carries out one request. Never raises: an error of ours keeps its code, any other is ``internal``.
+        """Runs one request. Never raises: a RythmiqError keeps its code, any other exception becomes ``internal``.
 
-        ``clock_offset_s``: how far this machine's clock is ahead of the driver's, at least; 0 on the driver's own
-        machine, None where the driver has not heard of this one yet.
+        ``clock_offset_s``: how many seconds this machine's clock is ahead of the driver's, at least; 0 on the driver's
+        own machine, None if the driver does not know this machine's clock yet.
         """
         steps: dict[Step, Callable[[StepRequest], StepResult]] = {
             Step.SUBMIT: partial(self.submit, clock_offset_s=clock_offset_s),
@@ -112,7 +113,7 @@ class Executor:
             return Faulted(error=_internal(error, request))
 
     def probe(self, part: str) -> ErrorInfo | None:
-        """Whether the backend or the store, named as in :data:`PROBES`, can be used from here; None = it can."""
+        """Tests whether the backend or the store, a name in :data:`PROBES`, can be used from here; None = it can."""
         try:
             if part == "backend":
                 self.backend.check()
@@ -125,6 +126,7 @@ class Executor:
         return None
 
     def submit(self, request: StepRequest, *, clock_offset_s: float | None) -> StepResult:
+        """Uploads bundle and inputs and creates the remote job; raises RythmiqError if no create was sent."""
         job = self._with_files(request.job)
         if not request.uploaded:
             self.backend.upload(
@@ -148,7 +150,7 @@ class Executor:
             return SubmitUncertain(error=_internal(error, request))
 
     def _with_files(self, job: Job) -> Job:
-        """With each file of the inputs that are several; raises InputMissing."""
+        """The job with an input for each file of the folders and patterns among its inputs; raises InputMissing."""
         if not any(item.name.endswith("/") for item in job.spec.inputs):
             return job
         inputs: dict[str, Input] = {}
@@ -160,14 +162,14 @@ class Executor:
             for uri, name in self.store.list_inputs(item.uri):
                 inputs[f"{folder}{name}"] = Input(uri=uri, name=f"{folder}{name}")
         if len(inputs) > MAX_FILES:
-            raise InputMissing(f"inputs: {len(inputs):,} files; the most of one job is {MAX_FILES:,}")
+            raise InputMissing(f"inputs: {len(inputs):,} files; one job may have at most {MAX_FILES:,}")
         for name in inputs:
             if (fault := fault_of_name(name)) is not None:
                 raise InputMissing(f"input {plain(name, 200)} {fault}")
         return replace(job, spec=replace(job.spec, inputs=tuple(inputs.values())))
 
     def _recorded(self, job: Job) -> tuple[dict[str, Any], ...]:
-        """What the inputs of an attempt were; empty where nobody knows any more."""
+        """The inputs of an attempt, as its upload recorded them; empty if that record is missing or unreadable."""
         if not job.spec.inputs:
             return ()
         try:
@@ -179,13 +181,16 @@ class Executor:
         return tuple(item for item in found if isinstance(item, dict) and isinstance(item.get("name"), str))
 
     def cancel(self, request: StepRequest) -> StepResult:
+        """Asks the remote job to end; raises RythmiqError."""
         return Cancelling(accepted=self.backend.cancel(request.job, mark=not request.stray))
 
     def clean(self, request: StepRequest) -> StepResult:
+        """Removes the attempt's path from the stash; raises RythmiqError."""
         self.backend.remove(request.job)
         return Cleaned()
 
     def collect(self, request: StepRequest) -> StepResult:
+        """Streams log and outputs into the store, the manifest last; raises RythmiqError."""
         job, remote = request.job, request.remote
         assert remote is not None  # noqa: S101 - a COLLECT request always has it
         inputs = self._recorded(job)
@@ -193,7 +198,7 @@ class Executor:
             named = tuple(Input(uri=str(item.get("uri")), name=item["name"]) for item in inputs)
             job = replace(job, spec=replace(job.spec, inputs=named))
             request = replace(request, job=job)
-        # Only a list has a time of creation; a row does not tell whether the job had started.
+        # Without a time of creation, ``remote`` is from a row, which does not tell whether the job had started.
         never_started = remote.created_at is not None and remote.started_at is None
         if remote.status is RemoteStatus.CANCELLED and never_started:
             return self._collected(request, remote, None, (), (), ())
@@ -212,7 +217,7 @@ class Executor:
             if request.stop_code is None and remote.status is not RemoteStatus.CANCELLED:
                 kept = "{:,} files of {:,} bytes".format(*_measure(found))
                 warnings.append(
-                    f"result_missing: the job left no result file, so all that its path held was kept: {kept}"
+                    f"result_missing: the job left no result file, so all files in its path were kept: {kept}"
                 )
         else:
             files, unsafe = _safe(result.outputs)
@@ -225,7 +230,7 @@ class Executor:
             log = result.log
             if result.log_cut:
                 log = None
-                warnings.append("log: the command cut the wrapper's log, so Camber's is kept where there is one")
+                warnings.append("log: the command truncated the wrapper's log; Camber's own is kept, if any")
         total_bytes = sum(file.size_bytes for file in files) + (log.size_bytes if log else 0)
         if total_bytes > ALONE_BYTES and not request.alone:
             return NotYet(reason="large", alone=True, alone_bytes=total_bytes, seen=request.seen)
@@ -240,31 +245,31 @@ class Executor:
         return self._collected(request, remote, result, artifacts, unsafe, tuple(warnings), tuple(faults), inputs)
 
     def _found_without_result(self, request: StepRequest, remote: RemoteJob) -> tuple[RemoteFile, ...] | NotYet:
-        """What lies in the path of a job that left no result, once it can be taken for whole."""
+        """The files in the path of a job that left no result file, once they can be taken as complete."""
         if not request.final:
             early = request.growing_s + request.quiet_s < LOOK_AFTER_S
             return _not_yet(
-                request, "the result file is not there yet", request.seen if early else self._look(request)[0]
+                request, "the result file has not arrived yet", request.seen if early else self._look(request)[0]
             )
         listing = tuple(self.backend.list_files(request.job))
         seen = _measure(listing)
         if seen != request.seen:
-            return _not_yet(request, "the path still changes", seen)
+            return _not_yet(request, "files in the path still change", seen)
         if remote.status is RemoteStatus.COMPLETED and request.quiet_s < max(self.settled_s, request.growing_s / 10):
-            return _not_yet(request, "the path has not been the same for long enough", seen)
+            return _not_yet(request, "files in the path have changed too recently", seen)
         return listing
 
     def _look(self, request: StepRequest, files: tuple[RemoteFile, ...] = ()) -> tuple[tuple[int, int], int]:
-        """What the path holds, and how many of these files it does not hold whole. One call.
+        """Number and bytes of the files in the path, and how many of ``files`` are not complete there. One call.
 
-        Where a service cannot list, nothing is known to be late: each file is then asked for.
+        If the service cannot list, no file counts as late, and each is fetched to find out.
         """
         try:
             listing = self.backend.list_files(request.job)
         except (BackendUnavailable, NotFound, SpecRejected):
             return request.seen or (0, 0), 0
         sizes = {file.name: file.size_bytes for file in listing}
-        inputs = {file.name for file in request.job.spec.inputs}  # Not listed: they were there before.
+        inputs = {file.name for file in request.job.spec.inputs}  # An input's file was there before the job ran.
         late = sum(sizes.get(file.name) != file.size_bytes for file in files if file.name not in inputs)
         return _measure(listing), late
 
@@ -276,9 +281,10 @@ class Executor:
         faults: list[str],
         warnings: list[str],
     ) -> tuple[Artifact, ...]:
-        """Stash to store, several files at once; the log first in the result.
+        """Copies files from the stash to the store, several at once; the log comes first in the result.
 
-        What cannot be had whole is told in ``faults``; while the sync may still go on, the first one ends the try.
+        A file that cannot be fetched completely adds to ``faults``. Unless the request is final, the first one stops
+        the copying, since the sync may still be going on.
         """
 
         def copied(copy: Callable[[], Artifact | None]) -> Artifact | None:
@@ -296,7 +302,7 @@ class Executor:
             except (ArtifactCorrupt, NotFound):
                 if not request.final:
                     raise
-            warnings.append("log: the wrapper's log did not come back whole, so Camber's is kept where there is one")
+            warnings.append("log: the wrapper's log could not be fetched completely; Camber's own is kept, if any")
             return self._service_log(request, warnings)
 
         calls: list[Callable[[], Artifact | None]] = [
@@ -319,7 +325,7 @@ class Executor:
         )
 
     def _service_log(self, request: StepRequest, warnings: list[str]) -> Artifact | None:
-        """The log as the service kept it, for a job whose wrapper left none; files do not wait for it for ever."""
+        """The service's own log, for a job without a usable wrapper log. A final request goes on without it."""
         job = request.job
         try:
             log: AbstractContextManager[Iterator[bytes]] = self.backend.open_log(job)
@@ -330,7 +336,7 @@ class Executor:
         except BackendUnavailable as error:
             if not request.final:
                 raise
-            warnings.append(f"log: it could not be had: {error.message}")
+            warnings.append(f"log: it could not be fetched: {error.message}")
             return None
 
     def _collected(
@@ -384,11 +390,11 @@ class Executor:
 
 
 def _together(calls: Sequence[Callable[[], Artifact | None]], at_once: int) -> list[Artifact | None]:
-    """The outcomes of calls, so many at once. Raises what one of them raised, once none runs any more."""
+    """The results of calls, ``at_once`` of them at a time. Raises what the first of them raised, once none runs."""
     if len(calls) == 1:
         return [calls[0]()]
     with ThreadPoolExecutor(min(at_once, len(calls))) as pool:
-        return list(pool.map(lambda call: call(), calls))  # Where one raises, those that have not begun are cancelled.
+        return list(pool.map(lambda call: call(), calls))  # If one raises, those that have not begun are cancelled.
 
 
 def _internal(error: Exception, request: StepRequest) -> ErrorInfo:
@@ -397,7 +403,7 @@ def _internal(error: Exception, request: StepRequest) -> ErrorInfo:
 
 
 def _safe(files: tuple[RemoteFile, ...]) -> tuple[tuple[RemoteFile, ...], tuple[str, ...]]:
-    """Those whose names may be stored, and why each other one may not."""
+    """The files that may be stored, and a sentence for each other one that says why not."""
     large = {file.name for file in files if file.size_bytes > MAX_FILE_BYTES}
     accepted, refused = check_names(file.name for file in files if file.name not in large)
     names = set(accepted)
@@ -409,7 +415,7 @@ def _safe(files: tuple[RemoteFile, ...]) -> tuple[tuple[RemoteFile, ...], tuple[
 
 
 def _not_yet(request: StepRequest, reason: str, seen: tuple[int, int] | None, alone_bytes: int = 0) -> NotYet:
-    """A late sync is waited for, with fewer looks the longer it takes."""
+    """Wait for a late sync: the longer it takes, the longer the pause before the next attempt to collect."""
     delay_s = min(SYNC_DELAY_MAX_S, max(SYNC_DELAY_S, (request.growing_s + request.quiet_s) / 10))
     return NotYet(reason=reason, delay_s=delay_s, alone=request.alone, alone_bytes=alone_bytes, seen=seen)
 
@@ -419,14 +425,14 @@ def _measure(listing: Collection[RemoteFile]) -> tuple[int, int]:
 
 
 def _bounded(warnings: Sequence[str]) -> tuple[str, ...]:
-    """So few, so short and so plain that a row, a manifest and a terminal can take them."""
+    """The warnings without duplicates, limited in number and length, without control characters."""
     shown = [plain(warning, MAX_WARNING_CHARACTERS) for warning in dict.fromkeys(warnings)]
     rest = len(shown) - MAX_WARNINGS
     return (*shown[:MAX_WARNINGS], f"and {rest:,} more") if rest > 0 else tuple(shown)
 
 
 def _listed(faults: tuple[str, ...]) -> str:
-    """A few of many for a message."""
+    """The first faults, for a message."""
     rest = f"; and {len(faults) - 20:,} more" if len(faults) > 20 else ""
     return "; ".join(plain(fault, MAX_WARNING_CHARACTERS) for fault in faults[:20]) + rest
 
@@ -434,7 +440,7 @@ def _listed(faults: tuple[str, ...]) -> str:
 def _verdict(
     request: StepRequest, remote: RemoteJob, result: RemoteResult | None
 ) -> tuple[JobState, int | None, ErrorInfo | None]:
-    """How the attempt ended: the wrapper's word where there is one, else the service's."""
+    """How the attempt ended: by the wrapper's result if there is one, else by the service's status."""
 
     def failed(code: ErrorCode, message: str) -> tuple[JobState, int | None, ErrorInfo]:
         exit_code = result.exit_code if result else None
@@ -446,7 +452,7 @@ def _verdict(
             return JobState.SUCCEEDED, 0, None
         return failed(ErrorCode.COMMAND_FAILED, f"the command ended with exit code {result.exit_code}")
     if result is not None and result.reason == "timeout":
-        return failed(ErrorCode.JOB_TIMEOUT, "the command ran longer than its time-out and was stopped")
+        return failed(ErrorCode.JOB_TIMEOUT, "the command ran longer than its timeout and was stopped")
     if result is None and remote.status is RemoteStatus.COMPLETED:
         return JobState.SUCCEEDED, 0, None
     if request.stop_code is ErrorCode.CANCELLED:

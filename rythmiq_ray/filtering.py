@@ -1,4 +1,4 @@
-"""What filters say in words: labels, and times that are past."""
+"""Parses the values of filters: labels, and past times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rythmiq_ray.errors import InvalidJob
 
 
 def labels_of(assignments: Sequence[str]) -> dict[str, str]:
-    """``K=V`` each; raises InvalidJob."""
+    """Parses labels, ``K=V`` each; raises InvalidJob with all faults."""
     labels: dict[str, str] = {}
     faults = []
     for at, assignment in enumerate(assignments):
@@ -26,7 +26,7 @@ def labels_of(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def past_time(text: str, now: datetime | None = None) -> datetime:
-    """``2h`` or ``30d`` ago, or a date and time in ISO 8601, of the local time zone where it names none.
+    """Parses ``2h`` or ``30d`` (ago), or a date and time in ISO 8601, in the local time zone if it names none.
 
     Raises ValueError.
     """
@@ -38,5 +38,5 @@ def past_time(text: str, now: datetime | None = None) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise ValueError(
-            "give a time that has passed since, such as 2h or 30d, or a date such as 2026-01-07 or 2026-01-07T10:30"
+            "give how long ago, such as 2h or 30d, or a date such as 2026-01-07 or 2026-01-07T10:30"
         ) from None

@@ -1,4 +1,4 @@
-"""A Python function as a job: it is sent with its arguments, and its value or exception comes back as a file."""
+"""A Python function as a job: its arguments are sent with it, and a file brings back its value or exception."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULT_NAME: Final = f"{FOLDER}/result.pkl"
 _CALL_NAME: Final = f"{FOLDER}/call.pkl"
 _RUNNER_NAME: Final = f"{FOLDER}/run.py"
 _pickling: Final = threading.Lock()
-"""Which modules are sent whole is one setting of cloudpickle's for all threads."""
+"""The modules that cloudpickle sends by value are a setting of the whole process."""
 _RUNNER: Final = '''\
 """Runs the function that was sent, and leaves what it returned or raised."""
 import pickle, sys, traceback
@@ -69,9 +69,9 @@ sys.exit(0 if outcome[0] == "returned" else 1)
 def spec_of(
     store: ArtifactStore, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], spec: JobSpec
 ) -> JobSpec:
-    """The job that calls the function; ``spec`` says on what it runs. Uploads what it needs.
+    """The spec of a job that calls the function; ``spec`` says on which nodes. Uploads the pickled call.
 
-    Raises ModuleNotFoundError without cloudpickle, TypeError for what cannot be pickled, and StoreUnavailable.
+    Raises ModuleNotFoundError without cloudpickle, TypeError if the call cannot be pickled, and StoreUnavailable.
     """
     import cloudpickle
 
@@ -89,7 +89,7 @@ def spec_of(
     files = {
         _RUNNER_NAME: _RUNNER.replace("{version}", str(list(sys.version_info[:2]))).encode(),
         _CALL_NAME: call,
-        # The node need not have it.
+        # The node may not have cloudpickle.
         **{f"{FOLDER}/cloudpickle/{path.name}": path.read_bytes() for path in _sources(cloudpickle)},
     }
     inputs = [Input(uri=_uploaded(store, data), name=name) for name, data in files.items()]
@@ -98,13 +98,13 @@ def spec_of(
         command=f"python3 {_RUNNER_NAME}",
         inputs=(*spec.inputs, *inputs),
         outputs=(*spec.outputs, RESULT_NAME),
-        # What the function raised, it would raise again.
+        # An exception of the function would be raised again, so only killed commands (137, 143) are retried.
         retry_exit_codes=spec.retry_exit_codes if spec.retry_exit_codes is not None else (137, 143),
     )
 
 
 def _own_module(function: Callable[..., Any]) -> ModuleType | None:
-    """The function's module where it is a file of the user's: the node has what is installed, and not this."""
+    """The function's module if it is a file of the user's: nodes have only installed packages. None otherwise."""
     import cloudpickle
 
     while isinstance(function, partial):

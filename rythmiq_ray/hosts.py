@@ -1,4 +1,4 @@
-"""What is known of a host by its name or address alone."""
+"""Facts about a host that its name or address alone tells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether it is this machine's own; no proxy has a way there, and nobody listens on the way."""
+    """Whether it is a loopback address: no proxy can reach it, and no network carries the traffic."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

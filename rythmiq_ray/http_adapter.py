@@ -1,8 +1,7 @@
-"""requests' adapter with deadlines that hold for a whole call, and with connections that try all addresses of a name.
+"""An adapter for requests with deadlines for whole calls, and with connections that try all addresses of a host name.
 
-The time-outs of requests and urllib3 are for each read and for each address, so a server that sends a byte now and
-then holds its caller for ever. Here every wait for the other side, whatever it is for, takes from one
-:class:`Patience`.
+The timeouts of requests and urllib3 apply to each read and each address, so a server that sends a byte now and then
+can block its caller forever. Here all waiting for the other side is taken from one :class:`Patience`.
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ from urllib3.util.ssl_ import create_urllib3_context
 from rythmiq_ray.clock import now_s
 
 STEP_BYTES: Final = 16 * 1024
-"""A stream must get on by as much within each time-out: about 500 bytes a second where that is 30 s."""
+"""A stream must move at least this many bytes in each timeout period: about 500 bytes a second for 30 s."""
 KEEP_S: Final = 15.0
-"""An idle connection is used again within this time: servers and what stands before them close it at some later one."""
+"""How long an idle connection may be used again; servers and gateways close it some time later."""
 _BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Environment variables that name certificates to trust; the first that is set counts."""
 _BLOCK_BYTES: Final = 256 * 1024
 _STAGGER_S: Final = 0.25
-"""As RFC 8305 has it: the next address of a name is tried this long after the one before."""
+"""How long after one address of a name the next is tried (RFC 8305)."""
 
 Address = tuple[Any, ...]
-"""As ``socket.getaddrinfo`` gives it."""
+"""An entry of ``socket.getaddrinfo``."""
 
 
 class Patience:
-    """How much longer a call may wait for the other side, in seconds. It belongs to the thread that makes the call.
+    """How many more seconds a call may wait for the other side. Used only by the thread that makes the call.
 
-    A small call has one amount for all of it. A stream's is made up again with every :data:`STEP_BYTES` that pass;
-    what its reader or its source takes between two of them is not counted.
+    A small call has one amount of time in total. A stream gets the full amount again after every :data:`STEP_BYTES`;
+    time that its own reader or source takes does not count.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class Patience:
         self._streams = streams
         self._passed = 0
         self.sent = False
-        """Whether a byte of the request has left, so that the server may know of it."""
+        """Whether a byte of the request was sent, so that the server may have acted on it."""
 
     def stream(self, streams: bool) -> None:
-        """From here on what passes is a stream, or is none any more; the time begins anew."""
+        """Marks that a stream begins, or has ended; the full time is available again."""
         self._left_s, self._passed, self._streams = self._whole_s, 0, streams
 
     @property
@@ -72,13 +71,13 @@ class Patience:
 
     @property
     def left_s(self) -> float:
-        """Raises TimeoutError where nothing is left."""
+        """The seconds that are left; raises TimeoutError if there are none."""
         if self._left_s <= 0:
             raise TimeoutError("the time is over")
         return self._left_s
 
     def spend(self, action: Callable[[], Any]) -> Any:
-        """Carries out what waits for the other side, and takes its time off."""
+        """Runs an action that waits for the other side, and subtracts the time that it took."""
         began = now_s()
         try:
             return action()
@@ -86,7 +85,7 @@ class Patience:
             self._left_s -= now_s() - began
 
     def transfer(self, sock: socket.socket, move: Callable[[Any], int | None], data: Any) -> int:
-        """Sends or receives; ``move`` returns how many bytes passed, None = all of ``data``."""
+        """Sends or receives; ``move`` returns the number of bytes moved, None = all of ``data``."""
         sock.settimeout(self.left_s)
         moved = self.spend(lambda: move(data))
         count = len(data) if moved is None else moved
@@ -101,14 +100,14 @@ class _Current(threading.local):
 
 
 current: Final = _Current()
-"""Of the call that a thread makes; urllib3 has no way to hand it to a connection."""
+"""The patience of the thread's present call, kept here because urllib3 cannot pass it to a connection."""
 
 
 class Adapter(HTTPAdapter):
-    """To be mounted in a session; :data:`current` has the patience of each call that goes over it."""
+    """Mount it in a session, and set :data:`current` to the patience of each call."""
 
     def __init__(self, tls: ssl.SSLContext | None, *, connections: int) -> None:
-        """``connections``: how many idle ones are kept; ``tls``: what is trusted, read once for all of them."""
+        """``connections``: how many idle connections are kept; ``tls``: the trusted certificates, read only once."""
         self._settings: dict[str, Any] = {"blocksize": _BLOCK_BYTES}
         if tls is not None:
             self._settings["ssl_context"] = tls
@@ -125,7 +124,7 @@ class Adapter(HTTPAdapter):
         return manager
 
     def cert_verify(self, *_: Any) -> None:
-        """Not by requests, which reads the bundle again for each connection: the context has it."""
+        """Does nothing: requests would read the certificates for each connection, and the context has them already."""
 
 
 def trusted() -> ssl.SSLContext:
@@ -144,7 +143,7 @@ def trusted() -> ssl.SSLContext:
 
 
 class _Waited(io.RawIOBase):
-    """What comes in over a socket."""
+    """The bytes that come in over a socket."""
 
     def __init__(self, sock: socket.socket, patience: Patience) -> None:
         self._sock = sock
@@ -166,14 +165,14 @@ class _Response(HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         patience = current.patience
-        if patience.streams:  # That was the request's body; the answer is none.
+        if patience.streams:  # The request's body was a stream; the answer is not.
             patience.stream(False)
         self.fp.close()
         self.fp = io.BufferedReader(_Waited(sock, patience), _BLOCK_BYTES)
 
 
 class _Waits(HTTPConnection):
-    """How a connection is made, written to and read from; for both kinds of it."""
+    """Connecting, writing and reading with a patience, for plain and TLS connections."""
 
     response_class = _Response
     _used_at = 0.0
@@ -184,7 +183,7 @@ class _Waits(HTTPConnection):
         try:
             patience.spend(super().connect)
         finally:
-            patience.sent = False  # What a proxy was told is not the request.
+            patience.sent = False  # Only the CONNECT to a proxy was sent, not the request.
 
     def _new_conn(self) -> socket.socket:
         until = now_s() + min(current.patience.left_s, float(self.timeout or 0.0))
@@ -256,7 +255,7 @@ def _resolved(host: str, port: int, until: float) -> list[Address]:
 
 
 def _connected(addresses: Sequence[Address], options: Sequence[Any], until: float) -> socket.socket:
-    """A connection to the first of these addresses that answers; one that is dead does not keep the others waiting."""
+    """A connection to the first address that answers; a dead address does not delay the others."""
     todo = list(addresses)
     failure: OSError = TimeoutError("no address answers")
     with ExitStack() as stack, selectors.DefaultSelector() as selector:

@@ -1,7 +1,7 @@
-"""Opening a job's inputs for streaming: s3://, https://, http://, and file:// where there is a local store.
+"""Opens a job's inputs for streaming: s3://, https://, http://, and file:// with a local store.
 
-An input's URI comes from whoever enqueues, and is opened on a Ray node with that node's rights: a file must lie below
-the local store, and no request goes to the addresses where clouds keep their credentials.
+The enqueuer chooses an input's URI, and a Ray node opens it with the node's rights. So a file must be below the local
+store, and no request is sent to the addresses at which clouds serve credentials.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _MISSING_CODES: Final = frozenset(
         *("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "MethodNotAllowed", "403"),
     }
 )
-"""What S3 says of one object. Any other refusal is about the keys or the service, and so about every input."""
+"""S3's error codes that concern one object. Any other one concerns the keys or the service, and so all inputs."""
 MAX_FILES: Final = 10_000
-"""Of one job, all its inputs together."""
+"""The most files of one job, all its inputs together."""
 WILDCARD: Final = re.compile(r"[*?\[]")
 _GLOB_PARTS: Final = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
 _GLOBS: Final = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -49,8 +49,8 @@ _METADATA: Final = tuple(
 def open_input(uri: str, *, s3_client: Callable[[], Any], local_root: Path | None) -> AbstractContextManager[BinaryIO]:
     """Opens ``uri``.
 
-    Raises InputMissing where it is not there or may not be read, InputUnreadable where reading broke off, and
-    StoreUnavailable where S3 cannot be reached or refuses our keys. ``local_root`` is the folder of the local store.
+    Raises InputMissing if it does not exist or may not be read, InputUnreadable if reading fails, and StoreUnavailable
+    if S3 cannot be reached or refuses our keys. ``local_root`` is the folder of the local store.
     """
     scheme = uri.partition("://")[0].lower()
     if scheme == "s3":
@@ -65,10 +65,10 @@ def open_input(uri: str, *, s3_client: Callable[[], Any], local_root: Path | Non
 
 
 def list_inputs(uri: str, *, s3_client: Callable[[], Any]) -> list[tuple[str, str]]:
-    """The objects below an ``s3://`` folder, or that match a pattern, as (URI, name below the part without wildcards).
+    """The objects of an ``s3://`` folder or pattern, as (URI, name below the part without wildcards).
 
-    ``*`` and ``?`` stay in a folder, ``**`` crosses folders. Raises as :func:`open_input`, and InputMissing where
-    there are none or more than :data:`MAX_FILES`.
+    ``*`` and ``?`` stay in a folder, ``**`` crosses folders. Raises as :func:`open_input`, and InputMissing if there
+    are none or more than :data:`MAX_FILES`.
     """
     if not uri.startswith("s3://"):
         raise InputMissing(f"input {uri}: no stored file of it matches")
@@ -118,13 +118,13 @@ def path_below(root: Path, uri: str) -> Path | None:
 
 
 class _Reader:
-    """A stream whose errors are ours."""
+    """A stream that raises our errors."""
 
     def __init__(self, uri: str, read: Callable[[int], bytes], length: int | None) -> None:
         self._uri = uri
         self._read = read
         self.length = length
-        """Bytes, where known beforehand; else the upload is chunked."""
+        """The size in bytes, if known; None: the upload is chunked."""
 
     def seekable(self) -> bool:
         return False
@@ -186,8 +186,8 @@ def _open_http(uri: str) -> Iterator[BinaryIO]:
             if answer.status_code != requests.codes.ok:
                 kind = InputMissing if answer.status_code in _MISSING_STATUS else InputUnreadable
                 raise kind(f"input {shown}: HTTP status {answer.status_code}")
-            # The bytes as they are sent, whatever the server says of their encoding: they are what lies there, they
-            # have the length that it gave, and a name that ends in .gz stays true.
+            # The bytes as sent, without decoding a Content-Encoding: they match the Content-Length, and a file named
+            # .gz stays compressed.
             length = answer.headers.get("Content-Length", "")
             known = int(length) if length.isascii() and length.isdigit() else None
             raw = answer.raw
@@ -212,7 +212,7 @@ def _open_file(uri: str, local_root: Path | None) -> Iterator[BinaryIO]:
 
 
 def _is_metadata(address: str) -> bool:
-    """Whether an IP address is one that a cloud answers credentials at; False for a name."""
+    """Whether an IP address is one at which a cloud serves credentials; False for a name."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -223,7 +223,7 @@ def _is_metadata(address: str) -> bool:
 
 
 def _refuse_target(uri: str, shown: str) -> None:
-    """What can be told before connecting, and through a proxy; the rest is :class:`_GuardedAdapter`'s."""
+    """Refuses what is known before connecting or behind a proxy; :class:`_GuardedAdapter` checks the rest."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputMissing(f"input {shown}: redirected to something that is not http(s)")
@@ -236,7 +236,7 @@ def _refusal() -> InputMissing:
 
 
 def _checked(connected: socket.socket) -> socket.socket:
-    """Looks at the address that was reached: a name could resolve to another one each time it is asked for."""
+    """Checks the address of the connection itself, because a name may resolve to another address each time."""
     if _is_metadata(str(connected.getpeername()[0])):
         connected.close()
         raise _refusal()
@@ -262,7 +262,7 @@ class _GuardedTlsPool(HTTPSConnectionPool):
 
 
 class _GuardedAdapter(HTTPAdapter):
-    """Sends nothing to a metadata address, whatever name leads there."""
+    """Sends nothing to a metadata address, whatever name resolves to it."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -270,6 +270,6 @@ class _GuardedAdapter(HTTPAdapter):
 
 
 def _without_query(uri: str) -> str:
-    """A presigned URL's query is a credential and must not get into a message."""
+    """The URI without its query: that of a presigned URL is a credential, which no message may contain."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,6 +1,6 @@
-"""What each field of a job may hold, as types that pydantic checks and that say themselves in JSON Schema.
+"""The types of a job's fields: pydantic checks them and writes them as JSON Schema.
 
-No fault repeats a command, a URI or a value: those may hold what must not be seen. Faults quote names only.
+No fault repeats a command, a URI or a value, because these may contain secrets. Faults quote names only.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from rythmiq_ray.model import Input
 MAX_COMMAND_BYTES: Final = 256 * 1024
 MAX_ENV_BYTES: Final = 256 * 1024
 MAX_ENV_ENTRY_BYTES: Final = 128 * 1024 - 1
-"""Of ``NAME=value``: Linux starts no process with a longer one (MAX_ARG_STRLEN)."""
+"""The longest ``NAME=value`` with which Linux starts a process (MAX_ARG_STRLEN)."""
 MAX_ENTRIES: Final = 1000
-"""Of each list: inputs, outputs, env, secrets."""
+"""The most entries of each list: inputs, outputs, env, secrets."""
 MAX_URI_BYTES: Final = 8 * 1024
 
 BUNDLE_NAMES: Final = frozenset({"run.sh", "job.json"})
-"""What the bundle itself puts into the attempt's path, beside everything that starts with :data:`BUNDLE_PREFIX`."""
+"""Files of the bundle in the attempt's path, beside those whose names start with :data:`BUNDLE_PREFIX`."""
 BUNDLE_PREFIX: Final = "rythmiq-"
 STORE_NAMES: Final = frozenset({LOG_NAME, MANIFEST_NAME})
-"""What the artifact store itself puts beside the outputs."""
+"""Files that rythmiq-ray stores beside the outputs."""
 RESERVED_ENV: Final = frozenset(
     {
         *("BASH", "BASHOPTS", "BASH_ALIASES", "BASH_ARGC", "BASH_ARGV", "BASH_CMDS", "BASH_ENV", "BASH_LINENO"),
@@ -53,8 +53,8 @@ RESERVED_ENV: Final = frozenset(
         *("PWD", "SHELLOPTS", "SHLVL", "UID"),
     }
 )
-"""BASH_ENV would run a file before the command; the others are read-only in bash, or set anew by one that starts, so
-that the command would never see the value."""
+"""BASH_ENV would run a file before the command. The others are read-only in bash, or bash sets them when it starts, so
+the command would never see the value."""
 RESERVED_ENV_PREFIX: Final = "RYTHMIQ_"
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -67,18 +67,18 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _SCHEMES: Final = ("s3", "file", "http", "https")
 _STORED: Final = re.compile(r"(job|group):(?!//)")
-"""What another job, or the members of a group, stored."""
+"""The start of a URI of files that another job, or the members of a group, stored."""
 _ENDING: Final = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")
-"""Of a file's name."""
+"""A file name's extension."""
 _CACHED: Final = 4096
 _SURROGATE: Final = "holds a lone surrogate, which is not a character"
 
 
 def default_name(uri: str) -> str:
-    """The file name that an input has where none is given: the last segment of its URI's path; '' if it has none.
+    """The name of an input that is given none: the last segment of its URI's path; '' if there is none.
 
-    The query of an http URI does not count, and its ``%20`` becomes a space; S3 keys and local paths are literal. What
-    may be several files has a folder, which ends in ``/``: that of the URI, or ``./``, the working directory itself.
+    Of an http URI the query is left out and ``%20`` becomes a space; S3 keys and local paths are literal. An input that
+    may be several files has a folder, ending in ``/``: that of the URI, or ``./``, the working directory itself.
     """
     scheme, _, rest = uri.partition("://")
     if scheme in ("http", "https"):
@@ -90,20 +90,20 @@ def default_name(uri: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether an input is a path of the machine that enqueues: it has no scheme."""
+    """Whether an input is a path on the enqueuing machine, that is, has no scheme."""
     return not _SCHEME.match(uri) and not _STORED.match(uri)
 
 
 def is_stored(uri: str) -> bool:
-    """Whether an input is what another job stored: ``job:ID/GLOB`` or ``group:ID/GLOB``."""
+    """Whether an input is files that other jobs stored: ``job:ID/GLOB`` or ``group:ID/GLOB``."""
     return _STORED.match(uri) is not None
 
 
 def is_several(uri: str) -> bool:
-    """Whether an input may be several files: an S3 folder or pattern, a pattern of a job's files, all of a group's."""
+    """Whether an input may be several files: an S3 folder or pattern, a pattern of a job's files, a group's files."""
     scheme, mark, rest = uri.partition("://")
     if mark:
-        # `?` and `[` are in keys that are meant as they are; beside a `*` they are wildcards too.
+        # `?` and `[` occur in ordinary keys, so they are wildcards only together with a `*`.
         return scheme == "s3" and (rest.endswith("/") or "*" in rest)
     if _STORED.match(uri):
         return uri.startswith("group:") or bool(_WILD.search(uri))
@@ -111,9 +111,9 @@ def is_several(uri: str) -> bool:
 
 
 def input_of(text: str) -> dict[str, str]:
-    """``URI[=NAME]`` as the fields of an input.
+    """Parses ``URI[=NAME]`` into the fields of an input. Raises nothing; validation comes later.
 
-    URIs hold ``=`` too: in queries, and in keys such as ``dt=1/x.csv`` or ``epoch=3-step=1000.ckpt``.
+    URIs may contain ``=`` as well: in queries, and in keys such as ``dt=1/x.csv`` or ``epoch=3-step=1000.ckpt``.
     """
     uri, mark, name = text.rpartition("=./")
     if mark:
@@ -131,14 +131,14 @@ def input_of(text: str) -> dict[str, str]:
 
 
 class _Files:
-    """The inputs' names so far: two may not become one file, on no file system, nor one lie inside another."""
+    """The names of a job's inputs so far. No two may be one file on any file system, or one the folder of the other."""
 
     def __init__(self) -> None:
         self._files: dict[str, str] = {}
         self._folders: dict[str, str] = {}
 
     def add(self, name: str) -> str | None:
-        """What forbids this name beside the others."""
+        """Adds a name; returns the fault if it clashes with another one."""
         key = name if name.isascii() else unicodedata.normalize("NFC", name)
         key = key.casefold()
         parents = [key[: slash.start()] for slash in _SLASH.finditer(key)]
@@ -184,7 +184,7 @@ def _fault_of_s3(rest: str) -> str | None:
     if not bucket:
         return "names no bucket"
     if not _BUCKET.fullmatch(bucket):
-        return "names a bucket with characters that no bucket has"
+        return "names a bucket with characters that bucket names do not allow"
     if not key.strip("/"):
         return "names no object of the bucket"
     return None
@@ -228,7 +228,7 @@ def _fault_of_input_name(name: str) -> str | None:
 
 
 def _fault_of_output(glob: str) -> str | None:
-    """What matches is stored under its own name, so a glob is bound by the rules for those."""
+    """Matching files are stored under their own names, so the rules for names apply to a glob too."""
     path = _undotted(glob)
     fault = fault_of_name(path)
     if fault is not None:
@@ -260,7 +260,8 @@ def _fault_of_env_name(name: str) -> str | None:
 
 
 def _refusing(fault_of: Callable[[str], str | None], *, cached: bool = True) -> AfterValidator:
-    """Jobs of one file mostly share their URIs, names and globs, so those that are right are remembered."""
+    """A validator that refuses what ``fault_of`` finds. Valid texts are cached: jobs of one file share most URIs, names
+    and globs."""
 
     def refuse(text: str) -> str:
         if (fault := fault_of(text)) is not None:
@@ -271,7 +272,7 @@ def _refusing(fault_of: Callable[[str], str | None], *, cached: bool = True) -> 
 
 
 def any_case(*words: str) -> str:
-    """A pattern for words whatever the case of their letters; patterns of JSON Schema have no flags."""
+    """A case-insensitive pattern for words; patterns of JSON Schema have no flags."""
     return "|".join("".join(f"[{c.upper()}{c.lower()}]" if c.isalpha() else f"[{c}]" for c in word) for word in words)
 
 
@@ -282,7 +283,7 @@ _CONTROLS: Final = r"[\x00-\x1f\x7f-\x9f]"
 _BAD_NAME: Final = rf"{_CONTROLS}|^/|\\|(^|/)\.{{0,2}}(/|$)|(^|/)\s|\s(/|$)|[^/]{{{_MAX_SEGMENT + 1}}}"
 _OWN_NAMES: Final = rf"^({any_case(*sorted(BUNDLE_NAMES))})(/|$)|^{any_case(BUNDLE_PREFIX)}"
 NAMELESS: Final = r"^(s3|file)://|^https?://[^?#]*[^/?#]([?#]|$)"
-"""Of a URI that ends in a name, as far as a pattern can say."""
+"""Matches URIs that end in a file name, as far as a pattern can tell."""
 _BAD_GLOB: Final = (
     rf"{_CONTROLS}|\\|^(\./)*(/|$)|//|(^|/)\.\.(/|$)|(^|/)\.$|([^/]{{2,}}|[^./])/\./|(^|/)\s|\s(/|$)"
     rf"|[^/]{{{_MAX_SEGMENT + 1}}}"
@@ -294,7 +295,7 @@ _OWN_GLOBS: Final = (
 
 
 def _no(pattern: str, **more: Any) -> WithJsonSchema:
-    """The schema of text in which nothing matches; patterns of JSON Schema are searched for, not matched whole."""
+    """The schema of text that does not contain the pattern; JSON Schema searches for patterns anywhere in the text."""
     return WithJsonSchema({"type": "string", "not": {"pattern": pattern}, **more})
 
 
@@ -312,7 +313,7 @@ def _fault_of_command(command: str) -> str | None:
 
 
 def _list_of(what: str) -> BeforeValidator:
-    """Pydantic itself would take a set, whose order is random, and a generator, which it would use up."""
+    """A validator for lists and tuples. Pydantic itself also accepts sets, which have no order, and generators."""
 
     def listed(value: object) -> object:
         if type(value) is tuple:
@@ -325,7 +326,7 @@ def _list_of(what: str) -> BeforeValidator:
 
 
 def _mapped(value: object) -> object:
-    if type(value) is dict:  # an abstract class takes long to ask
+    if type(value) is dict:  # the check for Mapping below is slow
         return value
     if isinstance(value, Mapping):
         return dict(value)
@@ -334,7 +335,7 @@ def _mapped(value: object) -> object:
 
 @dataclass(frozen=True)
 class OneLine:
-    """Text of one line that we store and show, of so many characters."""
+    """Text of one line without control characters, ``low`` to ``high`` characters long."""
 
     low: int
     high: int
@@ -357,7 +358,7 @@ class OneLine:
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds, or text with a unit, of at most ``most_s`` seconds; checked, it is seconds."""
+    """A duration of at most ``most_s`` seconds, as a number or text with a unit. Validation turns it into seconds."""
 
     most_s: float
     zero: bool = False
@@ -379,8 +380,8 @@ class Duration:
 
 def _fault_of_secret_name(name: str) -> str | None:
     if not _SECRET_NAME.fullmatch(name):
-        # Not quoted: who mistakes the option for one that takes NAME=VALUE has put the secret itself here.
-        return "must be a name of capital letters, digits and _; the value stays outside"
+        # Not quoted: whoever takes the option for one with NAME=VALUE has put the secret itself here.
+        return "must be a name of capital letters, digits and _, without the value"
     fault = _fault_of_env_name(name)
     return None if fault is None else f"{quote(name)} {fault}"
 
@@ -421,19 +422,19 @@ class InputFields(TypedDict):
 
 
 def _named(item: object) -> object:
-    """The fields of an input, with the name that it has where none is given."""
+    """The fields of an input, with its default name if it has none."""
     if isinstance(item, Input):
         return _placed(item.uri, item.name)
     if not isinstance(item, Mapping):
         raise ValueError(f"must be an object with uri and name, not {kind_of(item)}")
     uri, name = item.get("uri"), item.get("name")
     if name is None:
-        return {**item, "name": default_name(uri) if isinstance(uri, str) else "x"}  # no URI is fault enough
+        return {**item, "name": default_name(uri) if isinstance(uri, str) else "x"}  # The missing URI is the fault.
     return {**item, **_placed(uri, name)} if isinstance(uri, str) and isinstance(name, str) else dict(item)
 
 
 def _placed(uri: object, name: object) -> dict[str, object]:
-    """A single file that goes into a folder has its own name there, several go into a folder."""
+    """Completes the name: one file in a folder keeps its own name there, and several files need a folder."""
     if isinstance(uri, str) and isinstance(name, str) and name:
         if is_several(uri):
             name = name if name.endswith("/") else f"{name}/"
@@ -466,7 +467,7 @@ def _outputs_apart(globs: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(_CACHED)
 def _file_key(glob: str) -> str:
-    """Equal for what is one file. The case of a glob's letters may be meant: [A-Z]* is not [a-z]*."""
+    """A key that is equal for names of the same file. The case of a glob stays: [A-Z]* differs from [a-z]*."""
     path = _undotted(glob)
     return path if _WILD.search(path) else path.casefold()
 
@@ -502,7 +503,7 @@ def _refuse(faults: list[tuple[str, str]]) -> None:
 
 
 def _utf8_size(text: str) -> int | None:
-    """Bytes in UTF-8; None where a lone surrogate cannot be encoded."""
+    """The size in UTF-8, in bytes; None if a lone surrogate cannot be encoded."""
     if text.isascii():
         return len(text)
     try:

@@ -1,4 +1,4 @@
-"""What a Ray of one's own needs of the machine, checked before it starts: Ray itself says it late, or not at all."""
+"""Checks that this machine can run a local Ray, before it starts: Ray's own errors come late, or not at all."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Final
 from rythmiq_ray.errors import ConfigurationError, RayUnavailable
 
 _SOCKET_PATH_BYTES: Final = 107
-"""The most that Linux takes for the path of a socket."""
+"""The longest path of a socket on Linux."""
 _SOCKET_BELOW: Final = "/ray/session_2026-01-07_10-30-45_123456_{pid}/sockets/plasma_store"
 """The longest path of a socket that Ray makes in its temporary folder."""
 _LEAST_FILES: Final = 256
-"""Below this, Ray's processes end, or wait for each other, without a word."""
+"""With fewer open files, Ray's processes end or wait for each other without any message."""
 _LEAST_FREE_BYTES: Final = 1024 * 1024
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check() -> None:
-    """Raises ConfigurationError, or RayUnavailable for what may mend itself; both name cause and remedy."""
+    """Raises ConfigurationError, or RayUnavailable for a fault that may pass; both name cause and remedy."""
     _check_files()
     _check_temporary_folder(Path(temporary_folder()))
 
 
 def ensure_home() -> None:
-    """Sets ``HOME`` where a user without a name has none, as containers do: libraries ask for it when imported."""
+    """Sets ``HOME`` if it is unset, as for a container's user without a name: libraries read it when imported."""
     try:
         Path.home()
     except RuntimeError:

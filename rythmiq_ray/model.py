@@ -1,7 +1,8 @@
-"""The nouns: plain data that everything else imports, and that does no I/O.
+"""The data model: plain classes that every other module imports. No I/O.
 
-Units: seconds, bytes and credits, said in each name. Times are aware ``datetime`` in UTC. The classes have no slots,
-because a frozen one with slots is unpickled field by field in Python, and they cross Ray by the thousand.
+Units are seconds, bytes and credits; the name of each field says which. Times are timezone-aware ``datetime`` in UTC.
+The classes have no slots: Python unpickles a frozen class with slots field by field, which is slow, and thousands of
+them go through Ray.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ T = TypeVar("T")
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 3
 FORMER_NAMES: Final = {"timeout_s": "timeout", "delay_s": "delay"}
-"""Of fields, and of keys of a JSON line. They are read for one version; rows keep ``timeout_s`` for older drivers."""
+"""Former names of fields and JSON keys, and their present names. The former ones are accepted for one version; rows
+keep ``timeout_s`` for older drivers."""
 
 
 class JobState(StrEnum):
-    """Where a job is in its life; the value of ``rythmiq.jobs.state``."""
+    """The state of a job; the value of ``rythmiq.jobs.state``."""
 
     BLOCKED = "BLOCKED"
-    """It waits for other jobs, or for a place among the members of its group that may run at once."""
+    """It waits for other jobs, or for its group's ``max_parallel``."""
     QUEUED = "QUEUED"
     RETRYING = "RETRYING"
     RUNNING = "RUNNING"
@@ -45,7 +47,7 @@ class JobState(StrEnum):
 
 
 class Phase(StrEnum):
-    """What is being done about a RUNNING job; the value of ``rythmiq.jobs.phase``."""
+    """The phase of a RUNNING job; the value of ``rythmiq.jobs.phase``."""
 
     SUBMITTING = "submitting"
     WAITING = "waiting"
@@ -53,7 +55,7 @@ class Phase(StrEnum):
 
 
 class RemoteStatus(StrEnum):
-    """Camber's statuses (camber-api, section 2). A word that is not here is :attr:`UNKNOWN`, which is not terminal."""
+    """Camber's statuses (camber-api, section 2). Any other value becomes :attr:`UNKNOWN`, which is not terminal."""
 
     SUBMITTED = "SUBMITTED"
     PENDING = "PENDING"
@@ -88,7 +90,7 @@ class Input:
 
 
 def _reads_former_names(cls: type[T]) -> type[T]:
-    """Lets a class be made with the names its fields had before, for one version."""
+    """Class decorator: the constructor also accepts the fields' former names, for one version."""
     made = cls.__init__
 
     @wraps(made)
@@ -102,14 +104,14 @@ def _reads_former_names(cls: type[T]) -> type[T]:
             warn("timeout_s and delay_s are now called timeout and delay", DeprecationWarning, stacklevel=2)
             made(self, **{names[name]: value for name, value in fields.items()})
 
-    cls.__init__ = init  # type: ignore[assignment]  # with the same fields, and their former names
+    cls.__init__ = init  # type: ignore[assignment]  # takes the same fields, also by their former names
     return cls
 
 
 @_reads_former_names
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """What to run and on what; stored as ``rythmiq.jobs.spec``. Checked by :func:`rythmiq_ray.spec.check`."""
+    """What to run, and on which nodes; stored as ``rythmiq.jobs.spec``. Checked by :func:`rythmiq_ray.spec.check`."""
 
     command: str
     engine: str = "base"
@@ -117,8 +119,8 @@ class JobSpec:
     num_nodes: int = 1
     gpu: bool = False
     inputs: tuple[Input, ...] = ()
-    """Files that are put into the working directory first; a text among them is read as ``rythmiq enqueue --input``
-    reads it, ``URI[=NAME]``."""
+    """Files that are put into the working directory before the command starts. A string is parsed as
+    ``rythmiq enqueue --input`` parses it: ``URI[=NAME]``."""
     outputs: tuple[str, ...] = ()
     """Globs relative to the working directory; ``**`` crosses folders."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class JobSpec:
     timeout: float | str | None = None
     """How long the command may run: seconds, or text such as ``2h``; None = ``execution.timeout_ms``."""
     retry_exit_codes: tuple[int, ...] | None = None
-    """Exit codes worth another attempt; None = any but 0."""
+    """Exit codes that lead to another attempt; None = all but 0."""
 
     def __post_init__(self) -> None:
         if self.inputs and isinstance(self.inputs, list | tuple) and any(isinstance(item, str) for item in self.inputs):
@@ -138,11 +140,11 @@ class JobSpec:
 
     @property
     def timeout_s(self) -> float | None:
-        """``timeout`` in seconds; raises ValueError where it is no duration."""
+        """``timeout`` in seconds; raises ValueError if it is not a duration."""
         return None if self.timeout is None else seconds_of(self.timeout)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, which leaves out what has its default. Older drivers read it, hence ``timeout_s``."""
+        """The JSON form, without fields that have their default. Older drivers read it, hence ``timeout_s``."""
         out: dict[str, Any] = {"command": self.command, "engine": self.engine, "node_size": self.node_size}
         if self.num_nodes != 1:
             out["num_nodes"] = self.num_nodes
@@ -166,7 +168,7 @@ class JobSpec:
 @_reads_former_names
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job to enqueue: its spec and how it is to be queued."""
+    """A job to enqueue: its spec, and how it is queued."""
 
     spec: JobSpec
     queue: str = DEFAULT_QUEUE
@@ -175,21 +177,22 @@ class NewJob:
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     user_id: str | None = None
     unique_key: str | None = None
-    """Unique among unfinished jobs; enqueueing it again gives the first one's id."""
+    """Unique among unfinished jobs: enqueueing the same key again returns the id of the job that has it."""
     delay: float | str = 0.0
-    """How long after its enqueue it may start at the earliest: seconds, or text such as ``2h``."""
+    """The shortest time from enqueue to start: seconds, or text such as ``2h``."""
     name: str | None = None
-    """For people; jobs of one group are found by it."""
+    """Shown to people; other jobs of the same group may refer to it."""
     labels: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] | None = None
-    """The variables in which it differs from the other members of its group; the command has them beside ``env``."""
+    """The parameters that tell it from the other members of its group; environment variables of the command, beside
+    ``env``."""
     group: str | UUID | None = None
-    """Its group: the id of one that is there, or the name of one that is unfinished; a new name makes a new group."""
+    """Its group: the id of an existing group, or the name of an unfinished one; any other name creates a group."""
     after: tuple[str | UUID, ...] = ()
     """It starts once these have SUCCEEDED: ids of jobs and groups, or names of jobs and groups that are enqueued with
     it, or of jobs in its group."""
     after_ended: tuple[str | UUID, ...] = ()
-    """It starts once these have ended, however they did."""
+    """It starts once these have ended, in whatever state."""
     notify: str | None = None
     """A URL that gets a signed POST each time the job has ended."""
     traceparent: str | None = None
@@ -197,7 +200,7 @@ class NewJob:
 
     @property
     def delay_s(self) -> float:
-        """``delay`` in seconds; raises ValueError where it is no duration."""
+        """``delay`` in seconds; raises ValueError if it is not a duration."""
         return seconds_of(self.delay)
 
 
@@ -209,9 +212,9 @@ class NewGroup:
     user_id: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     max_parallel: int | None = None
-    """So many of its members may be queued or running at once; None = all."""
+    """The most members that may be queued or running at once; None = all."""
     stop_after_failures: int | None = None
-    """Once so many have FAILED the rest is cancelled, running ones too; None = never."""
+    """When this many members have FAILED, all others are cancelled, running ones too; None = never."""
     notify: str | None = None
     """A URL that gets a signed POST each time its last member has ended."""
 
@@ -244,7 +247,7 @@ class Group:
 
     @property
     def state(self) -> JobState:
-        """As of a job: RUNNING while a member is unfinished, then FAILED or CANCELLED if one is, else SUCCEEDED."""
+        """RUNNING while a member is unfinished; then FAILED if one FAILED, CANCELLED if one was, else SUCCEEDED."""
         if self.finished_at is None or self.unfinished > 0:
             return JobState.RUNNING
         if self.failed:
@@ -275,7 +278,7 @@ class Job:
     cancel_requested_at: datetime | None
     exit_code: int | None
     error_code: str | None
-    """An :class:`ErrorCode`, or a word that a newer version or a person wrote."""
+    """An :class:`ErrorCode`, or another value that a newer version or a person wrote."""
     error_message: str | None
     retryable: bool | None
     artifact_uri: str | None
@@ -283,27 +286,29 @@ class Job:
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
-    """When this attempt was claimed."""
+    """When the present attempt was claimed."""
     finished_at: datetime | None
     warnings: tuple[str, ...] = ()
-    """What was odd about the last attempt without ending it: outputs that were not brought, a log that was cut."""
+    """Problems of the last attempt that did not fail it, in sentences: an output that matched no file, a cut log."""
     free_attempts: int = 0
-    """Attempts that do not count against ``max_attempts``, because they never ran."""
+    """How many attempts do not count against ``max_attempts``, because they never ran."""
     collect_until: datetime | None = None
-    """Up to this Camber keeps what the last attempt left and the store refused; the next claim collects it."""
+    """Until then Camber keeps the last attempt's files that could not be stored; the next claim collects them."""
     submitted_at: datetime | None = None
-    """When this attempt's remote job was first known; then when it was first seen to run, and to have ended."""
+    """When the driver first knew this attempt's remote job."""
     running_at: datetime | None = None
+    """When the driver first saw the remote job run."""
     ended_at: datetime | None = None
+    """When the driver first saw that the remote job had ended."""
     wait_reason: str | None = None
-    """Why a running attempt does not get on, in words."""
+    """Why a running attempt makes no progress, in words; None while it does."""
     name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     group_id: UUID | None = None
     group_index: int | None = None
     """Its place among the members of its group, from 0."""
     params: Mapping[str, str] | None = None
-    """The variables in which it differs from the other members of its group."""
+    """The parameters that tell it from the other members of its group."""
     waits_for: int = 0
     """How many of its dependencies are not satisfied yet."""
     notify: str | None = None
@@ -311,11 +316,11 @@ class Job:
     traceparent: str | None = None
     """The trace of whoever put it in."""
     enqueued_by: str | None = None
-    """The database login that put it in."""
+    """The database login that enqueued it."""
 
 
 def path_of(job_id: UUID, attempt: int) -> str:
-    """An attempt's own path under the stash owner's root, as a claim writes it into the row."""
+    """The path that belongs to one attempt alone, below the stash owner's root. A claim writes it to the row."""
     return f"rythmiq/{job_id}/{attempt}"
 
 
@@ -326,7 +331,7 @@ class RemoteJob:
     remote_id: int
     status: RemoteStatus
     path: str
-    """The attempt's path, without slashes at its ends."""
+    """The attempt's path, without leading or trailing slash."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -334,7 +339,7 @@ class RemoteJob:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file in an attempt's path. ``sha256`` is known only where the wrapper's result names the file."""
+    """A file in an attempt's path. ``sha256`` is known only if the wrapper's result file names the file."""
 
     name: str
     """Relative to the attempt's path."""
@@ -344,7 +349,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteResult:
-    """What the wrapper wrote last: how the command ended and what it left (``rythmiq-result.json``)."""
+    """The wrapper's result file, ``rythmiq-result.json``: how the command ended, and which files it left."""
 
     exit_code: int
     reason: str
@@ -356,14 +361,14 @@ class RemoteResult:
     unmatched: tuple[str, ...] = ()
     """Output globs that matched no file."""
     warnings: tuple[str, ...] = ()
-    """What the wrapper left out, in sentences."""
+    """Files that the wrapper left out, in sentences."""
     log_cut: bool = False
-    """The command shortened the wrapper's log, so that the service's has more."""
+    """The command truncated the wrapper's log, so the service's own log has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file in the artifact store; a row of ``rythmiq.artifacts`` and a line of the manifest."""
+    """A file in the artifact store; a row of ``rythmiq.artifacts`` and an entry of the manifest."""
 
     name: str
     uri: str
@@ -374,7 +379,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorInfo:
-    """An error as data, so that it crosses Ray and Postgres without its class."""
+    """An error as data, so that it can go through Ray and Postgres without its class."""
 
     code: ErrorCode
     message: str
@@ -389,11 +394,12 @@ class ErrorInfo:
         return RULES[self.code].verdict
 
 
-# What a driver asks of a Ray task, and what comes back. Errors are data here: an exception may not unpickle.
+# What a driver asks of a Ray task, and the task's results. Errors are data here, because an exception may not unpickle.
 
 
 class Step(StrEnum):
-    """What a Ray task does for one attempt; also the task's name, of which there must be few (ray-facts 0.7)."""
+    """What a Ray task does for an attempt. Also the name of the Ray task: Ray never frees the memory that a name takes,
+    so there are only these (ray-facts 0.7)."""
 
     SUBMIT = "submit"
     COLLECT = "collect"
@@ -409,28 +415,28 @@ class StepRequest:
     job: Job
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     create_by: float | None = None
-    """SUBMIT: when the driver's lease ends, by the driver's own :mod:`rythmiq_ray.clock`; another driver may own the
-    attempt after that. A node translates it to its own clock, by what the driver has heard of that."""
+    """SUBMIT: when the driver's lease ends, in seconds of the driver's :mod:`rythmiq_ray.clock`. No create may be sent
+    later, since another driver may own the attempt then. The node converts it to its own clock."""
     uploaded: bool = False
-    """SUBMIT: the bundle and the inputs are in place already."""
+    """SUBMIT: the bundle and the inputs are uploaded already."""
     remote: RemoteJob | None = None
     """COLLECT: the remote job as it ended."""
     stop_code: ErrorCode | None = None
-    """COLLECT: why the driver asked for the remote job's end, where it did."""
+    """COLLECT: why the driver stopped the remote job; None if it did not."""
     final: bool = False
-    """COLLECT: waiting for a late sync is over; keep what is there."""
+    """COLLECT: do not wait for a late sync any longer; keep the files that are there."""
     alone: bool = False
-    """This request has a Ray task of its own."""
+    """The request is the only one of its Ray task."""
     stray: bool = False
-    """CANCEL: the remote job is a second one on the path of an attempt, which itself goes on."""
+    """CANCEL: cancel a second remote job on the path of an attempt; the attempt itself goes on."""
     again: bool = False
-    """COLLECT: another task or driver may have begun this and died; what it left half done is discarded first."""
+    """COLLECT: another task or driver may have begun to collect and died; its partial uploads are discarded first."""
     seen: tuple[int, int] | None = None
-    """COLLECT: files and bytes that the path held at the last look; None before the first."""
+    """COLLECT: number and bytes of the files in the path when it was last listed; None before the first listing."""
     growing_s: float = 0.0
     """COLLECT: seconds from the end of the remote job to the last change of ``seen``."""
     quiet_s: float = 0.0
-    """COLLECT: seconds since then."""
+    """COLLECT: seconds since the last change of ``seen``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,14 +448,14 @@ class Submitted:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitUncertain:
-    """The create may have been sent, and whether the remote job exists is not known."""
+    """The create may have been sent; whether the remote job exists is not known."""
 
     error: ErrorInfo
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """Everything of an ended attempt is in the store; ``manifest_uri`` is None where there was nothing to collect."""
+    """All files of an ended attempt are stored; ``manifest_uri`` is None if there was nothing to collect."""
 
     state: JobState
     exit_code: int | None
@@ -459,49 +465,49 @@ class Collected:
     cost_credits: float | None
     warnings: tuple[str, ...] = ()
     unstored: bool = False
-    """Something that the attempt left was not stored, so its path is kept for a while."""
+    """A file of the attempt was not stored, so its path is kept for ``camber.keep_unstored_s``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NotYet:
-    """The step is to be run again: the remote side is not whole yet, or this job wants a task of its own."""
+    """The step has to run again after ``delay_s``: files are not complete yet, or it needs a Ray task of its own."""
 
     reason: str
     delay_s: float = 0.0
     alone: bool = False
     alone_bytes: int = 0
-    """How much such a task will stream."""
+    """How many bytes that Ray task will stream."""
     uploaded: bool = False
     seen: tuple[int, int] | None = None
-    """COLLECT: files and bytes that the path held; when that changes, the sync still goes on and is waited for."""
+    """COLLECT: number and bytes of the files in the path. While these change, the sync is still going on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancelling:
-    """The end of the remote job was asked for; ``accepted`` says whether the API took it, beside the marker file."""
+    """The remote job was asked to end, by its cancel marker and by the API; ``accepted``: whether the API agreed."""
 
     accepted: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """The attempt's path is gone from the stash."""
+    """The attempt's path was removed from the stash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faulted:
-    """The step ended in an error; what that means is said by :data:`rythmiq_ray.errors.RULES`."""
+    """The step ended in an error; :data:`rythmiq_ray.errors.RULES` says what it means for the job."""
 
     error: ErrorInfo
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLost:
-    """The Ray task died, its node died, or it hung: the step may or may not have happened."""
+    """The Ray task or its node died, or the task hung: the step may or may not have happened."""
 
     reason: str
     dead: bool
-    """Its process is known to be gone, so it can do nothing any more."""
+    """The task's process is known to have ended, so it can no longer do anything."""
 
 
 StepResult = Submitted | SubmitUncertain | Collected | NotYet | Cancelling | Cleaned | Faulted | TaskLost

@@ -1,4 +1,4 @@
-"""What is to be expected of a group, by the pace so far."""
+"""Estimates of when a group will end and what it will cost."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is to be expected of a group, by the pace so far; None where nothing has ended yet."""
+    """Estimates for a group by its pace so far; None while no member has ended."""
 
     seconds_left: float | None
     credits: float | None
-    """In all, estimated."""
+    """Estimated total cost of the group."""
     so_far: float | None
 
 
 def outlook_of(group: Group, pace: Pace, now: datetime | None = None) -> Outlook:
-    """Takes each member that is left for one that takes as long and costs as much as those that ended."""
+    """Assumes that each remaining member takes as long and costs as much as the members that have ended, on average."""
     ended = group.members - group.unfinished
     seconds_left = credits = None
     if group.unfinished == 0:

@@ -1,4 +1,4 @@
-"""The processes that this one has started: which they are, and an end to all of them."""
+"""Lists and kills the child processes of this process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _KILL_TIMEOUT_S: Final = 5.0
 
 
 def children() -> set[psutil.Process]:
-    """Those that run now, without their own children."""
+    """The direct children that run now."""
     return set(psutil.Process().children())
 
 
 def kill(roots: Collection[psutil.Process]) -> None:
-    """Ends these and everything below them, and waits until they are gone.
+    """Kills these processes and all their descendants, and waits until they have ended.
 
-    They are stopped first, top down: what is stopped starts nothing more, so nothing is missed.
+    They are suspended first, parents before children: a suspended process starts no other, so none is missed.
     """
     found: set[psutil.Process] = set()
     fresh = set(roots)

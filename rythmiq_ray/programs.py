@@ -1,4 +1,4 @@
-"""Where programs are that we start."""
+"""Finds external programs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 TETHER: Final = "setpriv"
-"""Of util-linux. It has the kernel end a program when the thread that waits for it is gone, however that went."""
+"""A program of util-linux. Started by it, another program is killed by the kernel when its parent thread has ended."""
 
 
 def find_program(name: str) -> str | None:
-    """The path of a program, by a path, on PATH, or beside this Python, where pip puts programs; None: nowhere."""
+    """The path of a program, given as path or name: on PATH, or beside this Python, where pip puts them; else None."""
     found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
     return None if found is None else str(Path(found).absolute())

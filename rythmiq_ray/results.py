@@ -1,4 +1,4 @@
-"""Results of many jobs as one table: parameters, state, time, cost, and the fields of a file that each left."""
+"""Results of many jobs as one table: parameters, state, time, cost, and the fields of an output file of each."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rythmiq_ray.errors import RythmiqError
 from rythmiq_ray.model import Artifact, Job
 
 MOST_BYTES: Final = 16 * 1024 * 1024
-"""Of a file that goes into a table."""
+"""The largest file that goes into a table."""
 _AT_ONCE: Final = 16
 _DEEPEST: Final = 5
 _OWN: Final = frozenset({"name", "state", "seconds", "credits"})
-"""Columns that each row has from the job itself."""
+"""Columns of the job itself."""
 _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
-"""As JSON has them: 007 and 2024_01 are names, though Python would read numbers."""
+"""A number of JSON. Python reads 007 and 2024_01 as numbers too, but they are names."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """The rows, and what could not be read: a sentence for each member."""
+    """The rows, and faults: a sentence for each file that could not be read."""
 
     rows: list[Row]
     faults: list[str]
@@ -43,7 +43,7 @@ class Gathered:
 
 
 def seconds_of(job: Job) -> float | None:
-    """How long the command ran, as the service saw it, else from claim to end; None before that."""
+    """How many seconds the command ran by the service's status, else from claim to end; None before the end."""
     end = job.ended_at or job.finished_at
     start = job.running_at or job.started_at
     return None if end is None or start is None else max(0.0, (end - start).total_seconds())
@@ -55,9 +55,9 @@ def gather(
     read: Callable[[str], Iterable[bytes]],
     progress: Callable[[], object] = lambda: None,
 ) -> Gathered:
-    """A row for each member, more where its file has several; ``files``: of each member that left one.
+    """A row for each member, or several if its file has several records. ``files``: the file of each member with one.
 
-    ``read`` streams what lies at a URI. A member without a file has a row with its state alone.
+    ``read`` streams the content of a URI. A member without a file has a row without the file's fields.
     """
     faults: list[str] = []
 
@@ -87,7 +87,7 @@ def _joined(about: Row, fields: Row, file: str) -> Row:
 
 
 def fields_of(file: Artifact, read: Callable[[str], Iterable[bytes]]) -> list[Row]:
-    """The rows of a file of JSON, JSON lines, CSV or TSV; of any other its text, as a number where it is one.
+    """The rows of a JSON, JSON Lines, CSV or TSV file; of any other file its text, as a number if it is one.
 
     Raises ValueError, RecursionError, and whatever ``read`` raises.
     """
@@ -118,7 +118,7 @@ def _of_json(data: Any, name: str) -> list[Row]:
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Row:
-    """Objects in objects as ``outer.inner``; lists as they are."""
+    """Flattens nested objects to ``outer.inner``; lists stay as they are."""
     row: Row = {}
     for name, value in data.items():
         if isinstance(value, dict) and depth < _DEEPEST:
@@ -136,7 +136,7 @@ def _number(text: Any) -> Any:
 
 
 def cell(value: object) -> str:
-    """A value in a CSV file or a table: nothing for None, JSON for lists and objects."""
+    """A value as text for a CSV file or a table: empty for None, JSON for lists and objects."""
     if value is None:
         return ""
     return json.dumps(value) if isinstance(value, list | dict | bool) else str(value)

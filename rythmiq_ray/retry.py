@@ -1,4 +1,4 @@
-"""What becomes of a job when an attempt ended: done, another attempt after a back-off, or given up."""
+"""Decides whether a job whose attempt failed gets another one, and after which back-off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rythmiq_ray.model import ErrorInfo, Job
 
 
 def retryable(job: Job, error: ErrorInfo, exit_code: int | None) -> bool:
-    """Whether another attempt could end otherwise, however many are left."""
+    """Whether another attempt could succeed, however many are left."""
     if error.verdict is not Verdict.RETRY_ATTEMPT:
         return False
     if error.code is ErrorCode.COMMAND_FAILED and job.spec.retry_exit_codes is not None:
@@ -28,12 +28,12 @@ def retry_delay_s(
     *,
     free: bool = False,
 ) -> float | None:
-    """Seconds until the next attempt, or None where there is none.
+    """Seconds until the next attempt; None = no other attempt.
 
     ``free``: this attempt never ran and does not count against ``max_attempts``.
 
-    Exponential with full jitter, so that jobs which failed together do not come back together; never sooner than
-    the server asked for.
+    The delay is exponential with full jitter, so that jobs which failed together are not retried together. It is never
+    shorter than the server asked for.
     """
     used = job.attempt - job.free_attempts
     if not retryable(job, error, exit_code) or (used >= job.max_attempts and not free):

@@ -1,7 +1,7 @@
-"""When a schedule is due: cron with time zones, what was missed, and what comes next. No clock and no database.
+"""Computes when a schedule is due: cron with time zones, missed times, the next time. No clock and no database.
 
-Around a change of clocks a job of a fixed hour runs once: what would fall into the hour that is left out runs when that
-is over, and of an hour that comes twice the first counts. Jobs of every hour or minute go by the time that has passed.
+When clocks change, a job of a fixed hour runs once: if its hour is skipped it runs when that hour is over, and of an
+hour that comes twice the first counts. Jobs of every hour or minute go by elapsed time.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from cronsim import CronSim, CronSimError
 from rythmiq_ray.errors import InvalidJob
 
 MOST_CAUGHT_UP: Final = 100
-"""So many missed times are caught up at most; of more, the last ones."""
+"""The most missed times that are caught up: the last ones."""
 GRACE_S: Final = 60.0
-"""A time that is not further past than this was not missed."""
+"""A time counts as missed only if it is further past than this."""
 
 
 class CatchUp(StrEnum):
-    """What becomes of times that passed while no driver lived, or while the schedule was paused."""
+    """Which times to run that passed while no driver was running, or while the schedule was paused."""
 
     NONE = "none"
     ONE = "one"
-    """The last of them."""
+    """Only the last one."""
     ALL = "all"
 
 
 class Overlap(StrEnum):
-    """What a due time does while the run before it is unfinished."""
+    """What a due time does while the previous run is unfinished."""
 
     SKIP = "skip"
     QUEUE = "queue"
     CANCEL = "cancel"
-    """It cancels that one."""
+    """It cancels the previous run."""
 
 
 @dataclass(frozen=True)
 class Due:
-    """The times that are to be fired, the oldest first, and the next one after now."""
+    """The times to fire, the oldest first, and the next one after now."""
 
     times: Sequence[datetime]
     next_at: datetime
 
 
 def check(cron: str, time_zone: str) -> None:
-    """Raises InvalidJob for what is no cron expression of five fields, or no time zone."""
+    """Raises InvalidJob for an invalid cron expression (five fields) or an unknown time zone."""
     faults = []
     try:
         ZoneInfo(time_zone)
@@ -65,7 +65,7 @@ def check(cron: str, time_zone: str) -> None:
 
 
 def next_after(cron: str, time_zone: str, after: datetime) -> datetime:
-    """The first time after this one, in UTC. Raises InvalidJob where there never is one."""
+    """The first time after ``after``, in UTC. Raises InvalidJob if there is none."""
     check(cron, time_zone)
     try:
         found: datetime = next(CronSim(cron, after.astimezone(ZoneInfo(time_zone))))
@@ -75,11 +75,11 @@ def next_after(cron: str, time_zone: str, after: datetime) -> datetime:
 
 
 def due(cron: str, time_zone: str, next_at: datetime, now: datetime, catch_up: CatchUp) -> Due:
-    """What is to be fired at ``now`` of a schedule whose next time was ``next_at``. Raises as :func:`next_after`."""
+    """The times to fire at ``now`` for a schedule whose next time was ``next_at``. Raises as :func:`next_after`."""
     if next_at > now:
         return Due((), next_at)
     if catch_up is CatchUp.NONE:
-        # Of what was missed long ago nothing counts, so that nothing before has to be gone through.
+        # Times that were missed long ago do not count, so they need not be computed.
         next_at = max(next_at, next_after(cron, time_zone, now - timedelta(seconds=GRACE_S, microseconds=1)))
     times: list[datetime] = []
     at = next_at

@@ -1,4 +1,4 @@
-"""A string that must not be seen."""
+"""A string that must not be shown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _MAX_BYTES: Final = 64 * 1024
 class Secret:
     """Holds a secret so that printing, formatting or logging it shows only ``***``.
 
-    The value is had by :meth:`reveal` alone, which makes every use easy to search for. A Secret may be pickled
-    into a Ray task's arguments, which Ray shows nowhere.
+    Only :meth:`reveal` returns the value, so every use is easy to search for. A Secret may be pickled into a Ray
+    task's arguments, which Ray shows nowhere.
     """
 
     __slots__ = ("_value",)
@@ -46,11 +46,11 @@ class Secret:
 
 
 def read_secret(path: Path) -> Secret:
-    """What a file holds, less the white space around it; a file is how Docker and Kubernetes hand secrets over.
+    """The content of a file without surrounding white space: Docker and Kubernetes pass secrets as files.
 
-    Raises OSError, and ValueError where it is empty, too long for a secret or no text.
+    Raises OSError, and ValueError if the file is empty, too long for a secret, or not text.
     """
-    # What is no file, such as a pipe that nobody writes to, would keep the reader waiting.
+    # O_NONBLOCK, because opening a pipe that nobody writes to would wait forever.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("it is no regular file")

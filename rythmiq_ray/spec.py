@@ -1,4 +1,4 @@
-"""The check of a job before anything is stored, and its JSON form: one object a line, the names of the options.
+"""Validation of a job before it is stored, and its JSON form: one object a line, with the names of the CLI's options.
 
 Every fault is one sentence that starts with its field, e.g. ``node_size: there is no 'XSMAL'; did you mean XSMALL?``.
 """
@@ -31,60 +31,60 @@ MAX_DELAY_S: Final = 365 * 86_400
 
 
 def _names(former: str) -> Any:
-    """Of a field that is read under its former name too."""
+    """The pydantic field of a key that is also accepted under its former name."""
     return Field(validation_alias=AliasChoices(FORMER_NAMES[former], former))
 
 
 @with_config(ConfigDict(extra="forbid", title="Job", use_attribute_docstrings=True, hide_input_in_errors=True))
 class Line(TypedDict, total=False):
-    """One job: a line of `rythmiq enqueue --file`. What is left out has the default of JobSpec and NewJob."""
+    """One job: a line of `rythmiq enqueue --file`. Missing fields have the defaults of JobSpec and NewJob."""
 
     command: Required[of.Command]
-    """What bash runs in the job's working directory."""
+    """The command that bash runs in the job's working directory."""
     engine: Text
     """One of Camber's engines, in any case."""
     node_size: Text
     """One of Camber's node sizes, in any case."""
     num_nodes: Annotated[of.Integer, Between(1, 100)]
-    """How many nodes."""
+    """The number of nodes."""
     gpu: of.Flag
-    """Nodes with GPUs."""
+    """Whether the nodes have GPUs."""
     inputs: of.Inputs
-    """Files that are put into the working directory first."""
+    """Files that are put into the working directory before the command starts."""
     outputs: of.Outputs
     """Globs of the files to keep, relative to the working directory; ** crosses folders."""
     env: of.Env
-    """Variables for the command."""
+    """Environment variables of the command."""
     secrets: of.Secrets
-    """Names of variables whose values are the driver's RYTHMIQ_SECRET_<NAME>."""
+    """Names of environment variables whose values are the driver's RYTHMIQ_SECRET_<NAME>."""
     timeout: Annotated[Annotated[float, Duration(MAX_TIMEOUT_S)] | None, _names("timeout_s")]
     """How long the command may run: seconds, or text with a unit of s, m, h, d or w; null = the driver's default."""
     retry_exit_codes: of.ExitCodes | None
-    """Exit codes worth another attempt; null = any but 0."""
+    """Exit codes that lead to another attempt; null = all but 0."""
     queue: Annotated[Text, OneLine(1, 100)]
     """The queue's name."""
     priority: Annotated[of.Integer, Between(-1000, 1000)]
     """Higher goes first."""
     max_attempts: Annotated[of.Integer, Between(1, 100)]
-    """Attempts in all."""
+    """The most attempts, the first one included."""
     user_id: Annotated[Text, OneLine(0, 200)] | None
-    """Whose job it is."""
+    """The user whose job it is, as the enqueuer says."""
     unique_key: Annotated[Text, OneLine(1, 500)] | None
-    """While a job with this key is unfinished, no other with it is added."""
+    """While a job with this key is unfinished, no other one with the key is added."""
     delay: Annotated[float, Duration(MAX_DELAY_S, zero=True), _names("delay_s")]
-    """Not before this time has passed: seconds, or text with a unit of s, m, h, d or w."""
+    """The shortest time from enqueue to start: seconds, or text with a unit of s, m, h, d or w."""
     name: of.Name | None
-    """For people; jobs of one group are found by it."""
+    """Shown to people; other jobs of the same group may refer to it."""
     params: of.Env | None
-    """The variables in which it differs from the other members of its group; the command has them beside env."""
+    """The parameters that tell it from the other members of its group; environment variables of the command, too."""
     labels: of.Labels
-    """Names and values to filter and sum by."""
+    """Names and values to filter by and to sum costs by."""
     group: of.Reference | None
-    """Its group: the id of one that is there, or the name of one that is unfinished; a new name makes a new group."""
+    """Its group: the id of an existing group, or the name of an unfinished one; any other name creates a group."""
     after: of.References
     """It starts once these have SUCCEEDED: ids of jobs and groups, or names of jobs and groups of this file."""
     after_ended: of.References
-    """It starts once these have ended, however they did."""
+    """It starts once these have ended, in whatever state."""
     notify: of.Notify | None
     """A URL that gets a signed POST each time the job has ended."""
     traceparent: of.Traceparent | None
@@ -92,7 +92,7 @@ class Line(TypedDict, total=False):
 
 
 class Own(TypedDict):
-    """What members of a sweep do not share."""
+    """The fields in which members of a sweep differ from each other."""
 
     name: of.Name | None
     params: of.Env | None
@@ -104,7 +104,7 @@ _INPUT_FIELDS: Final = ("uri", "name")
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(JobSpec))
 _SPEC_NAMES: Final = tuple(sorted(_SPEC_FIELDS))
 _SPEC_DEFAULTS, _QUEUE_DEFAULTS = (
-    # Without the command and the spec, which have none, and env and labels, whose default is a new one each time.
+    # Not command and spec, which have no default, nor env and labels, whose default is a new dict each time.
     {field.name: field.default for field in fields(model) if field.default is not MISSING}
     for model in (JobSpec, NewJob)
 )
@@ -114,21 +114,21 @@ _shared_values: Final = attrgetter(*(name for name in _QUEUE_DEFAULTS if name no
 _spec_values: Final = attrgetter(*_SPEC_DEFAULTS)
 _queue_values: Final = attrgetter(*_QUEUE_DEFAULTS)
 _SHOWN: Final = 20
-"""Of unknown fields in a stored spec; each is compared with all that are known."""
+"""How many unknown fields of a stored spec are named: the search for a similar known name takes time for each."""
 
 
 def check(job: NewJob, catalog: CamberCatalog, *, local: bool = False) -> list[str]:
-    """All faults of a job, each starting with its field; none if it may be enqueued.
+    """All faults of a job, each starting with its field; an empty list if it may be enqueued. Raises nothing.
 
-    Trusts no type hint: what a caller without a type checker passes is named too. ``catalog`` is what Camber
-    offers (``conf/camber.yaml``). ``local``: paths of this machine are inputs too, as they are before their upload.
+    Values of a wrong type are faults too, whatever the type hints say. ``catalog``: what Camber offers
+    (``conf/camber.yaml``). ``local``: inputs may be paths of this machine, which are uploaded later.
     """
     line: dict[str, Any] = {"command": job.spec.command}
     if (env := job.spec.env) or type(env) is not dict:
         line["env"] = env
     if (labels := job.labels) or type(labels) is not dict:
         line["labels"] = labels
-    # Most fields of most jobs are the very default, which needs no check. To be equal is not enough: True == 1.
+    # Most fields of most jobs are the default object itself and need no check. Equality is not enough: True == 1.
     values = _spec_values(job.spec) + _queue_values(job)
     if not all(map(is_, values, _DEFAULTS.values())):
         rows = zip(_DEFAULTS.items(), values, strict=True)
@@ -141,8 +141,8 @@ def check(job: NewJob, catalog: CamberCatalog, *, local: bool = False) -> list[s
 
 
 def check_all(jobs: Iterable[NewJob], catalog: CamberCatalog, *, local: bool = False) -> Iterator[list[str]]:
-    """As :func:`check`, for each. Of members that differ in name and parameters alone, no more than these is looked at
-    again."""
+    """As :func:`check`, for each job. Of consecutive jobs that differ only in name and parameters, only these are
+    checked again, which makes large sweeps fast."""
     checked: NewJob | None = None
     for job in jobs:
         if checked is not None and _differ_in_own_alone(job, checked) and not job.spec.secrets:
@@ -164,9 +164,9 @@ def _differ_in_own_alone(job: NewJob, other: NewJob) -> bool:
 
 
 def parse(data: Mapping[str, Any]) -> NewJob:
-    """The job that a JSON object describes; the keys are the fields of JobSpec and NewJob.
+    """The job that a JSON object describes; its keys are the fields of JobSpec and NewJob.
 
-    Raises InvalidJob with all faults but those against the catalog, which :func:`check` knows.
+    Raises InvalidJob with all faults, except those against the catalog, which :func:`check` finds.
     """
     job, faults = _read(data, None, local=True)
     if job is None or faults:
@@ -175,9 +175,9 @@ def parse(data: Mapping[str, Any]) -> NewJob:
 
 
 def read_spec(data: object) -> tuple[JobSpec, list[str]]:
-    """What can be read of a stored spec, and all its faults but those against the catalog.
+    """A stored spec, and all its faults except those against the catalog. Raises nothing.
 
-    A field with a fault has its default in the spec, so that what shows it need not check it again.
+    A field with a fault has its default in the returned spec, so that code which shows it need not check it again.
     """
     if not isinstance(data, Mapping):
         return JobSpec(command=""), [f"spec: must be an object, not {kind_of(data)}"]
@@ -198,7 +198,7 @@ def read_spec(data: object) -> tuple[JobSpec, list[str]]:
 def parse_lines(lines: Iterable[str | bytes], catalog: CamberCatalog) -> list[NewJob]:
     """The jobs of a JSON Lines file in UTF-8, one object a line; blank lines and a byte order mark are skipped.
 
-    One bad line refuses all: raises InvalidJob with every fault, each as ``line <number>: <field>: <fault>``.
+    Raises InvalidJob if any line has a fault, with every fault as ``line <number>: <field>: <fault>``.
     """
     jobs: list[NewJob] = []
     faults: list[str] = []
@@ -222,7 +222,7 @@ def parse_lines(lines: Iterable[str | bytes], catalog: CamberCatalog) -> list[Ne
 def _read(
     data: Mapping[str, Any], catalog: CamberCatalog | None, *, local: bool = False
 ) -> tuple[NewJob | None, list[str]]:
-    """The job, and what is wrong with it beside the values of its fields, which leaves no job at all."""
+    """The job and its faults; no job if the value of a field is invalid by itself."""
     try:
         line: dict[str, Any] = _LINE.validator.validate_python(dict(data))
     except ValidationError as error:
@@ -247,7 +247,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 
 
 def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None, *, local: bool) -> list[str]:
-    """The faults that are between fields, or against what Camber offers. Values may be of any type here."""
+    """The faults that concern several fields or what Camber offers. Values may be of any type here."""
     faults: list[str] = []
     if not local and (inputs := line.get("inputs")) and isinstance(inputs, tuple | list):
         faults.extend(_local_faults(inputs))
@@ -280,11 +280,11 @@ def _local_faults(inputs: Iterable[object]) -> Iterator[str]:
             yield f"inputs[{at}].uri: {said}; paths of this machine are uploaded by `rythmiq enqueue` and by Client"
 
 
-# Decoding: pydantic's own would take the last of two equal keys, and NaN.
+# Decoding: pydantic's own decoder would accept NaN, and of two equal keys it would take the last.
 
 
 class _NotAnObject(ValueError):
-    """A line that is no JSON object; the message ends the sentence ``line N: …``."""
+    """A line that is not a JSON object; its message completes the sentence ``line N: …``."""
 
 
 def _decode(line: str | bytes, *, first: bool) -> dict[str, Any] | None:
@@ -331,9 +331,9 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique_pairs, parse_consta
 
 
 def json_schema(catalog: CamberCatalog) -> dict[str, Any]:
-    """The JSON Schema of a line. It accepts what :func:`check` accepts, and refuses what a schema can name.
+    """The JSON Schema of a line. It accepts all that :func:`check` accepts, and refuses what a schema can express.
 
-    What it cannot: sizes in bytes, names that only differ in case, and variables whose names are secrets too.
+    It cannot express sizes in bytes, names that differ only in case, and names that are both variables and secrets.
     """
     schema = _LINE.json_schema(mode="validation")
     properties = schema["properties"]

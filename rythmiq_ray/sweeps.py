@@ -1,4 +1,4 @@
-"""Sweeps: one job many times, each time with other parameters."""
+"""Sweeps: groups of jobs that differ in their parameters."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Input, JobSpec, NewJob
 
 MAX_MEMBERS: Final = 1_000_000
-"""Of one sweep."""
+"""The most members of one sweep."""
 _PLACE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _RANGE: Final = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LONGEST_NUMBER: Final = 18
-"""Digits and sign; a range of longer ones has no length that Python can tell."""
+"""In characters; ``len()`` of a range with longer numbers fails."""
 
 Params = dict[str, str]
 
 
 def grid(**values: Iterable[object]) -> list[Params]:
-    """Each combination of the values, the last name's fastest: ``grid(LR=[0.1, 0.01], SEED=range(10))`` gives 20."""
+    """All combinations of the values, the last name varying fastest: ``grid(LR=[0.1, 0.01], SEED=range(9))`` has 18."""
     texts = {name: [text_of(value) for value in _listed(name, each)] for name, each in values.items()}
     _refuse_too_many(texts.values())
     return [dict(zip(texts, combination, strict=True)) for combination in itertools.product(*texts.values())]
 
 
 def zipped(**values: Iterable[object]) -> list[Params]:
-    """The first values together, then the second ones, and so on; raises InvalidJob where their numbers differ."""
+    """The first values together, then the second ones, and so on; raises InvalidJob if their numbers differ."""
     texts = {name: [text_of(value) for value in _listed(name, each)] for name, each in values.items()}
     if len({len(each) for each in texts.values()}) > 1:
         numbers = ", ".join(f"{name} has {len(each)}" for name, each in texts.items())
@@ -52,20 +52,20 @@ def _listed(name: str, values: Iterable[object]) -> Iterable[object]:
 
 
 def _refuse_too_many(factors: Iterable[Sized]) -> None:
-    """Before all of them are made, which would take more memory than there is."""
+    """Checked before the members are made, which could need more memory than there is."""
     if (count := math.prod(map(len, factors))) > MAX_MEMBERS:
         raise InvalidJob([f"params: make {count:,} members; the most is {MAX_MEMBERS:,}"])
 
 
 def text_of(value: object) -> str:
-    """A parameter's value as the variable that a job gets: numbers and texts as they are, ``true`` and ``false``."""
+    """A parameter's value as an environment variable: numbers and texts unchanged, booleans as ``true``, ``false``."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 def param_of(text: str) -> tuple[str, list[str]]:
-    """``NAME=0.1,0.01``, ``SEED=1..10`` or ``STEP=0..100..25``, both ends in it; raises InvalidJob."""
+    """Parses ``NAME=0.1,0.01``, ``SEED=1..10`` or ``STEP=0..100..25``, both ends included; raises InvalidJob."""
     name, mark, given = text.partition("=")
     if not mark or not _NAME.fullmatch(name):
         raise InvalidJob([f"param {text!r:.80}: must be NAME=VALUE,VALUE or NAME=FIRST..LAST"])
@@ -90,7 +90,7 @@ def param_of(text: str) -> tuple[str, list[str]]:
 def read_params(path: Path) -> list[Params]:
     """The rows of a CSV file with a line of names, or of a JSON Lines file with an object each.
 
-    All have the same names. Raises InvalidJob, which names the first bad line.
+    All rows must have the same names. Raises InvalidJob with the first bad line.
     """
     rows: list[Params] = []
     try:
@@ -148,7 +148,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def combined(*tables: Sequence[Mapping[str, str]]) -> list[Params]:
-    """Each row of one table with each of the others; raises InvalidJob where they have a name in common."""
+    """All combinations of rows of the tables; raises InvalidJob if two tables have a name in common."""
     names = [set(table[0]) if table else set() for table in tables]
     if twice := {name for one, other in itertools.combinations(names, 2) for name in one & other}:
         raise InvalidJob([f"params: {', '.join(sorted(twice))}: given twice"])
@@ -157,8 +157,8 @@ def combined(*tables: Sequence[Mapping[str, str]]) -> list[Params]:
 
 
 def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
-    """A member for each row: its parameters are variables, and ``{NAME}`` is replaced in command, inputs, outputs and
-    name, in the command quoted for the shell. Braces around what is no parameter stay. Raises InvalidJob.
+    """A member for each row: its parameters are environment variables, and ``{NAME}`` is replaced in command, inputs,
+    outputs and name, in the command quoted for the shell. Braces around other text stay. Raises InvalidJob.
     """
     if not rows:
         raise InvalidJob(["params: there are none, so the sweep has no members"])
@@ -177,7 +177,7 @@ def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
     ]
     if not any(names.intersection(_PLACE.findall(text)) for text in texts):
         # One spec for all: it is checked and written once.
-        # `replace` would take ten times as long, for what was checked before.
+        # dataclasses.replace would take ten times as long.
         about = {**vars(job), "params": None}
         for row in rows:
             member = object.__new__(NewJob)
@@ -208,10 +208,10 @@ def filled(text: str, row: Mapping[str, str]) -> str:
 
 
 def has_place(text: str, names: Iterable[str]) -> bool:
-    """Whether a ``{NAME}`` of these is in the text."""
+    """Whether the text contains ``{NAME}`` for one of the names."""
     return bool(set(names).intersection(_PLACE.findall(text)))
 
 
 def shown(row: Mapping[str, Any]) -> str:
-    """``LR=0.1 SEED=3``."""
+    """The parameters as text: ``LR=0.1 SEED=3``."""
     return " ".join(f"{name}={value}" for name, value in row.items())

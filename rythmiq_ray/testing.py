@@ -1,4 +1,4 @@
-"""For tests of programs that submit jobs: the embedded parts, and a driver in the test's own process.
+"""For tests of programs that submit jobs: the embedded services, and a driver in the test's own process.
 
 In a ``conftest.py``::
 
@@ -60,8 +60,8 @@ _QUICK: Final = (
 
 @pytest.fixture(scope="session")
 def rythmiq_environment() -> Iterator[dict[str, str]]:
-    """Postgres, an artifact store in a folder, and a Camber emulator, as the variables that lead to them."""
-    # Not pytest's own folder, which only root could enter, and root's Postgres is another user.
+    """Starts Postgres, an artifact store in a folder, and a Camber emulator; yields the variables that name them."""
+    # Not in pytest's own folder: if tests run as root only root may enter it, and Postgres runs as another user.
     root = Path(tempfile.mkdtemp(prefix="rythmiq-testing-"))
     root.chmod(0o711)
     with ExitStack() as stack:
@@ -85,9 +85,9 @@ def rythmiq_environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def rythmiq(rythmiq_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """A client over a database of its own, which a driver in this process serves until the test ends.
+    """A client with a new database, which a driver in this process serves until the test ends.
 
-    The variables of the environment are set too, so that the command line does the same.
+    The environment variables are set too, so that the CLI uses the same database.
     """
     for name in [*VARIABLES, "RYTHMIQ_CONFIG"]:
         monkeypatch.delenv(name, raising=False)
@@ -115,7 +115,7 @@ def _fresh_database(url: str) -> Iterator[str]:
 
 
 class InlineDriver:
-    """A driver in a thread of this process, with threads where Ray tasks would be."""
+    """A driver in a thread of this process, with threads instead of Ray tasks."""
 
     def __init__(self, config: Config, executor: Executor) -> None:
         self._wakeup = Wakeup()
@@ -136,7 +136,7 @@ class InlineDriver:
 
     @classmethod
     def of(cls, environment: Mapping[str, str], *overrides: str) -> InlineDriver:
-        """One that the configuration describes; ``overrides`` as behind ``python -m rythmiq_ray.driver``."""
+        """A driver for a configuration; ``overrides`` as for ``python -m rythmiq_ray.driver``."""
         from rythmiq_ray.assembly import ExecutorFactory
 
         kept = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "RYTHMIQ_SECRET_"))}
@@ -156,7 +156,7 @@ class InlineDriver:
     def _run(self) -> None:
         try:
             self._loop.register()
-        except BaseException as error:  # noqa: BLE001 - raised where it was started
+        except BaseException as error:  # noqa: BLE001 - raised by __enter__
             self._queue.close()
             self._heartbeat.close()
             self._registered.set_exception(error)
@@ -177,7 +177,7 @@ class InlineDriver:
 
 
 class InlineCluster:
-    """A cluster without Ray: steps run in threads of this process. Everything behind it is real."""
+    """A cluster without Ray: steps run in threads of this process. Executor, backend and store are real."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class InlineCluster:
         threads: int = 8,
         loses: Callable[[StepRequest], bool] = lambda _request: False,
     ) -> None:
-        """``loses`` says of a request that was carried out whether its task died before it could tell."""
+        """``loses``: whether to simulate that the task of a finished request died before it could report."""
         self._loses = loses
         self._executor = executor
         self._wake = wake

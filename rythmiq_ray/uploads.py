@@ -1,4 +1,4 @@
-"""Local inputs: files and folders of the machine that enqueues, uploaded once by content."""
+"""Local inputs: files and folders of the enqueuing machine, uploaded once for each content."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Uploads:
-    """The jobs, and the files that their local inputs stand for."""
+    """Jobs, and the files of their local inputs."""
 
     jobs: Sequence[NewJob]
     files: dict[Path, None]
@@ -45,7 +45,7 @@ class Uploads:
 
     @classmethod
     def of(cls, jobs: Sequence[NewJob]) -> Uploads:
-        """Looks at all local inputs; raises InvalidJob with each that is not there, cannot be read or fits no job."""
+        """Finds the files of all local inputs; raises InvalidJob for each that is missing, unreadable or refused."""
         found: dict[Input, list[LocalFile]] = {}
         faults: list[str] = []
         for job in _with_inputs(jobs):
@@ -59,9 +59,9 @@ class Uploads:
         return cls(jobs, {file.path: None for files in found.values() for file in files}, found)
 
     def send(self, store: ArtifactStore, *, progress: Callable[[], object] = lambda: None) -> list[NewJob]:
-        """Uploads what the store does not have yet, several files at once; returns the jobs with URIs as inputs.
+        """Uploads files that the store does not have yet, several at once; returns the jobs with URIs as inputs.
 
-        Raises StoreUnavailable, and InvalidJob where a file goes meanwhile.
+        Raises StoreUnavailable, and InvalidJob if a file disappears meanwhile.
         """
 
         def sent(path: Path) -> str:
@@ -75,7 +75,7 @@ class Uploads:
         return [replace(job, spec=self._spec(job.spec, uris, specs)) if job.spec.inputs else job for job in self.jobs]
 
     def _spec(self, spec: JobSpec, uris: dict[Path, str], made: dict[int, JobSpec]) -> JobSpec:
-        """Members of a sweep share one spec, and do so afterwards."""
+        """The spec with uploaded inputs. Members of a sweep share one spec before and after."""
         if (known := made.get(id(spec))) is not None:
             return known
         inputs = [
@@ -87,7 +87,7 @@ class Uploads:
 
 
 def _with_inputs(jobs: Iterable[NewJob]) -> Iterator[NewJob]:
-    """Of those that share a spec, one."""
+    """The jobs with inputs, one of those that share a spec."""
     seen: set[int] = set()
     for job in jobs:
         if job.spec.inputs and id(job.spec) not in seen:
@@ -98,14 +98,14 @@ def _with_inputs(jobs: Iterable[NewJob]) -> Iterator[NewJob]:
 def _expanded(
     spec: JobSpec, found: Mapping[Input, Sequence[LocalFile]]
 ) -> Iterator[tuple[int, Input, LocalFile | None]]:
-    """The inputs with their places, each as many times as it stands for files."""
+    """Each input with its place; a local one once for each of its files."""
     for at, item in enumerate(spec.inputs):
         for file in found.get(item, [None]):
             yield at, item, file
 
 
 def _faults_of(spec: JobSpec, found: Mapping[Input, Sequence[LocalFile]]) -> Iterator[str]:
-    """What the driver would refuse: the names that files of folders bring, beside all the others."""
+    """What the driver would refuse of the inputs after expansion, such as a file name of a folder."""
     files = list(_expanded(spec, found))
     inputs = tuple(item if file is None else Input(uri=str(file.path), name=file.name) for _, item, file in files)
     for fault in check(NewJob(spec=JobSpec(command="-", inputs=inputs)), load_catalog(), local=True):
@@ -114,7 +114,7 @@ def _faults_of(spec: JobSpec, found: Mapping[Input, Sequence[LocalFile]]) -> Ite
             yield f"{fault}: pack them, or give an s3:// folder"
             continue
         at, item, file = files[int(place[1])]
-        # Of other inputs no URI is shown: it may hold what must not be seen.
+        # URIs of other inputs are not shown, because they may contain secrets.
         brings = "" if file is None else f"{quote(item.uri)} brings a file whose name is refused: "
         yield f"inputs[{at}]: {brings}{said}"
 

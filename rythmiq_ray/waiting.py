@@ -1,4 +1,4 @@
-"""Waiting for jobs and groups to end: told by Postgres, with a slow look behind it."""
+"""Waits for jobs and groups to end: by notifications of Postgres, and by a slow poll in case one is lost."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 SLOW_S: Final = 5.0
-"""Between two looks that no notification asked for; so long, too, the connection stays open for who asks next."""
+"""The interval of polls without a notification, and how long the connection stays open without a wait."""
 _SOON_S: Final = 0.1
-"""So long further notifications are waited for after the first: many jobs end at once."""
+"""How long to wait for more notifications after the first, because many jobs may end at once."""
 _GIVE_UP_S: Final = 60.0
-"""Postgres may be away for so long while somebody waits."""
+"""How long an outage of Postgres may last during a wait."""
 _AGAIN_S: Final = 1.0
-"""Between two tries to connect meanwhile."""
+"""The interval of attempts to connect during an outage."""
 _FIRST_S: Final = 2.0
-"""The first look may take so long whatever the caller's time is: what has ended is found with no time at all."""
+"""The least time of the first poll, so that with a timeout of 0 a job that has ended is found."""
+
+_CLOSED: Final = "The client was closed during this wait"
 
 Look = dict[UUID, Progress]
-"""How far each is, without those that are not there."""
+"""The progress of each job and group, without deleted ones."""
 
 
 @dataclass(eq=False)
 class _Asked:
-    """Who waits for a look that differs from the last one."""
+    """A wait for progress that differs from the last."""
 
     found: Sequence[Found]
     last: Look | None
@@ -46,10 +48,10 @@ class _Asked:
 
 
 class Waiting:
-    """One connection for all who wait, in threads and event loops, for whatever jobs and groups.
+    """All waits of a client, in threads and event loops, over one connection. Thread-safe.
 
-    Thread-safe. A thread of its own holds the connection while anybody waits, and connects anew after an outage; who
-    waits has a time of their own, which holds in an outage too.
+    A thread holds the connection while there are waits, and reconnects after an outage. The timeout of each wait holds
+    during an outage too.
     """
 
     def __init__(self, url: Secret, *, slow_s: float = SLOW_S) -> None:
@@ -58,8 +60,9 @@ class Waiting:
         self._lock = threading.Lock()
         self._asked: list[_Asked] = []
         self._wakeup: Wakeup | None = None
-        """Of the thread, where one runs."""
+        """Of the running thread; None if none runs."""
         self._thread: threading.Thread | None = None
+        self._closings = 0
 
     def __enter__(self) -> Self:
         return self
@@ -68,27 +71,28 @@ class Waiting:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; who still waits gets DatabaseUnavailable."""
+        """Closes the connection; waits that have not ended raise DatabaseUnavailable."""
         with self._lock:
+            self._closings += 1
             asked, self._asked = self._asked, []
             thread, self._thread = self._thread, None
             if self._wakeup is not None:
                 self._wakeup.set()
                 self._wakeup = None
-        _fail(asked, DatabaseUnavailable("The client was closed while somebody waited"))
+        _fail(asked, DatabaseUnavailable(_CLOSED))
         if thread is not None:
-            thread.join(_AGAIN_S)  # No longer: libpq cannot be interrupted while a server does not answer.
+            thread.join(_AGAIN_S)  # Bounded: libpq may be waiting for a server that does not answer.
 
     def changes(self, found: Sequence[Found], timeout_s: float | None = None) -> Iterator[Look | None]:
-        """How far all are, at once and whenever that is another; stops once all have ended.
+        """The progress of all, first at once and then whenever it has changed, until all have ended.
 
-        None, as the last, where ``timeout_s`` is over before. Raises ConfigurationError, and DatabaseUnavailable where
-        Postgres is away for a minute, or for the first look.
+        If ``timeout_s`` is over before, the last item is None. Raises ConfigurationError, and DatabaseUnavailable if
+        Postgres is unreachable at the start or for a minute.
         """
-        until = _Until(timeout_s)
+        until, closings = _Until(timeout_s), self._closings
         look: Look | None = None
         while look is None or not _all_ended(look):
-            asked = self._ask(found, look)
+            asked = self._ask(found, look, closings)
             try:
                 look = asked.look.result(until.left(first=look is None))
             except TimeoutError:
@@ -99,11 +103,11 @@ class Waiting:
             yield look
 
     async def changes_async(self, found: Sequence[Found], timeout_s: float | None = None) -> AsyncIterator[Look | None]:
-        """As :meth:`changes`, without a thread for each who waits."""
-        until = _Until(timeout_s)
+        """As :meth:`changes`, without a thread for each wait."""
+        until, closings = _Until(timeout_s), self._closings
         look: Look | None = None
         while look is None or not _all_ended(look):
-            asked = asyncio.wrap_future(self._ask(found, look).look)
+            asked = asyncio.wrap_future(self._ask(found, look, closings).look)
             try:
                 look = await asyncio.wait_for(asked, until.left(first=look is None))
             except TimeoutError:
@@ -111,9 +115,11 @@ class Waiting:
                 return
             yield look
 
-    def _ask(self, found: Sequence[Found], last: Look | None) -> _Asked:
+    def _ask(self, found: Sequence[Found], last: Look | None, closings: int) -> _Asked:
         asked = _Asked(found, last)
         with self._lock:
+            if self._closings != closings:  # between two polls of this wait
+                raise DatabaseUnavailable(_CLOSED)
             self._asked.append(asked)
             if self._wakeup is None:
                 self._wakeup = Wakeup()
@@ -125,7 +131,7 @@ class Waiting:
         return asked
 
     def _run(self, wakeup: Wakeup) -> None:
-        """Looks for all who ask, and ends once nobody has for a while."""
+        """Polls for all waits; ends when there was none for a while."""
         connection: Connection | None = None
         good_at: float | None = None
         idle = False
@@ -140,7 +146,7 @@ class Waiting:
                     self._look(connection, asked)
                     good_at = time.monotonic()
                     self._rest(connection, wakeup)
-            except Exception as error:  # noqa: BLE001 - nobody may wait for ever, whatever it is
+            except Exception as error:  # noqa: BLE001 - any other error would leave the waits without an end
                 bridged = good_at is not None and time.monotonic() < good_at + _GIVE_UP_S
                 if isinstance(error, DatabaseUnavailable) and bridged:
                     wakeup.wait(_AGAIN_S)
@@ -155,7 +161,7 @@ class Waiting:
         wakeup.close()
 
     def _outstanding(self, wakeup: Wakeup, *, ending: bool) -> list[_Asked] | None:
-        """Who waits; None where the thread is to end, after which :meth:`_ask` starts another."""
+        """The waits that have not ended; None if the thread is to end, after which :meth:`_ask` starts another."""
         with self._lock:
             if self._wakeup is not wakeup:
                 return None
@@ -172,18 +178,18 @@ class Waiting:
         return connection
 
     def _look(self, connection: Connection, asked: Sequence[_Asked]) -> None:
-        """One statement for all; tells those for whom something has changed."""
+        """Polls by one statement, and answers the waits whose progress has changed."""
         connection.notifies.clear()
         known = progress(connection, {item for each in asked for item in each.found})
         for each in asked:
             look = {item.id: known[item.id] for item in each.found if item.id in known}
             if look != each.last:
-                with suppress(InvalidStateError):  # cancelled meanwhile
+                with suppress(InvalidStateError):  # it was cancelled meanwhile
                     each.look.set_result(look)
 
     def _rest(self, connection: Connection, wakeup: Wakeup) -> None:
-        """Until Postgres tells of an end, somebody else asks, or it is time for the slow look."""
-        if not connection.notifies:  # else they came with the look's answer, and may be about what it did not see yet
+        """Returns when Postgres notifies of an end, when another wait begins, or after the interval of polls."""
+        if not connection.notifies:  # else they came with the answer to the poll, which may not have seen these ends
             wakeup.wait(self._slow_s, [connection.fileno()])
             connection.poll()
         if connection.notifies:
@@ -192,7 +198,7 @@ class Waiting:
 
 
 class _Until:
-    """The end of a caller's time."""
+    """When the timeout of a wait is over."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self._at = None if timeout_s is None else time.monotonic() + timeout_s

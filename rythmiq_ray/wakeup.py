@@ -1,4 +1,4 @@
-"""One thing to wait on for everything that can happen: tasks that end, polls, notifications, signals, who asks."""
+"""What a loop waits on for all events: ended tasks, polls, notifications, signals, requests of other threads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Wakeup:
             os.write(self._writer, b"\0")
 
     def wait(self, timeout_s: float, descriptors: Iterable[int] = ()) -> None:
-        """Returns when :meth:`set` was called, a descriptor can be read, or the time is over."""
-        poll = select.poll()  # select.select() refuses descriptors from 1024 on.
+        """Returns when :meth:`set` was called, a descriptor is readable, or ``timeout_s`` is over."""
+        poll = select.poll()  # select.select() refuses descriptors of 1024 and above.
         for descriptor in (self._reader, *descriptors):
             poll.register(descriptor, select.POLLIN)
         readable = poll.poll(math.ceil(max(0.0, timeout_s) * 1000))

@@ -28,7 +28,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -38,10 +38,12 @@ from uuid import UUID
 import psutil
 import psycopg2
 import psycopg2.extras
+from chaos_limits import QUEUES, USERS, Limits
 from rich.console import Console
 from rich.table import Table
 
 from rythmiq_ray import Input, JobSpec, NewGroup, NewJob, enqueue_group, enqueue_many, grid
+from rythmiq_ray.errors import RythmiqError
 from rythmiq_ray.local.camber import Emulator, Faults, Outage, program
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.local.process import free_ports
@@ -132,6 +134,7 @@ class Arena:
         self.odd: set[UUID] = set()
         self.drivers: list[subprocess.Popen[bytes] | None] = [None] * DRIVERS
         self.paused: dict[int, float] = {}
+        self.limits = Limits(random.Random(seed))
         self.starts = 0
         self.stack = ExitStack()
 
@@ -245,7 +248,10 @@ class Arena:
         ends: list[tuple[str, int | None]] = []
         for number in range(count):
             make, end = kinds[number % len(kinds)]
-            jobs.append(NewJob(spec=make(number), max_attempts=100, delay=float(number) * 0.3))
+            queue, user = QUEUES[number % len(QUEUES)], USERS[number % len(USERS)]
+            jobs.append(
+                NewJob(spec=make(number), max_attempts=100, delay=float(number) * 0.3, queue=queue, user_id=user)
+            )
             ends.append((end[0], 1 + number % 9 if end[0] == "FAILED" else end[1]))
         connection = psycopg2.connect(self.postgres.url)
         ids = enqueue_many(connection, jobs)
@@ -299,6 +305,7 @@ class Arena:
             (2, self.odd_rows),
             (2, self.closing_gateway),
             (2, self.nodes_without_s3),
+            (5, self.change_a_limit),
         ]
         weights = [weight for weight, _ in actions]
         while time.monotonic() < deadline:
@@ -366,6 +373,12 @@ class Arena:
                 self.done["jobs cancelled"] += 1
             connection.close()
 
+    def change_a_limit(self) -> None:
+        with suppress(psycopg2.Error, RythmiqError), closing(psycopg2.connect(self.postgres.url)) as connection:
+            connection.autocommit = True
+            self.limits.change(connection)
+            self.done["limits changed"] += 1
+
     def read_only_postgres(self) -> None:
         """As while it fails over: the old connections are gone, and new ones may only read."""
         self.set_read_only("on")
@@ -431,6 +444,7 @@ class Arena:
         self.camber.faults = Faults()
         for number in list(self.paused):
             self.wake(number)
+        lifted = False
         deadline = time.monotonic() + SETTLE_LIMIT_S
         sql = (
             "SELECT (SELECT count(*) FROM rythmiq.jobs"
@@ -441,7 +455,12 @@ class Arena:
             for number, driver in enumerate(self.drivers):
                 if driver is None or driver.poll() is not None:
                     self.start_driver(number)
-            with suppress(psycopg2.Error):
+            with suppress(psycopg2.Error, RythmiqError):
+                if not lifted:
+                    with closing(psycopg2.connect(self.postgres.url)) as connection:
+                        connection.autocommit = True
+                        self.limits.lift(connection)
+                    lifted = True
                 ((unfinished, uncleaned),) = [tuple(row.values()) for row in self.rows(sql)]
                 if unfinished == uncleaned == 0:
                     return
@@ -467,7 +486,13 @@ class Arena:
         """Every violation, as a sentence."""
         self.stop_drivers()
         self.drivers = [None] * DRIVERS
-        return [*self._check_jobs(), *self._check_creates(), *self._check_artifacts(), *self._check_secrets()]
+        return [
+            *self._check_jobs(),
+            *self._check_creates(),
+            *self._check_limits(),
+            *self._check_artifacts(),
+            *self._check_secrets(),
+        ]
 
     def _check_jobs(self) -> Iterator[str]:
         jobs = {UUID(row["job_id"]): row for row in self.rows("SELECT *, job_id::text FROM rythmiq.jobs")}
@@ -509,6 +534,14 @@ class Arena:
         left = [path for path in (self.camber.root / "stash").rglob("*") if path.is_file()]
         if left:
             yield f"{len(left)} files are left in the stash, such as {left[0]}"
+
+    def _check_limits(self) -> Iterator[str]:
+        attempts = self.rows(
+            "SELECT a.job_id || '/' || a.attempt AS path, j.queue, j.user_id,"
+            " extract(epoch FROM a.started_at)::double precision AS claimed"
+            " FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id) WHERE isfinite(a.started_at)"
+        )
+        yield from self.limits.violations(self.camber.root / "journal.jsonl", attempts)
 
     def _check_artifacts(self) -> Iterator[str]:
         client = self.s3.client()

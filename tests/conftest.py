@@ -16,6 +16,9 @@ import pytest
 from samples import API_KEY
 
 if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+    from web_rows import Rows
+
     from rythmiq_ray.local.camber import Emulator
     from rythmiq_ray.local.postgres import Postgres
     from rythmiq_ray.local.s3 import S3
@@ -106,6 +109,25 @@ def database_url(postgres: Postgres, template: str) -> Iterator[str]:
     _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _url(postgres, name)
     _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[Connection]:
+    """To the test's own database; each statement is a transaction."""
+    import psycopg2
+
+    connection = psycopg2.connect(database_url)
+    connection.autocommit = True
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def rows(connection: Connection, tmp_path: Path) -> Rows:
+    """Puts rows in, as a busy database has them."""
+    from web_rows import Rows
+
+    return Rows.of(connection, tmp_path / "store")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -111,6 +112,21 @@ class Rows:
             if name in row:
                 row[name] = json.dumps(row[name])
         names = ", ".join(row)
+        if isinstance(row["cost_credits"], float) and math.isfinite(row["cost_credits"]):
+            # As the end of an attempt does, by its trigger.
+            execute(
+                self.connection,
+                "INSERT INTO rythmiq.costs AS c (day, user_id, queue, group_id, labels, credits, jobs)"
+                " VALUES ((%s AT TIME ZONE 'UTC')::date, %s, %s, coalesce(%s, %s)::uuid, '{}', %s, 1)"
+                " ON CONFLICT (day, md5(user_id), md5(queue), group_id, md5(labels::text), part)"
+                " DO UPDATE SET credits = c.credits + excluded.credits, jobs = c.jobs + 1",
+                row["finished_at"],
+                row.get("user_id") or "",
+                row.get("queue", "default"),
+                row.get("group_id"),
+                str(UUID(int=0)),
+                row["cost_credits"],
+            )
         execute(
             self.connection,
             f"INSERT INTO rythmiq.jobs ({names}) VALUES ({', '.join(['%s'] * len(row))})",

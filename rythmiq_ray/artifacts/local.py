@@ -1,6 +1,6 @@
 """Artifacts in a folder, for one machine or a file system that all nodes share. Links below the folder are refused."""
 
-# No Path where a file is written: its objects cost as much as the write, and each job writes two.
+# Files are written without pathlib: its objects cost as much time as the write, and each job writes two.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rythmiq_ray.inputs import list_inputs, open_input, path_below
 from rythmiq_ray.model import Artifact
 
 _PARTIAL: Final = re.compile(r"\.[0-9a-f]{32}\.part")
-"""A file that is being written, or was when its writer was killed."""
+"""A partial file: it is being written, or its writer was killed."""
 
 
 class LocalArtifactStore:
@@ -42,7 +42,7 @@ class LocalArtifactStore:
             probe = folder / f".probe-{uuid4().hex}"
             probe.write_bytes(PROBE)
             if probe.read_bytes() != PROBE:
-                raise OSError("what is written comes back changed")
+                raise OSError("a file that was written comes back changed")
             probe.unlink()
 
     def uri(self, job_id: UUID, attempt: int, name: str) -> str:
@@ -129,7 +129,7 @@ class LocalArtifactStore:
         return iter([path.as_uri() for path in found])
 
     def _target(self, key: str) -> str:
-        """Where a file goes, its folder made; a link that somebody put in the way is not followed."""
+        """The path of a file; makes its folder, and refuses links in the path."""
         path = str(self._root)
         steps = key.split("/")
         with self._translated():
@@ -148,7 +148,7 @@ class LocalArtifactStore:
                     f"The artifact store {self._root} has a link or a file at {path}: remove it"
                 ) from None
         except FileNotFoundError:
-            os.makedirs(path, exist_ok=True)  # The root itself is still to be made, or somebody removed what is above.
+            os.makedirs(path, exist_ok=True)  # The root does not exist yet, or a folder above was removed.
 
     def _path(self, uri: str) -> Path:
         path = path_below(self._root, uri)
@@ -168,12 +168,12 @@ class LocalArtifactStore:
 
 
 def _uri(path: str) -> str:
-    """What Path.as_uri gives."""
+    """The same as Path.as_uri, but faster."""
     return "file://" + quote_from_bytes(os.fsencode(path))
 
 
 def _sync_folder(path: str) -> None:
-    """Sees to it that what was made or renamed in a folder is there after a power cut."""
+    """Makes files that were created or renamed in a folder survive a power cut."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -183,7 +183,7 @@ def _sync_folder(path: str) -> None:
 
 @contextmanager
 def replacing(target: str | Path) -> Iterator[BinaryIO]:
-    """A file beside ``target`` that takes its place once all went well and is on the disk, and is gone otherwise."""
+    """A temporary file beside ``target``: it replaces the target once it is on disk, or is removed after an error."""
     folder = os.path.dirname(target) or "."
     partial = os.path.join(folder, f".{os.urandom(16).hex()}.part")
     try:

@@ -1,4 +1,4 @@
-"""``manifest.json``: what an attempt left, written last, for programs that read no database."""
+"""``manifest.json``: a record of an attempt's files, written last, for programs that do not read the database."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def manifest(
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    """As JSON, a line for each field and artifact; json's own indentation is made in Python, at ten times the cost."""
+    """The manifest as JSON, a line for each field and artifact. The json module's indentation is ten times slower."""
     fields = [f"{_encode(name)}: {_encode(value)}" for name, value in manifest.items() if name != "artifacts"]
     artifacts = ",\n".join(map(_encode, manifest.get("artifacts", ())))
     fields.append(f'"artifacts": [\n{artifacts}\n]')
@@ -67,7 +67,7 @@ def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 
 
 def read_manifest(store: Readable, uri: str) -> dict[str, Any]:
-    """What :func:`manifest` made; raises NotFound, StoreUnavailable, or ValueError where it is no JSON."""
+    """Reads a manifest; raises NotFound, StoreUnavailable, or ValueError if it is not JSON."""
     with store.open(uri) as file:
         return cast("dict[str, Any]", json.loads(file.read()))
 

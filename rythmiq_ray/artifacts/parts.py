@@ -1,4 +1,4 @@
-"""Parts of a multipart upload in the background, below smart-open, which by itself waits for each to be sent."""
+"""Uploads parts of a multipart upload in the background for smart-open, which itself waits for each part."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _PARTS_AT_ONCE: Final = 4
 
 
 class PartBuffer:
-    """What smart-open fills for each part, in place of its BytesIO, which takes twice the memory while it grows."""
+    """The buffer that smart-open fills for each part. It replaces BytesIO, which takes twice the memory as it grows."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes | memoryview] = []
         self._size = 0
 
     def write(self, data: memoryview) -> int:
-        # What cannot change need not be copied; getvalue does that once.
+        # Immutable bytes need not be copied here; getvalue copies once.
         self._pieces.append(data if isinstance(data.obj, bytes) else bytes(data))
         self._size += len(data)
         return len(data)
@@ -40,9 +40,9 @@ class PartBuffer:
 
 
 class BackgroundParts:
-    """An S3 client for one multipart upload of smart-open: parts are sent by threads while the next one fills.
+    """An S3 client for one multipart upload of smart-open: threads send parts while the next one fills.
 
-    smart-open passes on to ``complete_multipart_upload`` what it was given for an ETag, so that may be one to come.
+    smart-open only passes each part's ETag on to ``complete_multipart_upload``, so it gets a future in place of it.
     """
 
     def __init__(self, client: Any) -> None:
@@ -60,7 +60,7 @@ class BackgroundParts:
         return getattr(self._client, name)
 
     def upload_part(self, *, Body: Any, **place: Any) -> dict[str, Any]:
-        """Takes what is in ``Body``, a BytesIO. Raises what an earlier part met."""
+        """Sends the content of ``Body`` in the background. Raises the error of an earlier part, if there was one."""
         full = len(self._under_way) >= _PARTS_AT_ONCE
         done, self._under_way = wait(self._under_way, None if full else 0, return_when=FIRST_COMPLETED)
         for part in done:
@@ -70,7 +70,7 @@ class BackgroundParts:
         in_memory = budget.try_take(size)
         part = self._threads.submit(self._send, content, place)
         if in_memory:
-            # It holds the size alone: a future keeps its callbacks, and smart-open keeps every part's.
+            # The callback holds only the size, not the content: smart-open keeps the futures, and they their callbacks.
             part.add_done_callback(lambda _: budget.give_back(size))
             self._under_way.add(part)
         else:
@@ -78,12 +78,12 @@ class BackgroundParts:
         return {"ETag": part}
 
     def complete_multipart_upload(self, *, MultipartUpload: Any, **place: Any) -> Any:
-        """Waits for all parts."""
+        """Waits for all parts, then completes the upload."""
         parts = [{**part, "ETag": part["ETag"].result()} for part in MultipartUpload["Parts"]]
         return self._client.complete_multipart_upload(MultipartUpload={"Parts": parts}, **place)
 
     def abort_multipart_upload(self, **place: Any) -> Any:
-        """Waits for the parts under way: one that came in after the abort would stay in the bucket, and cost."""
+        """Waits for running parts, then aborts: a part that arrived after the abort would stay in the bucket."""
         wait(self._under_way)
         return self._client.abort_multipart_upload(**place)
 

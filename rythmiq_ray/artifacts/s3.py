@@ -1,7 +1,7 @@
-"""Artifacts in a bucket: a single PUT up to a part's size, multipart above it, aborted when anything goes wrong.
+"""Artifacts in an S3 bucket: a single PUT up to a part's size, above it a multipart upload, aborted after any error.
 
-What is streamed goes through ``smart_open.s3.open``, which takes bucket and key as they are; ``smart_open.open`` would
-read ``?versionId=`` in a name as a version.
+Streams use ``smart_open.s3.open``, which takes bucket and key unchanged; ``smart_open.open`` would take ``?versionId=``
+in a name as a version.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _CONNECT_TIMEOUT_S: Final = 5
 _READ_TIMEOUT_S: Final = 60
 _TRIES: Final = 4
 _CONNECTIONS: Final = 128
-"""Of the one pool of a process, which all its jobs share; more are opened when needed and closed after use."""
+"""Size of the process's connection pool, which all jobs share; more are opened when needed and closed after use."""
 _MAX_PARTS: Final = 10_000
 _CHECKSUMS: Final = "AWS_REQUEST_CHECKSUM_CALCULATION"
-"""boto3's own variable, for a bucket that wants a checksum whatever the signature covers."""
+"""boto3's own environment variable, which decides whether uploads have a checksum beside the signature."""
 _CURE: Final = f"set {_CHECKSUMS}=when_required for drivers and Ray nodes"
 _REQUESTER_PAYS: Final = (("RequestPayer", "requester"),)
 _GONE_CODES: Final = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 
-# botocore retries by itself; smart-open's own retries would sleep a minute when the endpoint cannot be reached.
+# botocore retries by itself; smart-open's own retries would sleep a minute if the endpoint cannot be reached.
 smart_open.s3.RETRY.exceptions = []
 smart_open.s3.RETRY.client_error_codes = []
 
@@ -60,9 +60,9 @@ smart_open.s3.RETRY.client_error_codes = []
 def shared_client(
     parameters: tuple[tuple[str, str], ...] = (), *, anonymous: bool = False, checksums: str | None = None
 ) -> Any:
-    """An S3 client of the process, which is thread-safe. Credentials and endpoint are boto3's business (``AWS_*``).
+    """The process's S3 client, which is thread-safe. boto3 reads credentials and endpoint itself (``AWS_*``).
 
-    ``parameters`` go with each call that has such ones; ``checksums`` stands for boto3's own variable.
+    ``parameters`` are added to each call that accepts them; ``checksums`` overrides boto3's own variable.
     """
     session = boto3.session.Session()
     config = BotoConfig(
@@ -77,7 +77,7 @@ def shared_client(
     endpoint = urlsplit(client.meta.endpoint_url)
     more: dict[str, Any] = {}
     if endpoint.scheme == "http" and _CHECKSUMS not in os.environ:
-        # The signature covers the body's SHA-256 there, so that a CRC beside it would guard nothing more.
+        # The signature already covers the body's SHA-256, so a CRC would add no protection.
         more["request_checksum_calculation"] = "when_required"
     if is_loopback(endpoint.hostname or ""):
         more["proxies"] = {}
@@ -88,7 +88,7 @@ def shared_client(
         params.update((name, value) for name, value in parameters if name in model.input_shape.members)
 
     def send_at_once(request: Any, **_: Any) -> None:
-        # The round trip of a question whether the body is wanted; servers that never answer it cost a second.
+        # Expect: 100-continue costs a round trip, and a second with servers that do not answer it.
         del request.headers["Expect"]
 
     client.meta.events.register("provide-client-params.s3", add_parameters)
@@ -116,7 +116,7 @@ class S3ArtifactStore:
         client: Callable[[], Any] | None = None,
         inputs: InputsConfig | None = None,
     ) -> None:
-        """``client`` stands for the process's own."""
+        """``client`` replaces the process's shared client."""
         self._bucket = bucket
         self._prefix = config.prefix
         self._part_bytes = config.part_size_bytes
@@ -138,11 +138,11 @@ class S3ArtifactStore:
                     f"{self._name()} refuses boto3's checksums ({_reason(error)}): {_CURE}"
                 ) from None
             if not whole:
-                cure = _CURE if _sends_checksums(client) else "look at what lies between it and this machine"
-                raise StoreUnavailable(f"{self._name()} gives back other bytes than were written: {cure}")
+                cure = _CURE if _sends_checksums(client) else "look at proxies and gateways between it and this machine"
+                raise StoreUnavailable(f"{self._name()} returns other bytes than were written: {cure}")
 
     def _comes_back(self, client: Any) -> bool:
-        """Whether what is written can be read as it was."""
+        """Whether a written file can be read back unchanged."""
         place = {"Bucket": self._bucket, "Key": "/".join(filter(None, (self._prefix, f".probe-{uuid4().hex}")))}
         client.put_object(**place, Body=PROBE)
         try:
@@ -183,7 +183,7 @@ class S3ArtifactStore:
         part_bytes = max(self._part_bytes, -(-(expected_bytes or 0) // _MAX_PARTS))
         small = expected_bytes is not None and expected_bytes <= part_bytes
         with budget.hold(expected_bytes or 0 if small else part_bytes), source_errors_as_they_were():
-            # Of a size that is not known, as much as a part may hold is read before it is clear which way to go.
+            # If the size is not known, up to one part is read to decide between a PUT and a multipart upload.
             head = io.BytesIO()
             whole = small or expected_bytes is None
             while whole and (chunk := next(passing, None)) is not None:
@@ -227,8 +227,8 @@ class S3ArtifactStore:
             try:
                 found = self._client().head_object(Bucket=self._bucket, Key=key)
             except ClientError as error:
-                # Who may not list the bucket is told 403 of an object that is not there; a right that is missing shows
-                # when it is written.
+                # Without the right to list the bucket, S3 answers 403 for a missing object. If another right is
+                # missing, the write will fail.
                 if _code(error) in {*_GONE_CODES, "403"}:
                     return None
                 raise
@@ -291,7 +291,7 @@ class S3ArtifactStore:
     def _translated(self, bucket: str | None = None) -> Iterator[None]:
         try:
             yield
-        # ValueError is what smart-open makes of a refusal; urllib3's errors come from a body that breaks off.
+        # smart-open raises ValueError for a refusal; urllib3's errors come from an interrupted body.
         except (BotoCoreError, ClientError, HTTPError, ValueError, OSError) as error:
             raise (StoreRefused if _refused(error) else StoreUnavailable)(
                 f"{self._name(bucket)} cannot be used: {_reason(error)}: "
@@ -299,16 +299,16 @@ class S3ArtifactStore:
             ) from None
 
     def _name(self, bucket: str | None = None) -> str:
-        """The store in a message."""
+        """The store's name for messages."""
         name = f"The artifact store s3://{bucket or self._bucket}"
         try:
             return f"{name} at {self._client().meta.endpoint_url.rpartition('@')[2]}"
         except (BotoCoreError, ValueError):
-            return name  # The fault is in AWS_* itself: there is no client.
+            return name  # There is no client if AWS_* itself is wrong.
 
 
 class _Reader:
-    """An object's body whose errors are ours."""
+    """An object's body that raises our errors."""
 
     def __init__(self, body: Any, translated: Callable[[], AbstractContextManager[None]]) -> None:
         self._body = body
@@ -320,7 +320,7 @@ class _Reader:
 
 
 def _parameters(config: ArtifactsConfig) -> tuple[tuple[str, str], ...]:
-    """What each call is sent with."""
+    """Parameters that are added to each call."""
     encryption = config.encryption or ("aws:kms" if config.kms_key_id else None)
     found = {"ServerSideEncryption": encryption, "SSEKMSKeyId": config.kms_key_id}
     parameters = tuple((name, value) for name, value in found.items() if value)
@@ -328,17 +328,17 @@ def _parameters(config: ArtifactsConfig) -> tuple[tuple[str, str], ...]:
 
 
 def _sends_checksums(client: Any) -> bool:
-    """Whether boto3 adds checksums of its own, which older stores do not know."""
+    """Whether boto3 adds its own checksums, which older stores do not support."""
     return bool(client.meta.config.request_checksum_calculation == "when_supported")
 
 
 def _abort(writer: Any) -> None:
-    """Ends a multipart upload so that nothing is left of it; the error that led here is the one to tell of."""
+    """Aborts a multipart upload. Errors in here are suppressed, because the original error matters."""
     try:
         writer.terminate()
     except (BotoCoreError, ClientError):
-        # The writer still counts as open, and would complete the upload with the parts so far when it is collected
-        # as garbage: half an object would appear.
+        # The writer is still open. When it is garbage-collected, it would complete the upload with the parts so far,
+        # and a truncated object would appear.
         writer._upload_id = None
 
 
@@ -354,7 +354,7 @@ def _code(error: ClientError) -> str:
 
 
 def _refused(error: Exception) -> bool:
-    """Whether the service understood, and said no; not where it has no time, or where a clock is wrong for now."""
+    """Whether the service refused the request for good; not if it is busy or a clock is wrong."""
     cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
     if isinstance(cause, (NoCredentialsError, PartialCredentialsError, ProfileNotFound, NoRegionError)):
         return True
@@ -363,7 +363,7 @@ def _refused(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The service's code and sentence, or botocore's; neither holds a secret."""
+    """The service's code and message, or botocore's; neither contains a secret."""
     cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
     if isinstance(cause, ClientError):
         message = str(cause.response.get("Error", {}).get("Message", "")).rstrip(".")

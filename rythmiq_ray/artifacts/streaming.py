@@ -1,4 +1,4 @@
-"""What passes through a store on its way: counted, hashed, compared, and bounded in memory."""
+"""Streams on their way to a store: counts, hashes and compares them, and limits memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNKNOWN: Final = "application/octet-stream"
 
 
 class SourceFailed(Exception):
-    """Carries an error of the source past the place where the store's own errors are translated."""
+    """Wraps an error of the source, so that it is not translated as an error of the store."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -30,7 +30,7 @@ class SourceFailed(Exception):
 
 @contextmanager
 def source_errors_as_they_were() -> Iterator[None]:
-    """A source's OSError must not look like a full disk or a store that is down."""
+    """Unwraps SourceFailed: a source's OSError must not look like a full disk or a store that is down."""
     try:
         yield
     except SourceFailed as failed:
@@ -38,7 +38,7 @@ def source_errors_as_they_were() -> Iterator[None]:
 
 
 class Meter:
-    """Counts and hashes what passes, and compares it with what is expected."""
+    """Counts and hashes a stream, and compares it with the expected size and SHA-256."""
 
     def __init__(self, name: str, expected_bytes: int | None, expected_sha256: str | None) -> None:
         self.bytes = 0
@@ -52,7 +52,7 @@ class Meter:
         return self._hash.hexdigest()
 
     def passing(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The same chunks; raises ArtifactCorrupt at the first byte too many, or at an end that differs."""
+        """The same chunks; raises ArtifactCorrupt as soon as there are too many bytes, or at the end if they differ."""
         source = iter(chunks)
         while True:
             try:
@@ -73,7 +73,7 @@ class Meter:
 
 
 class _Budget:
-    """Bytes of memory that the uploads of this process may hold between them."""
+    """The memory, in bytes, that all uploads of this process may use together."""
 
     def __init__(self, total: int) -> None:
         self._free = self._total = total
@@ -82,7 +82,7 @@ class _Budget:
 
     @contextmanager
     def hold(self, amount: int) -> Iterator[None]:
-        """Waits until there is as much; of more than the whole, the whole is enough."""
+        """Holds ``amount`` bytes, after waiting until they are free; at most the whole budget."""
         amount = min(amount, self._total)
         with self._changed:
             self._waiting += 1
@@ -95,7 +95,7 @@ class _Budget:
             self.give_back(amount)
 
     def try_take(self, amount: int) -> bool:
-        """Takes as much if that makes nobody wait; it is to be given back."""
+        """Takes ``amount`` bytes if they are free and nobody waits; the caller has to give them back."""
         with self._changed:
             taken = not self._waiting and self._free >= amount
             if taken:
@@ -112,10 +112,10 @@ budget: Final = _Budget(_BUFFER_BUDGET_BYTES)
 
 
 def content_type(name: str) -> str:
-    """By the name's ending; UTF-8 for the log, which the wrapper writes as it comes."""
+    """The content type by the name's extension; for the log plain text in UTF-8."""
     if name == LOG_NAME:
         return "text/plain; charset=utf-8"
-    # Only the endings: mimetypes takes a whole name for a URL, and returns what a name like "data:…" says of itself.
+    # Only the extensions are passed: mimetypes takes a name for a URL, and would believe one such as "data:text/html,".
     endings = "".join(PurePosixPath(name).suffixes[-2:])
     kind, encoding = mimetypes.guess_type(f"name{endings}", strict=False)
     if encoding is not None:

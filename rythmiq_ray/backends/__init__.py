@@ -1,4 +1,4 @@
-"""What a place that runs jobs must offer; each has a folder here. An oddity of one stops at its own folder's edge."""
+"""The protocol of an execution backend. Each backend has a folder here, which hides the backend's peculiarities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResul
 from rythmiq_ray.secret import Secret
 
 OnCall = Callable[[str, str, float], None]
-"""Told of every call of a service: the operation, its answer's class (``2xx`` … ``5xx``, ``error``), its seconds."""
+"""Called for every call to a service: the operation, the outcome (``2xx`` … ``5xx``, ``error``), the seconds taken."""
 
 
 class InputOpener(Protocol):
@@ -22,16 +22,17 @@ class InputOpener(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unclear:
-    """A remote job of which the backend gives no clear answer; that says nothing about any other."""
+    """A remote job about which the backend gives no clear answer; it says nothing about other jobs."""
 
     remote_id: int
     error: ErrorInfo
 
 
 class ExecutionBackend(Protocol):
-    """A place that runs commands. Every call has a time-out and raises only errors of :mod:`rythmiq_ray.errors`.
+    """A service that runs commands. Every call has a timeout and raises only errors of :mod:`rythmiq_ray.errors`.
 
-    Thread-safe: one instance serves all threads of a process.
+    Every method but ``create`` may also raise BackendUnavailable, BackendRefusedKey or BackendBusy. Thread-safe: one
+    instance serves all threads of a process.
     """
 
     @property
@@ -40,22 +41,27 @@ class ExecutionBackend(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives connections back; no call is under way then."""
+        """Closes connections. No call may be running."""
         ...
 
     def check(self) -> str:
-        """One cheap authenticated call; returns who we are (the owner of the stash). Used at start and as the probe."""
+        """Makes one cheap authenticated call; returns the account's name (the owner of the stash). Used at the start
+        and as the probe."""
         ...
 
     def upload(self, job: Job, *, secrets: Mapping[str, Secret], timeout_s: float, open_input: InputOpener) -> None:
-        """Puts the attempt's bundle and inputs at ``job.remote_path``; may be repeated."""
+        """Uploads the attempt's bundle and inputs to ``job.remote_path``; may be repeated. ``timeout_s``: the job's.
+
+        Raises what ``open_input`` raises, SecretMissing for a secret that is not given, and SpecRejected for inputs or
+        variables with names that cannot be used.
+        """
         ...
 
     def create(self, job: Job) -> RemoteJob:
-        """Creates the attempt's remote job; one call, never repeated here.
+        """Creates the attempt's remote job with one call, which is never repeated here.
 
-        Raises CreateUncertain when the call was sent and its outcome is not known, SpecRejected when the service
-        refused the job, and others when it was certainly not created.
+        Raises CreateUncertain if the call was sent and its outcome is not known, SpecRejected if the service refused
+        the job, and other errors if the job was certainly not created.
         """
         ...
 
@@ -67,28 +73,28 @@ class ExecutionBackend(Protocol):
         *,
         paths: Collection[str] = frozenset(),
     ) -> Iterator[list[RemoteJob | Unclear]]:
-        """One poll of the remote list, a page at a time.
+        """Polls the remote list once, and yields what it finds page by page.
 
-        Gives the state of every remote id in ``waiting`` that still exists and every remote job whose path is in
-        ``searched`` (attempts whose create is uncertain, none of them created longer ago than ``search_age_s``). What
-        else lies on one of ``paths`` is given where it is come upon. It costs pages of the list, not calls a job, and
-        stops at the oldest that it looks for.
+        It yields the status of every remote id in ``waiting`` that still exists, and every remote job whose path is in
+        ``searched`` (attempts with an uncertain create, sent at most ``search_age_s`` seconds ago). Other remote jobs
+        on ``paths`` are yielded if a page shows them. It costs a call per page, not per job, and stops at the oldest
+        job that it looks for.
         """
         ...
 
     def read_result(self, job: Job) -> RemoteResult | None:
-        """What the wrapper wrote last, or None while it is not there.
+        """The wrapper's result file; None while it is missing.
 
-        Raises ArtifactCorrupt where its file holds a part of it, or something else.
+        Raises ArtifactCorrupt if the file is incomplete or not what the wrapper writes.
         """
         ...
 
     def list_files(self, job: Job) -> list[RemoteFile]:
-        """What lies in the attempt's path, less the bundle's own files. Sizes may still grow."""
+        """The files in the attempt's path, without the bundle's own. Sizes, in bytes, may still grow."""
         ...
 
     def read_file(self, job: Job, name: str) -> bytes:
-        """A small file of the attempt's path, whole; raises NotFound."""
+        """The content of a small file of the attempt's path; raises NotFound."""
         ...
 
     def open_file(self, job: Job, name: str, *, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:
@@ -96,20 +102,20 @@ class ExecutionBackend(Protocol):
         ...
 
     def open_log(self, job: Job) -> AbstractContextManager[Iterator[bytes]]:
-        """Streams the log as the service has it, also of a running job; raises NotFound where it has none."""
+        """Streams the service's own log, also of a running job; raises NotFound if there is none."""
         ...
 
     def cancel(self, job: Job, *, mark: bool = True) -> bool:
-        """Asks for the end of the remote job, through the API and by the marker file; True if the API took it.
+        """Asks the remote job to end, by the API and by the cancel marker file; returns whether the API agreed.
 
-        Without ``mark`` there is no marker file, which would end every job on that path.
+        ``mark=False`` writes no marker file, since that ends every job on the path.
         """
         ...
 
     def remove(self, job: Job) -> None:
-        """Removes the attempt's path; fine if it is gone."""
+        """Removes the attempt's path; it is no error if the path does not exist."""
         ...
 
     def cost_credits(self, job: Job, remote: RemoteJob) -> float | None:
-        """Estimated from run time and price; None where either is not known."""
+        """The job's cost in credits, estimated from run time and price; None if either is not known."""
         ...

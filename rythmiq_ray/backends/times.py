@@ -1,4 +1,4 @@
-"""Dates as services and wrappers write them."""
+"""Parses dates of services and wrappers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``rythmiq``: what people and scripts do to the queue. Each command's module is imported with it alone."""
+"""The command ``rythmiq``, for people and scripts. Only the module of the command that runs is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import Final
 
 INTERRUPTED: Final = 130
-"""What a shell reports for a program that Ctrl-C ended (128 + SIGINT)."""
+"""The exit code that a shell reports for a program ended by Ctrl-C (128 + SIGINT)."""
 
 
 def main() -> None:
@@ -18,21 +18,21 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; :mod:`rythmiq_ray.cli.failure` names them.
 
-    Whatever goes wrong is said on stderr in one sentence; the traceback is there with ``RYTHMIQ_DEBUG=1`` only.
+    An error is reported on stderr in one sentence; ``RYTHMIQ_DEBUG=1`` adds the traceback.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A name in a script that the terminal's encoding lacks is no reason to fail.
+        # A character that the terminal's encoding lacks must not be an error.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        from rythmiq_ray.cli.app import app  # It takes a while, in which Ctrl-C is Ctrl-C too.
+        from rythmiq_ray.cli.app import app  # Here, because Ctrl-C may come during it.
 
         code = app(arguments or ["--help"], prog_name="rythmiq", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
-        # The reader has seen enough; Typer makes a SystemExit of that.
+        # The reader has closed the pipe; Typer turns that into SystemExit.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        # Python would complain when it flushes at exit, hence the other file.
+        # Replaced by /dev/null, because Python would report an error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from rythmiq_ray.cli.report import report
 from rythmiq_ray.cli.schema import schema
 from rythmiq_ray.cli.sizes import sizes
 from rythmiq_ray.cli.sweep import sweep
+from rythmiq_ray.cli.top import top
 from rythmiq_ray.cli.web import web
 
 app = typer.Typer(
@@ -45,9 +46,9 @@ def rythmiq(
 ) -> None:
     """A durable job runner: jobs in Postgres, work on Camber Cloud, artifacts in S3.
 
-    Every command reads DATABASE_URL, or the layers of the configuration; without either it uses what
+    Every command reads DATABASE_URL, or the layers of the configuration; without either it uses the services that
     `rythmiq local up` started. Exit codes: 0 done, 1 a fault, 2 bad input or configuration,
-    3 done but a job that was asked about FAILED or was CANCELLED, 4 no such job, group or file, 5 not yet,
+    3 done, and a job that was asked about FAILED or was CANCELLED, 4 no such job, group or file, 5 not yet,
     124 the --timeout of a wait is over.
 
     \b
@@ -79,6 +80,7 @@ for _command in (
     resume,
     cost,
     queues,
+    top,
     web,
     report,
     sizes,

@@ -1,4 +1,4 @@
-"""``rythmiq artifacts``: what an attempt left, and a download that proves each file by its SHA-256."""
+"""``rythmiq artifacts``: lists an attempt's files, or downloads them and verifies their SHA-256."""
 
 from __future__ import annotations
 
@@ -33,19 +33,23 @@ def artifacts(
     wanted: Wanted,
     references: References = None,
     attempt: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="This attempt of one job; else the last that left any.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="This attempt of one job; by default the last one with files."),
     ] = None,
     download: Annotated[
-        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Bring the files here; made if it is missing.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", file_okay=False, help="Download the files to this folder; it is created if missing."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List or download what jobs left: one job, the members of a group, or by filters.
+    """List or download stored files: of one job, of a group's members, or by filters.
 
-    A downloaded file is whole and its SHA-256 right, or it is not there. Of several jobs each has a folder, called by
-    its place in the group, its name and its parameters; of several groups each has one above these. What is there
-    already and right is not brought again, so an interrupted download goes on. Exits 1 if a file could not be
-    brought; the others are there.
+    Size and SHA-256 of each download are verified; a file that differs is not kept. With several jobs each gets a
+    folder, named by its place in the group, its name and its parameters; with several groups these are in a folder for
+    each group. Files that are there already and match are skipped, so an interrupted download can be continued. Exits 1
+    if a file could not be downloaded.
 
     \b
     Examples:
@@ -122,7 +126,7 @@ def folder_of(job: Job) -> str:
 
 
 def _tops(groups: Sequence[Group]) -> dict[UUID | None, Path]:
-    """Of several groups the folder of each: its name where no other is called so, else with its id."""
+    """The folder of each group, if there are several: its name; with its id if that is missing or not unique."""
     if len(groups) < 2:
         return {}
     names = {group.group_id: _fit(group.name or "") for group in groups}
@@ -158,7 +162,7 @@ def _path(folder: Path | None, each: _File, faults: dict[_File, str]) -> dict[st
 
 
 def _download(files: Sequence[_File], folder: Path) -> dict[_File, str]:
-    """Brings the files, several at once, and returns what went wrong."""
+    """Downloads the files, several at once; returns the faults."""
     folder.mkdir(parents=True, exist_ok=True)
     progress, advance = _progress(sum(each.file.bytes for each in files))
     with progress:

@@ -1,4 +1,4 @@
-"""``rythmiq collect``: bring in what a job left at Camber while the artifact store could not take it."""
+"""``rythmiq collect``: stores files that stayed at Camber because the artifact store had refused them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _UNDER_WAY: Final = "is being collected already"
 def collect(
     context: typer.Context, wanted: Wanted, references: References = None, yes: Yes = False, as_json: Json = False
 ) -> None:
-    """Collect what jobs left, once the store works again.
+    """Collect jobs' files again, once the store works.
 
     A job whose command ended but whose files the store refused is FAILED with artifacts_not_stored.
-    Camber keeps the files until the time that `rythmiq show` tells. This brings them in and creates
-    no new remote job. Of groups and filters, jobs that have nothing to be collected are passed over.
-    Exits 1 if one of the jobs that were named has nothing to be collected, 4 if there is no such job.
+    Camber keeps the files until the time that `rythmiq show` prints. This command stores them, without
+    a new remote job. In groups and filters, jobs with nothing to collect are skipped.
+    Exits 1 if a job given by id has nothing to collect, 4 if there is no such job.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
-def completion(shell: Annotated[Shell, typer.Argument(help="The shell that is to complete.")]) -> None:
+def completion(shell: Annotated[Shell, typer.Argument(help="The shell to print a script for.")]) -> None:
     """Print a script that lets a shell complete commands, options and their values.
 
     \b

@@ -1,4 +1,4 @@
-"""``rythmiq limit``, ``budget``, ``pause``, ``resume`` and ``cost``: the brakes, and what was spent."""
+"""``rythmiq limit``, ``budget``, ``pause``, ``resume`` and ``cost``: limits, and credits spent."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 limit = typer.Typer(
     rich_markup_mode=None,
-    help="How many jobs may run at once, and begin in a minute, of all drivers together.",
+    help="Limit the jobs that run at once and that begin in a minute, of all drivers together.",
 )
-budget = typer.Typer(rich_markup_mode=None, help="How many credits may be spent in a day, a month, or in all.")
+budget = typer.Typer(rich_markup_mode=None, help="Limit the credits spent in a day, a month, or in total.")
 Scope = Annotated[
     str, typer.Argument(metavar="SCOPE", help="account, queue:NAME, user:NAME, user:* (each user) or group:ID.")
 ]
-CancelRunning = Annotated[bool, typer.Option("--cancel-running", help="Cancel what runs, too.")]
+CancelRunning = Annotated[bool, typer.Option("--cancel-running", help="Cancel running jobs, too.")]
 
 
 class Period(StrEnum):
-    """Of a budget; days and months are of UTC."""
+    """The period of a budget; days and months are in UTC."""
 
     DAY = "day"
     MONTH = "month"
@@ -43,7 +43,7 @@ def set_limit(
     max_running: Annotated[int | None, typer.Option(min=0, metavar="N", help="Jobs that run at once.")] = None,
     per_minute: Annotated[int | None, typer.Option(min=0, metavar="N", help="Attempts begun in any minute.")] = None,
 ) -> None:
-    """Set a limit; what it does not name stays. What runs already goes on.
+    """Set a limit; options that are not given stay unchanged. Running jobs go on.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def set_limit(
 
 @limit.command("show")
 def show_limits(as_json: Json = False) -> None:
-    """List limits, pauses and budgets, with what is used of each.
+    """List limits, pauses and budgets, and how much of each is used.
 
     \b
     Example:
@@ -73,7 +73,7 @@ def show_limits(as_json: Json = False) -> None:
 
 @limit.command("unset")
 def unset_limit(scope: Scope) -> None:
-    """Take a limit away.
+    """Remove a limit.
 
     \b
     Example:
@@ -89,13 +89,13 @@ def unset_limit(scope: Scope) -> None:
 def set_budget(
     scope: Scope,
     credits_: Annotated[float, typer.Option("--credits", min=0, metavar="N", help="Camber's credits.")],
-    period: Annotated[Period, typer.Option(help="In which so much may be spent.")] = Period.MONTH,
+    period: Annotated[Period, typer.Option(help="The period of the budget.")] = Period.MONTH,
     cancel_running: CancelRunning = False,
 ) -> None:
-    """Set a budget: once it is reached nothing new is submitted, until the period is over.
+    """Set a budget: when it is reached nothing new is submitted until the period is over.
 
-    What ended counts, and what runs by its time so far. What runs when the budget is reached goes on and passes it, by
-    what it costs up to its time-out at most; --cancel-running stops it instead, within a poll interval or two.
+    Ended jobs count, and running jobs by their time so far. Jobs that run when the budget is reached go on, and can
+    exceed it by at most their cost up to their timeouts; --cancel-running stops them within a poll interval or two.
 
     \b
     Examples:
@@ -111,7 +111,7 @@ def set_budget(
 
 @budget.command("show")
 def show_budgets(as_json: Json = False) -> None:
-    """List budgets, and what of each is spent.
+    """List budgets, and how much of each is spent.
 
     \b
     Example:
@@ -122,7 +122,7 @@ def show_budgets(as_json: Json = False) -> None:
 
 @budget.command("unset")
 def unset_budget(scope: Scope, period: Annotated[Period | None, typer.Option(help="Only this one.")] = None) -> None:
-    """Take a scope's budgets away.
+    """Remove a scope's budgets.
 
     \b
     Example:
@@ -139,7 +139,7 @@ def pause(
     reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for others to see.")] = None,
     cancel_running: CancelRunning = False,
 ) -> None:
-    """Let nothing new be submitted of the account, a queue, a user or a group, until it is resumed.
+    """Stop new submits of the account, a queue, a user or a group, until it is resumed.
 
     \b
     Examples:
@@ -175,10 +175,10 @@ def cost(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell what was spent, in Camber's credits: estimates, from run time and price. Days are of UTC.
+    """Show the credits spent, estimated from run time and price. Days are in UTC.
 
-    Running jobs are counted by their time so far. The sums outlive the jobs: `rythmiq prune` changes none. The filters
-    --user, --queue, --group, --label, --since and --until (whole days) count here.
+    Running jobs count by their time so far. `rythmiq prune` does not change the sums. Only the filters --user, --queue,
+    --group, --label, --since and --until (whole days) are used.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``rythmiq doctor``: whether everything that a driver needs is there, and what to do where not."""
+"""``rythmiq doctor``: checks everything that a driver needs, and names the remedy for each fault."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 def doctor(
     context: typer.Context,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Ask the live service about each inferred route; creates nothing.")
+        bool, typer.Option("--probe", help="Test each inferred route of the live service; creates nothing.")
     ] = False,
     write: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --probe: write what differs as a layer of the configuration."),
+        typer.Option(metavar="FILE", help="With --probe: write the differences as a configuration layer."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check all that a driver needs, and say what to do.
+    """Check everything that a driver needs, and say what to do.
 
-    Looks at the configuration, Postgres, the artifact store (writes a file, reads it back, deletes it),
+    Checks the configuration, Postgres, the artifact store (writes a file, reads it back, deletes it),
     Camber (the key, its owner, the list of jobs), Ray and the clock, all at once and each within 30 s.
-    Exits 0 if all is well, 1 if something is at fault, 2 if that is the configuration.
+    Exits 0 if all checks pass, 1 if one fails, 2 if the configuration has a fault.
 
-    --probe asks about what is only inferred of Camber's API by sending what cannot be taken: wrong types,
-    jobs and files that are not there. Nothing is created, changed or removed.
+    --probe tests the inferred parts of Camber's API with requests that cannot succeed: wrong types,
+    jobs and files that do not exist. Nothing is created, changed or removed.
 
     \b
     Examples:
@@ -68,7 +68,7 @@ def doctor(
 
 
 def _configuration() -> tuple[Config | None, Secret | None, list[str]]:
-    """What can be read of the configuration, and its faults."""
+    """The configuration and the database's address, as far as they can be read, and all faults."""
     from rythmiq_ray import config_loader
 
     defaults = embedded()

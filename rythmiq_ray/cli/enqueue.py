@@ -26,19 +26,19 @@ _KEYWORD: Final = inspect.Parameter.KEYWORD_ONLY
 _SPEC: Final = JobSpec(command="")
 _JOB: Final = NewJob(spec=_SPEC)
 BULK_TIMEOUT_S: Final = 600.0
-"""One statement may bring millions of jobs."""
+"""A timeout that is long enough for a statement that inserts millions of jobs."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the options say of a job's command, as fields of a line."""
+    """The options about a job's command, as fields of a JSON line."""
 
     data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Queued:
-    """What they say of how it is queued."""
+    """The options about how a job is queued."""
 
     data: Mapping[str, Any]
 
@@ -48,15 +48,15 @@ def _several(flag: str, metavar: str, words: str) -> Any:
 
 
 _WORK: Final[dict[str, tuple[Any, Any, Any]]] = {
-    "command": (str | None, None, typer.Option(help="What bash is to run in the job's working directory.")),
+    "command": (str | None, None, typer.Option(help="The command that bash runs in the job's working directory.")),
     "engine": (str, _SPEC.engine, typer.Option(help="One of Camber's engines.")),
     "node_size": (str, _SPEC.node_size, typer.Option(help="One of Camber's node sizes; `rythmiq sizes` lists them.")),
-    "num_nodes": (int, _SPEC.num_nodes, typer.Option(help="How many nodes.")),
+    "num_nodes": (int, _SPEC.num_nodes, typer.Option(help="Number of nodes.")),
     "gpu": (bool, False, typer.Option("--gpu", help="Nodes with GPUs.")),
     "inputs": (
         list[str] | None,
         None,
-        _several("--input", "PATH|URI[=NAME]", "A file or folder to put there first; see below."),
+        _several("--input", "PATH|URI[=NAME]", "A file or folder for the working directory; see below."),
     ),
     "outputs": (list[str] | None, None, _several("--output", "GLOB", "Files to keep, relative; ** crosses folders.")),
     "env": (list[str] | None, None, _several("--env", "K=V", "A variable for the command.")),
@@ -73,22 +73,22 @@ _WORK: Final[dict[str, tuple[Any, Any, Any]]] = {
     "retry_exit_codes": (
         list[int] | None,
         None,
-        _several("--retry-exit-code", "N", "Only these exit codes are worth another attempt."),
+        _several("--retry-exit-code", "N", "Only these exit codes lead to another attempt."),
     ),
 }
 _QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
-    "max_attempts": (int, _JOB.max_attempts, typer.Option(metavar="N", help="Attempts in all.")),
+    "max_attempts": (int, _JOB.max_attempts, typer.Option(metavar="N", help="Most attempts.")),
     "priority": (int, _JOB.priority, typer.Option(metavar="N", help="Higher goes first.")),
     "queue": (str, _JOB.queue, typer.Option(help="The queue's name.")),
-    "user_id": (str | None, None, typer.Option("--user-id", "--user", help="Whose job it is.")),
+    "user_id": (str | None, None, typer.Option("--user-id", "--user", help="The user whose job it is.")),
     "unique_key": (
         str | None,
         None,
         typer.Option(help="While a job with this key is unfinished, its id is printed instead."),
     ),
-    "delay": (str, "0", typer.Option(metavar="TIME", help="Not before this has passed: seconds, or 90s, 2h, 1d.")),
+    "delay": (str, "0", typer.Option(metavar="TIME", help="Time until it may start: seconds, or 90s, 2h, 1d.")),
     "name": (str | None, None, typer.Option(help="A name for people, and for other jobs of its group.")),
-    "labels": (list[str] | None, None, _several("--label", "K=V", "A label to filter and sum by.")),
+    "labels": (list[str] | None, None, _several("--label", "K=V", "A label to filter by and to sum costs by.")),
     "after": (
         list[str] | None,
         None,
@@ -99,7 +99,7 @@ _QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
     "after_ended": (
         list[str] | None,
         None,
-        _several("--after-ended", "ID|GROUP", "The same, once this has ended, however it did."),
+        _several("--after-ended", "ID|GROUP", "Start once this has ended, in any state."),
     ),
     "notify": (
         str | None,
@@ -110,7 +110,7 @@ _QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
 
 
 def job_options(command: _F) -> _F:
-    """Gives a command the options of a job, which it gets as ``work`` and ``queued``."""
+    """Decorator that adds the options of a job to a command, which receives them as ``work`` and ``queued``."""
     hints = get_type_hints(command, include_extras=True)
     parts = {"work": (_WORK, Work), "queued": (_QUEUED, Queued)}
     parameters: list[inspect.Parameter] = []
@@ -133,7 +133,7 @@ def job_options(command: _F) -> _F:
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del run.__wrapped__  # Typer would look at the command's own signature.
+    del run.__wrapped__  # Otherwise Typer would use the signature of the wrapped function.
     return run  # type: ignore[return-value]
 
 
@@ -143,7 +143,7 @@ def enqueue(
     work: Work,
     queued: Queued,
     group: Annotated[
-        str | None, typer.Option(metavar="GROUP", help="Its group: an id, or a name, which is made where it is new.")
+        str | None, typer.Option(metavar="GROUP", help="Its group: an id or a name; a new name creates a group.")
     ] = None,
     file: Annotated[
         str | None, typer.Option("--file", metavar="JSONL|-", help="Many jobs, a JSON object a line; - is stdin.")
@@ -152,17 +152,17 @@ def enqueue(
 ) -> None:
     """Add a job, or all jobs of a file.
 
-    Prints the id of each. A file is added in one transaction, and one bad line refuses it whole; its keys are the
-    names of the options and those that `rythmiq schema` prints.
+    Prints the id of each. A file is added in one transaction, and one bad line refuses the whole file; its keys are the
+    names of the options, see `rythmiq schema`.
 
     An --input is a local file or folder, which is uploaded once; a URI (s3, https, http, file), an s3 folder
-    (`s3://b/data/`) or pattern (`s3://b/*.csv`); or what another job stored: `job:ID/GLOB`, `group:ID/GLOB`, which
-    this one then waits for. Behind `=` is the name that it has there, or a folder (`=data/`).
+    (`s3://b/data/`) or pattern (`s3://b/*.csv`); or files that other jobs stored: `job:ID/GLOB`, `group:ID/GLOB`, for
+    which the new job then waits. After `=` comes its name in the working directory, or a folder (`=data/`).
 
-    The name is what follows the last `=` of the last part, where that `=` follows a file's ending
-    (`x.csv=y`) or is the only one and no digit follows it; so `s3://b/epoch=3-step=10.ckpt` is a URI alone. `=./NAME`
-    is always a name, and may hold folders; a line of --file has "uri" and "name" apart. Without a name it is the last
-    part of the URI's path.
+    The name is the text after the last `=` of the last part, if that `=` follows a file extension (`x.csv=y`), or if it
+    is the only one and no digit follows it; so `s3://b/epoch=3-step=10.ckpt` is a URI without a name. `=./NAME` is
+    always a name, and may contain folders; a line of --file has separate keys "uri" and "name". The default name is the
+    last part of the URI's path.
 
     \b
     Examples:
@@ -190,7 +190,7 @@ def enqueue(
 
 
 def env_of(assignments: list[str]) -> dict[str, str]:
-    """``K=V`` each; the value is never repeated in a fault, because people put secrets there."""
+    """Parses ``K=V`` items; raises InvalidJob. No fault repeats a value, because people put secrets there."""
     env: dict[str, str] = {}
     faults: list[str] = []
     for at, assignment in enumerate(assignments):
@@ -206,7 +206,7 @@ def env_of(assignments: list[str]) -> dict[str, str]:
 
 
 def job_from(work: Work, queued: Queued) -> NewJob:
-    """The job that the options describe; raises InvalidJob for what no job can have."""
+    """The job that the options describe; raises InvalidJob."""
     from rythmiq_ray.spec import parse
 
     if work.data["command"] is None:
@@ -227,7 +227,7 @@ def job_from(work: Work, queued: Queued) -> NewJob:
 
 
 def checked_all(jobs: Sequence[NewJob]) -> None:
-    """Raises InvalidJob with all faults. Local inputs are none: they are to be uploaded."""
+    """Raises InvalidJob with all faults. Local paths are allowed as inputs, because they are uploaded later."""
     from rythmiq_ray.config_loader import load_catalog
     from rythmiq_ray.spec import check_all
 
@@ -238,7 +238,7 @@ def checked_all(jobs: Sequence[NewJob]) -> None:
 
 
 def prepared(jobs: list[NewJob]) -> list[NewJob]:
-    """Jobs that were checked, with their local inputs uploaded, in the trace that this program is in."""
+    """The jobs, after validation, with local inputs uploaded and with this program's trace, if it is in one."""
     from rythmiq_ray.telemetry.traces import of_caller
     from rythmiq_ray.uploads import Uploads
 
@@ -254,7 +254,7 @@ def prepared(jobs: list[NewJob]) -> list[NewJob]:
 
 
 def warn_unserved(connection: Any, jobs: Sequence[NewJob]) -> None:
-    """Says which queues no living driver serves, where there are drivers at all: a name may be misspelt."""
+    """Warns about queues that no live driver serves, if there are drivers at all: the name may be misspelt."""
     from rythmiq_ray.queue import listing
 
     for queue in listing.unserved(connection, sorted({job.queue for job in jobs})):

@@ -1,4 +1,4 @@
-"""What a failure is to the person at the terminal: sentences on stderr, and an exit code."""
+"""Reports failures to the user: sentences on stderr, and an exit code."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from rythmiq_ray.errors import NotFound, RythmiqError, Verdict, place_of
 
 FAILED: Final = 1
 REFUSED: Final = 2
-"""The input or the configuration is at fault."""
+"""The input or the configuration is invalid."""
 ENDED_BADLY: Final = 3
-"""What was asked for is done, and the job that was asked about FAILED or was CANCELLED."""
+"""The command is done, and a job that was asked about FAILED or was CANCELLED."""
 NO_SUCH: Final = 4
 """There is no such job, group or file."""
 NOT_YET: Final = 5
 TIME_OVER: Final = 124
-"""``--timeout`` of a wait is over; as of the program timeout."""
+"""``--timeout`` of a wait is over; the same code as the program ``timeout`` has."""
 
 _NO_PATTERN: Final = "2201B"
-"""SQLSTATE of a regular expression that is none, which globs become."""
+"""SQLSTATE of an invalid regular expression; globs are sent as such."""
 
 UsageError: Final = typer.BadParameter.__mro__[1]
-"""Click's, whose import path differs between versions of Typer."""
+"""Click's UsageError, whose import path differs between versions of Typer."""
 
 
 class Unfinished(Exception):
-    """The command did part of what it was asked; what it did not do was said on stderr already."""
+    """The command was done only in part; stderr has said what was not done."""
 
 
 class Ended(Exception):
-    """The command ends with this exit code, and says why if there is anything to say."""
+    """Ends the command with this exit code, and a message on stderr if there is one."""
 
     def __init__(self, exit_code: int, message: str | None = None) -> None:
         super().__init__(exit_code, message)
@@ -40,13 +40,13 @@ class Ended(Exception):
 
 
 def say(message: str) -> None:
-    """A line on stderr for the person, beside what the command writes to stdout."""
+    """Writes a line for people to stderr; stdout has the command's own output."""
     for line in message.splitlines() or [""]:
         typer.echo(f"rythmiq: {line}", err=True)
 
 
 def report(error: Exception) -> int:
-    """Says what went wrong and returns the exit code. Texts of errors that are not ours may hold a secret."""
+    """Reports an error and returns the exit code. Messages of foreign errors may contain a secret and are not shown."""
     if isinstance(error, Unfinished):
         return FAILED
     if isinstance(error, Ended):
@@ -68,10 +68,10 @@ def report(error: Exception) -> int:
             return NO_SUCH
         return REFUSED if error.verdict is Verdict.REFUSE else FAILED
     if (state := getattr(error, "pgcode", None)) == _NO_PATTERN:
-        say("--name: is no pattern: a range in its brackets goes backwards, or names no kind of character")
+        say("--name: is not a pattern: a range in its brackets goes backwards, or names no class of characters")
         return REFUSED
     if state is not None:
-        # Not its words: those of a fault in a row may quote the row.
+        # Without the message, which may quote the row.
         say(f"Postgres refused this: {type(error).__name__} (SQLSTATE {state})")
         return FAILED
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""The filters that many commands share: which jobs are meant, by options or by ids and names."""
+"""The selection of jobs that many commands share: by filter options, or by ids and names."""
 
 from __future__ import annotations
 
@@ -54,25 +54,27 @@ _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the options say; groups are still names."""
+    """The values of the filter options; groups are not resolved yet."""
 
     groups: Sequence[str]
     filter: Filter
+    written: Sequence[tuple[str, str]] = ()
+    """Name and value of each option, as it was given."""
 
     @property
     def given(self) -> bool:
-        """Whether any filter was."""
+        """Whether any filter was given."""
         return bool(self.groups) or not self.filter.empty
 
     def resolved(self, connection: Connection) -> Filter:
-        """With the ids of its groups; raises NotFound."""
+        """The filter, with groups resolved to ids; raises NotFound."""
         if not self.groups:
             return self.filter
         return replace(self.filter, groups=[_group(connection, name) for name in self.groups])
 
 
 def filtered(command: _F) -> _F:
-    """Gives a command the options of the filters, which it gets as one argument ``wanted``."""
+    """Decorator that adds the filter options to a command, which receives them as one argument ``wanted``."""
     hints = get_type_hints(command, include_extras=True)
     parameters = []
     for parameter in inspect.signature(command).parameters.values():
@@ -93,7 +95,7 @@ def filtered(command: _F) -> _F:
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del run.__wrapped__  # Typer would look at the command's own signature.
+    del run.__wrapped__  # Otherwise Typer would use the signature of the wrapped function.
     return run  # type: ignore[return-value]
 
 
@@ -123,11 +125,26 @@ def _wanted(
             since=None if since is None else time_of(since, "--since"),
             until=None if until is None else time_of(until, "--until"),
         ),
+        written=[
+            (name, str(value))
+            for name, values in {
+                "group": groups,
+                "queue": queues,
+                "user": users,
+                "state": states,
+                "name": name and [name],
+                "label": labels,
+                "error": errors,
+                "since": since and [since],
+                "until": until and [until],
+            }.items()
+            for value in values or ()
+        ],
     )
 
 
 def time_of(text: str, option: str, now: datetime | None = None) -> datetime:
-    """As :func:`~rythmiq_ray.filtering.past_time`; a fault is one of the option."""
+    """As :func:`~rythmiq_ray.filtering.past_time`, but raises BadParameter for the option."""
     try:
         return past_time(text, now)
     except ValueError as error:
@@ -144,14 +161,14 @@ def _group(connection: Connection, name: str) -> UUID:
 
 
 def found_of(connection: Connection, references: Sequence[str] | None) -> list[Found]:
-    """What the ids and names stand for, each once; raises NotFound for the first that stands for nothing."""
+    """The jobs and groups with these ids and names, without duplicates; raises NotFound for the first unknown one."""
     from rythmiq_ray.queue.listing import find
 
     return list(dict.fromkeys(find(connection, reference) for reference in references or ()))
 
 
 def chosen(connection: Connection, references: Sequence[str] | None, wanted: Wanted) -> dict[UUID, JobState]:
-    """The jobs that are meant, those of groups among them, and the filters applied to all of these."""
+    """The selected jobs: those given, the members of given groups, and of these the ones that match the filters."""
     from rythmiq_ray.queue import listing
 
     asked = wanted.resolved(connection)
@@ -165,13 +182,13 @@ def chosen(connection: Connection, references: Sequence[str] | None, wanted: Wan
 
 
 def needs_some(context: typer.Context, references: Sequence[str] | None, wanted: Wanted) -> None:
-    """Refuses a command that would mean every job there is."""
+    """Refuses a command that would select every job."""
     if not references and not wanted.given:
         raise typer.BadParameter("give ids, names or groups, or filters such as --state or --group", ctx=context)
 
 
 def confirm(count: int, what: str, *, yes: bool) -> None:
-    """Asks before jobs are changed that were chosen by filters."""
+    """Asks before jobs that filters selected are changed."""
     if yes or count == 0:
         return
     words = f"{what} {count:,} job{'' if count == 1 else 's'}?"

@@ -9,6 +9,7 @@ from uuid import UUID
 import typer
 
 from rythmiq_ray.cli import output
+from rythmiq_ray.console.words import bar
 from rythmiq_ray.model import Group, JobState
 from rythmiq_ray.outlook import Outlook, outlook_of
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from rythmiq_ray.queue.listing import Count, ErrorKind
 
 _BAR: Final = 40
-_SIGNS: Final = ((JobState.SUCCEEDED, "#"), (JobState.FAILED, "x"), (JobState.CANCELLED, "-"), (JobState.RUNNING, "~"))
 _ERROR: Final = 300
 """Characters of an error's message, from its end."""
 
@@ -56,25 +56,6 @@ def record_of(group: Group) -> dict[str, Any]:
     return output.record(group) | {"labels": dict(group.labels), "state": group.state, "unfinished": group.unfinished}
 
 
-def bar(group: Group, running: int, columns: int = _BAR) -> str:
-    """``[####xx--~~....]``: succeeded, failed, cancelled, running, waiting."""
-    numbers = {
-        JobState.SUCCEEDED: group.succeeded,
-        JobState.FAILED: group.failed,
-        JobState.CANCELLED: group.cancelled,
-        JobState.RUNNING: running,
-    }
-    members = max(1, group.members)
-    text = ""
-    total = 0
-    for state, sign in _SIGNS:
-        total += numbers[state]
-        # What there is at all is seen.
-        end = max(round(columns * min(total, members) / members), len(text) + (1 if numbers[state] else 0))
-        text += sign * (min(end, columns) - len(text))
-    return f"[{text.ljust(columns, '.')}]"
-
-
 def _print(group: Group, counts: Sequence[Count], outlook: Outlook, errors: Sequence[ErrorKind]) -> None:
     now = datetime.now(UTC)
     running = sum(count.jobs for count in counts if count.state is JobState.RUNNING)
@@ -97,7 +78,7 @@ def _print(group: Group, counts: Sequence[Count], outlook: Outlook, errors: Sequ
             "group": group.group_id,
             "name": group.name,
             "state": group.state,
-            "progress": f"{bar(group, running)} {group.members - group.unfinished:,} of {group.members:,}",
+            "progress": f"{bar(group, running, _BAR)} {group.members - group.unfinished:,} of {group.members:,}",
             "members": ", ".join(f"{number:,} {state}" for state, number in states.items() if number),
             "time left": left,
             "credits": credits,

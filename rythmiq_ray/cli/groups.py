@@ -1,4 +1,4 @@
-"""``rythmiq groups``, ``wait`` and ``gather``: what was submitted as one thing, followed and brought in as one."""
+"""``rythmiq groups``, ``wait`` and ``gather``: list groups, wait for them, gather their results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import typer
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import ENDED_BADLY, NO_SUCH, TIME_OVER, Ended, Unfinished, say
 from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some, time_of
-from rythmiq_ray.cli.group_view import bar, record_of
+from rythmiq_ray.cli.group_view import record_of
 from rythmiq_ray.cli.jobs import Before, Json, Limit
+from rythmiq_ray.console.words import bar
 from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.filtering import labels_of
 from rythmiq_ray.model import Group, JobState
@@ -109,14 +110,14 @@ def wait(
     wanted: Wanted,
     references: References = None,
     timeout: Annotated[
-        str | None, typer.Option(metavar="TIME", help="At most so long: seconds, or 90s, 2h, 1d.")
+        str | None, typer.Option(metavar="TIME", help="The longest wait: seconds, or 90s, 2h, 1d.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Wait until jobs and groups have ended.
 
-    Shows a bar on a terminal, and prints each with its state at the end. Exits 0 if all SUCCEEDED, 3 if one FAILED
-    or was CANCELLED, 124 if --timeout is over before.
+    Shows a bar on a terminal, and at the end prints each with its state. Exits 0 if all SUCCEEDED, 3 if one FAILED
+    or was CANCELLED, 124 if --timeout is over earlier.
 
     \b
     Examples:
@@ -184,15 +185,16 @@ def gather(
         typer.Option("--file", metavar="NAME", help="An output of each: .json, .jsonl, .csv, or text."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="TABLE", help="Write it here: .csv, .json or .jsonl.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="TABLE", help="Write the table to this file: .csv, .json or .jsonl."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Put the results of many jobs into one table.
 
     A row for each member, with its parameters, state, seconds and credits, and the fields of one of its output
-    files. A file with several records gives several rows. Without -o it is shown, as CSV in a pipe. Exits 4 if no
-    member left such a file, 1 if one could not be read.
+    files. A file with several records gives several rows. Without -o the table is printed, in a pipe as CSV. Exits 4 if
+    no member has such a file, 1 if one could not be read.
 
     \b
     Examples:

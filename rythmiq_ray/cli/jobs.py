@@ -1,4 +1,4 @@
-"""``rythmiq jobs``, ``show``, ``cancel`` and ``retry``: what is in the queue, and what is to become of it."""
+"""``rythmiq jobs``, ``show``, ``cancel`` and ``retry``: list, show, cancel and retry jobs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 _WATCH_S: Final = 1.0
 _WHAT: Final = 200
-"""Characters of a command or an error in the listing; the terminal takes fewer."""
+"""The most characters of a command or an error in the listing; a terminal shows fewer."""
 _WIDE: Final = 110
-"""Columns of a terminal from which on queue and user are shown too."""
+"""The width of a terminal, in columns, from which queue and user are shown too."""
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, its first digits (4 or more), or its name.")]
 JobIds = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, or their first digits (4 or more).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: ISO times, whole ids.")]
-Limit = Annotated[int, typer.Option(min=0, metavar="N", help="How many at most; 0 = all.")]
+Limit = Annotated[int, typer.Option(min=0, metavar="N", help="The most items; 0 = all.")]
 Before = Annotated[str | None, typer.Option(metavar="ID", help="Only those older than this one.")]
 
 
@@ -50,7 +50,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first, and count them.
 
-    A number under `!` is how many warnings a job has, such as outputs that were not found; `rythmiq show` tells them.
+    The column `!` has the number of a job's warnings, such as outputs that were not found; `rythmiq show` prints them.
     --json prints an object with items, total and next, which --before takes.
 
     \b
@@ -112,7 +112,7 @@ def _print_json(connection: Connection, asked: Filter, found: Iterator[Job], lim
 
 
 def job_of(connection: Connection, reference: str) -> UUID:
-    """The id of the job that is meant; raises NotFound, also for a group."""
+    """The id of the job that ``reference`` names; raises NotFound, also for a group."""
     from rythmiq_ray.queue import listing
 
     found = listing.find(connection, reference)
@@ -124,8 +124,8 @@ def job_of(connection: Connection, reference: str) -> UUID:
 def show(reference: Annotated[str, typer.Argument(metavar="ID|GROUP")], as_json: Json = False) -> None:
     """Show a job with its attempts and artifacts, or a group.
 
-    Of a group: how many of its members have ended and how, the time that is left by the pace so far,
-    credits so far and estimated in all, and its errors, those that are alike together.
+    For a group: how many members are in which state, the estimated time left, credits so far and the
+    estimated total, and its errors, similar ones together.
 
     \b
     Examples:
@@ -185,8 +185,8 @@ def cancel(
 ) -> None:
     """Cancel jobs: by id, whole groups, or by filters.
 
-    What waits ends at once, what runs as soon as its driver has stopped it. Prints each id with
-    the state it has now. Exits 1 if one of the jobs that were named had ended otherwise before.
+    Waiting jobs end at once, running ones as soon as their driver has stopped them. Prints each id with
+    its new state. Exits 1 if a job given by id had ended in another state before.
 
     \b
     Examples:
@@ -203,7 +203,7 @@ def cancel(
         named = [item.id for item in found if item.is_job] if not wanted.given else []
         states = chosen(connection, references, wanted)
         targets = [job_id for job_id, state in states.items() if not state.finished]
-        connection.rollback()  # What follows is repeated after a deadlock where it is its transaction's first.
+        connection.rollback()  # The next statement can be repeated after a deadlock only if it begins a transaction.
         if wanted.given:
             confirm(len(targets), "Cancel", yes=yes)
         whole = [item.id for item in found if not item.is_job] if not wanted.given else []
@@ -231,16 +231,16 @@ def retry(
     wanted: Wanted,
     references: References = None,
     downstream: Annotated[
-        bool, typer.Option("--downstream", help="Those too that were cancelled because they needed one of these.")
+        bool, typer.Option("--downstream", help="Also jobs that were cancelled because they needed one of these.")
     ] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Queue FAILED and CANCELLED jobs again: by id, those of groups, or by filters.
 
-    Each gets one attempt more at least; its id is printed. Of a group and of filters, those that are unfinished
-    or SUCCEEDED are passed over. Exits 1 if a job that was named was left alone, because it is unfinished,
-    succeeded, another unfinished job has its unique key, or what it needs can never come.
+    Each gets at least one more attempt; its id is printed. In groups and filters, jobs that are unfinished or SUCCEEDED
+    are skipped. Exits 1 if a job given by id was not queued: it is unfinished or SUCCEEDED, another unfinished job has
+    its unique key, or its dependencies can never be met.
 
     \b
     Examples:
@@ -311,7 +311,7 @@ def _listing(found: Sequence[Job], *, wide: bool) -> tuple[dict[str, str], list[
 
 
 def _what(job: Job) -> str:
-    """The error of what failed, what is being done about a running job, else its name, parameters or command."""
+    """The error of a job that failed, the stage of a running one, else its name, parameters or command."""
     named = called(job)
     if job.error_code is not None and job.state in (JobState.FAILED, JobState.RETRYING):
         words = " ".join((job.error_message or "").split())[-_WHAT:]
@@ -326,7 +326,7 @@ def _what(job: Job) -> str:
 
 
 def called(job: Job) -> str:
-    """Its name, or the parameters in which it differs; empty where it has neither."""
+    """Its name or its parameters; empty if it has neither."""
     params = " ".join(f"{name}={value}" for name, value in (job.params or {}).items())
     return " ".join(part for part in (job.name, params) if part)
 
@@ -336,14 +336,14 @@ def _command(job: Job) -> str:
 
 
 def _stage(job: Job) -> str:
-    """The phase; of a job that waits, whether Camber has started it."""
+    """The phase; for a waiting job, whether Camber has started it."""
     if job.phase is not Phase.WAITING or job.remote_status is None:
         return str(job.phase)
     return "running at Camber" if job.remote_status.started else "pending at Camber"
 
 
 def _since(job: Job, now: datetime) -> str:
-    """For how long a running job has been at its stage, as far as that is known."""
+    """How long a running job has been at its stage; empty if that is not known."""
     times = {Phase.SUBMITTING: job.started_at, Phase.COLLECTING: job.ended_at}
     waiting = job.running_at if job.remote_status is not None and job.remote_status.started else job.submitted_at
     since = waiting if job.phase is Phase.WAITING else times.get(job.phase) if job.phase else None
@@ -351,7 +351,7 @@ def _since(job: Job, now: datetime) -> str:
 
 
 def _kept(job: Job, attempt: Attempt) -> str | None:
-    """Where an attempt lies whose files could not be stored, until when, and how they are brought in."""
+    """Where the files of an attempt are that could not be stored, until when, and how to store them."""
     until = attempt.keep_until or (job.collect_until if attempt.attempt == job.attempt else None)
     gone = attempt.cleaned_at is not None and attempt.cleaned_at <= datetime.now(UTC)
     if until is None or until <= datetime.now(UTC) or gone:

@@ -1,4 +1,4 @@
-"""``rythmiq local``: the embedded default, kept running across commands."""
+"""``rythmiq local``: the embedded services, which keep running between commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 @app.command()
 def up(as_json: Json = False) -> None:
-    """Start the parts that do not run, and migrate.
+    """Start the services that do not run yet, and migrate the database.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def up(as_json: Json = False) -> None:
 
 @app.command()
 def down(as_json: Json = False) -> None:
-    """Stop all parts; what they hold stays.
+    """Stop all services; their data stays.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def down(as_json: Json = False) -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show which parts run.
+    """Show which services run.
 
     \b
     Example:
@@ -72,7 +72,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def env(as_json: Json = False) -> None:
-    """Print the variables by which psql, aws or a driver use the running parts.
+    """Print the environment variables with which psql, aws or a driver use the running services.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``rythmiq logs``: a stored log, or the live one of a running job until it is stored."""
+"""``rythmiq logs``: a stored log, or the live log of a running job."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from rythmiq_ray.queue.inspect import Attempt
 
 _LOOK_S: Final = 0.5
-"""Between two looks at a job that is followed."""
+"""The time between two checks of a job that is followed."""
 _LONGEST_LINE: Final = 1024 * 1024
 _PATIENCE: Final = 4
-"""The live log comes whole each time, so after each look this many times as long as it took is waited."""
+"""Each read fetches the whole live log, so the pause after it is this many times as long as the read took."""
 
 
 @filtered
@@ -40,18 +40,20 @@ def logs(
     wanted: Wanted,
     references: References = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")] = False,
-    attempt: Annotated[int | None, typer.Option(min=1, metavar="N", help="This attempt; else the last one.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="This attempt; by default the last one.")
+    ] = None,
     tail: Annotated[
-        int, typer.Option("--tail", "-n", min=1, metavar="N", help="Last lines of each, where there are several.")
+        int, typer.Option("--tail", "-n", min=1, metavar="N", help="Number of last lines of each, for several jobs.")
     ] = 20,
 ) -> None:
-    """Write a job's log to stdout, or the last lines of several.
+    """Write a job's log to stdout, or the last lines of several jobs' logs.
 
-    It comes from the artifact store, or from Camber while the job runs. With -f it goes on through
-    all attempts until the job has ended, and no byte comes twice. A program that buffers its output shows nothing for
-    long (python: -u). Exits 5 while there is no log yet, and with -f 3 if the job FAILED or was CANCELLED.
+    The log comes from the artifact store, or from Camber while the job runs. -f follows all attempts until the job has
+    ended, and writes no byte twice. A program that buffers its output may show nothing for a long time (Python: use
+    -u). Exits 5 while there is no log yet, and with -f 3 if the job FAILED or was CANCELLED.
 
-    Of a group the last lines of each member that FAILED are shown; of several ids and of filters those of each.
+    For a group the last lines of each FAILED member are shown; for several ids or filters those of each job.
 
     \b
     Examples:
@@ -65,7 +67,7 @@ def logs(
 
     needs_some(context, references, wanted)
     with database() as connection, Backends() as backends:
-        # Each look sees what drivers have written meanwhile, and none holds a transaction open.
+        # Autocommit: each read sees what drivers have written meanwhile, and no transaction stays open.
         connection.autocommit = True
         found = found_of(connection, references)
         if len(found) != 1 or not found[0].is_job or wanted.given:
@@ -86,7 +88,7 @@ def logs(
 
 
 def _several(connection: Connection, jobs: list[Job], tail: int) -> None:
-    """The last lines of each stored log, under a line that says whose it is."""
+    """Prints the last lines of each stored log, under a line with the job."""
     from rythmiq_ray.queue import listing
 
     if not jobs:
@@ -175,7 +177,7 @@ def _follow(connection: Connection, backends: Backends, job: Job, only: int | No
 
 
 class _Printed:
-    """How much of an attempt's log was written to stdout, and its hash, to find the place in the stored one."""
+    """How much of an attempt's log was written to stdout, and its hash, to continue in the stored log."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -188,7 +190,7 @@ class _Printed:
         self._hash.update(data)
 
     def outage(self, message: str) -> None:
-        """Says once that the live log cannot be had."""
+        """Reports, once, that the live log cannot be read."""
         if not self._warned:
             say(message)
             self._warned = True
@@ -199,7 +201,7 @@ class _Printed:
 
 
 def _more(backends: Backends, job: Job, printed: _Printed) -> None:
-    """What the live log has beyond what was printed."""
+    """Prints the new part of the live log."""
     skip = printed.bytes
     try:
         with backends.get().open_log(job) as chunks:
@@ -212,13 +214,13 @@ def _more(backends: Backends, job: Job, printed: _Printed) -> None:
     except ConfigurationError as error:
         printed.outage(_unreadable(error))
     except (BackendUnavailable, BackendBusy) as error:
-        # The job goes on, and its log will be in the store at the end at the latest.
+        # The job goes on, and its log will be in the store at the end.
         printed.outage(error.message)
     sys.stdout.buffer.flush()
 
 
 def _unreadable(error: ConfigurationError) -> str:
-    """For who has no key of Camber's, or no configuration at all."""
+    """The reason for users without Camber's key or without a configuration."""
     return (
         f"its live log cannot be read from here ({error.message.splitlines()[0]}), and will be in the store once the"
         " attempt has ended"
@@ -226,7 +228,7 @@ def _unreadable(error: ConfigurationError) -> str:
 
 
 def _rest(connection: Connection, job: Job, number: int, printed: _Printed) -> None:
-    """What the stored log has beyond what was printed; all of it if that was something else."""
+    """Prints the rest of the stored log; all of it if the printed part differs."""
     log = _stored(connection, job.job_id, number)
     if log is None:
         if not printed.bytes:

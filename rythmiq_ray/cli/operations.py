@@ -1,4 +1,4 @@
-"""``rythmiq why``, ``queues`` and ``drivers``: what keeps jobs from running, and who does the work."""
+"""``rythmiq why``, ``queues`` and ``drivers``: why a job does not run, and lists of queues and drivers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import typer
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.jobs import JobId, Json, job_of
+from rythmiq_ray.console.words import driver_state
 from rythmiq_ray.model import Job, JobState, Phase
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-    from rythmiq_ray.queue.listing import DriverState
 
 _MOST_AHEAD: Final = 10_000
 
 
 @dataclass(frozen=True)
 class Reason:
-    """What keeps a job from running now, or from getting on, and what would change it."""
+    """A reason why a job does not run or makes no progress, and what would change that."""
 
     reason: str
     message: str
@@ -34,8 +34,8 @@ class Reason:
 def why(job_id: JobId, as_json: Json = False) -> None:
     """Tell why a job does not run now, and what would change it.
 
-    One line for each reason: what it waits for, a time that has not come, a queue that no living driver serves, how
-    many go before it, Camber's own queue, an outage.
+    One line for each reason: dependencies, pauses, limits, budgets, a start time in the future, a queue that no live
+    driver serves, jobs that go before it, Camber's own queue, an outage.
 
     \b
     Examples:
@@ -55,7 +55,7 @@ def why(job_id: JobId, as_json: Json = False) -> None:
 
 
 def reasons_of(connection: Connection, job: Job) -> Iterator[Reason]:
-    """What keeps a job from running now, or from getting on."""
+    """The reasons why a job does not run or makes no progress."""
     if job.state.finished:
         error = f" with {job.error_code}" if job.error_code else ""
         again = "nothing is left to do" if job.state is JobState.SUCCEEDED else "rythmiq retry runs it again"
@@ -172,7 +172,7 @@ def _of_a_running(connection: Connection, job: Job) -> Iterator[Reason]:
 
 
 def queues(as_json: Json = False) -> None:
-    """List queues with unfinished jobs: how many, how old, and how many living drivers serve them.
+    """List queues with unfinished jobs: how many, how old, and how many live drivers serve them.
 
     \b
     Examples:
@@ -209,9 +209,9 @@ drivers = typer.Typer(rich_markup_mode=None)
 
 @drivers.command()
 def drain(driver: Annotated[str, typer.Argument(metavar="ID", help="Its id, or the first digits of it.")]) -> None:
-    """Let a driver end what it has, take nothing new, and go: for maintenance of its machine.
+    """Let a driver finish its jobs, claim no more, and exit: for maintenance of its machine.
 
-    Its jobs stay its own up to their end; `kill -TERM` hands them over to the other drivers instead, at once.
+    The driver keeps its jobs until they end; `kill -TERM` hands them over to other drivers at once instead.
 
     \b
     Example:
@@ -232,7 +232,7 @@ def drain(driver: Annotated[str, typer.Argument(metavar="ID", help="Its id, or t
 
 @drivers.callback(invoke_without_command=True)
 def list_drivers(context: typer.Context, as_json: Json = False) -> None:
-    """List drivers: the living, those of the last hour, and whoever still holds jobs.
+    """List drivers: live ones, those of the last hour, and those that still have jobs.
 
     \b
     Examples:
@@ -265,7 +265,7 @@ def list_drivers(context: typer.Context, as_json: Json = False) -> None:
         [
             [
                 short[each.driver_id],
-                _state_of(each),
+                driver_state(each),
                 each.hostname,
                 each.pid,
                 output.age(each.started_at, now),
@@ -277,9 +277,3 @@ def list_drivers(context: typer.Context, as_json: Json = False) -> None:
             for each in found
         ],
     )
-
-
-def _state_of(driver: DriverState) -> str:
-    if driver.alive:
-        return "draining" if driver.draining else "alive"
-    return "stopped" if driver.stopped_at else "lost"

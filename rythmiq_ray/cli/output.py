@@ -1,4 +1,4 @@
-"""How things are shown: tables for a terminal, aligned text for a pipe, JSON for programs."""
+"""Output formats: tables for a terminal, aligned text for a pipe, JSON for programs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,11 @@ from uuid import UUID
 
 import typer
 
+from rythmiq_ray.console.words import STATE_STYLES
 from rythmiq_ray.model import JobSpec
 
 _UNITS: Final = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "m"), (0, 1, "s"))
 _NARROWEST: Final = 8
-_STATE_STYLES: Final = {
-    "BLOCKED": "dim",
-    "RUNNING": "cyan",
-    "RETRYING": "yellow",
-    "SUCCEEDED": "green",
-    "FAILED": "bold red",
-    "CANCELLED": "magenta",
-}
 
 
 def record(row: Any) -> dict[str, Any]:
@@ -49,10 +42,10 @@ def print_items(
     total: Callable[[], int | None] | None = None,
     after: Callable[[], object | None] = lambda: None,
 ) -> None:
-    """A listing as one JSON object, each item on a line as it comes.
+    """Prints a listing as one JSON object, each item on a line as it comes.
 
-    ``total``, asked behind them, is how many there are in all, by itself as many as these; ``after`` is where the
-    listing goes on, for ``--before``.
+    ``total`` is called after the items and returns the number of all, by default that of the printed ones; ``after``
+    returns the id for ``--before`` of the next page.
     """
     count = 0
     typer.echo('{"items": [', nl=False)
@@ -65,12 +58,12 @@ def print_items(
 
 
 def print_json(data: object) -> None:
-    """Pure ASCII, so that no terminal's encoding can spoil it."""
+    """Prints JSON in ASCII, so that it does not depend on the terminal's encoding."""
     typer.echo(dumps(data, indent=2))
 
 
 def dumps(data: object, *, indent: int | None = None) -> str:
-    """JSON that every reader takes: results of jobs may hold NaN and Infinity, which become null."""
+    """Strict JSON: NaN and Infinity, which results of jobs may contain, become null."""
     try:
         return json.dumps(data, indent=indent, allow_nan=False)
     except ValueError:
@@ -86,14 +79,14 @@ def _finite(data: object) -> object:
 
 
 def age(since: datetime | None, now: datetime | None = None) -> str:
-    """``45s``, ``3m``, ``5h``, ``2d``; ``-`` where there is no time."""
+    """The time since then: ``45s``, ``3m``, ``5h``, ``2d``; ``-`` for None."""
     if since is None:
         return "-"
     return duration(((now or datetime.now(UTC)) - since).total_seconds())
 
 
 def duration(seconds: float | None) -> str:
-    """As :func:`age`; a time to come is shown as ``in 3m``."""
+    """As :func:`age`, from seconds; a negative duration is shown as ``in 3m``."""
     if seconds is None:
         return "-"
     if seconds <= -1:
@@ -115,7 +108,7 @@ def size(count: int) -> str:
 
 
 def printable(value: object) -> str:
-    """Text on one line that cannot steer a terminal: rows may have been written by others."""
+    """Text on one line without control characters: rows may contain text of other users."""
     text = "-" if value is None or value == "" else str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else _visible(c) for c in text)
 
@@ -125,7 +118,7 @@ def _visible(character: str) -> str:
 
 
 class Tail(str):
-    """A cell whose end matters most, such as an error's: it is cut behind ``head``, not at its end."""
+    """A cell whose end matters most, such as an error message: it is shortened after ``head``, not at its end."""
 
     head: str
 
@@ -142,12 +135,12 @@ class Tail(str):
 
 
 def width() -> int | None:
-    """Columns of the terminal, which listings are to fit into; None for a pipe, where nothing is cut."""
+    """The width of the terminal in columns; None for a pipe, where nothing is shortened."""
     return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def shortened(ids: Iterable[UUID]) -> dict[UUID, str]:
-    """The first digits of each that tell it from the others, eight at least. In a pipe the whole id."""
+    """Ids shortened to the first digits that are unique among them, at least eight. In a pipe the whole ids."""
     texts = {job_id: str(job_id) for job_id in ids}
     if width() is None:
         return texts
@@ -156,13 +149,13 @@ def shortened(ids: Iterable[UUID]) -> dict[UUID, str]:
 
 
 def clipped(value: object, most: int = 16) -> str:
-    """A name that must not take the room of what matters; whole in a pipe."""
+    """A name shortened to ``most`` characters; in a pipe the whole name."""
     text = printable(value)
     return text if width() is None or len(text) <= most else f"{text[: most - 1]}…"
 
 
 def rows(columns: Mapping[str, str], data: Sequence[Sequence[object]]) -> None:
-    """Prints a table. ``columns``: each title and how it is set: ``<``, ``>``, or ``~`` for the one that may be cut."""
+    """Prints a table. ``columns``: titles and alignment: ``<``, ``>``, or ``~`` for one that may be shortened."""
     if (columns_there := width()) is not None:
         from rich.console import Console
 
@@ -179,7 +172,7 @@ def rows(columns: Mapping[str, str], data: Sequence[Sequence[object]]) -> None:
 
 
 def table(columns: Mapping[str, str], data: Iterable[Sequence[object]], width: int) -> Any:
-    """The same as a rich table of at most this width."""
+    """A rich table of at most this width."""
     from rich import box
     from rich.cells import cell_len
     from rich.table import Table
@@ -199,12 +192,12 @@ def table(columns: Mapping[str, str], data: Iterable[Sequence[object]], width: i
     room = [column.width or 0 for column in shown.columns]
     for row in cells:
         row = [cell.cut(room[at]) if isinstance(cell, Tail) else cell for at, cell in enumerate(row)]
-        shown.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, ""), overflow="ellipsis") for cell in row))
+        shown.add_row(*(Text(cell, style=STATE_STYLES.get(cell, ""), overflow="ellipsis") for cell in row))
     return shown
 
 
 def pairs(data: Mapping[str, object]) -> None:
-    """Prints ``name  value`` lines; what has no value is left out."""
+    """Prints ``name  value`` lines; names without a value are left out."""
     present = {name: printable(value) for name, value in data.items() if value not in (None, "")}
     width = max(map(len, present), default=0)
     for name, value in present.items():
@@ -213,7 +206,7 @@ def pairs(data: Mapping[str, object]) -> None:
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr where that is a terminal, else nothing; what it gives is called for each step."""
+    """A progress bar on stderr if that is a terminal; yields a function to call for each step."""
     if not sys.stderr.isatty() or not total:
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""``rythmiq prune``: ended jobs that nobody needs any more."""
+"""``rythmiq prune``: deletes old ended jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rythmiq_ray.cli.output import print_json
 from rythmiq_ray.errors import NotFound
 
 _BATCH: Final = 500
-"""Jobs a round: few enough that nothing waits for the locks of their end."""
+"""Jobs in a batch: few enough that nobody waits long for its locks."""
 _AT_ONCE: Final = 16
 _REASONS: Final = {
     "uncleaned": "a path at Camber is still to be removed, which drivers do once they run",
@@ -45,15 +45,15 @@ def prune(
         str | None, typer.Option(help="Age since the end: a number and s, m, h, d or w.", metavar="AGE")
     ] = None,
     yes: Yes = False,
-    artifacts: Annotated[bool, typer.Option("--artifacts", help="Delete what the jobs stored, too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many there are (up to a batch).")] = False,
+    artifacts: Annotated[bool, typer.Option("--artifacts", help="Delete the jobs' stored files, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print how many there are (up to a batch).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Delete ended jobs of a certain age, of groups, or by filters, in batches.
 
-    A group goes with its last member. Jobs that unfinished ones depend on stay, and so do those of unfinished groups.
-    Artifacts stay unless asked for; they are deleted before the rows that name them, so that a run that was
-    interrupted can be run again.
+    A group is deleted with its last member. Jobs that unfinished jobs depend on are kept, and so are members of
+    unfinished groups. Artifacts are kept without --artifacts; they are deleted before the rows that name them, so an
+    interrupted run can be repeated.
 
     \b
     Examples:
@@ -78,7 +78,7 @@ def prune(
     locked: set[UUID] = set()
     odd: set[UUID] = set()
     while True:
-        # No transaction is open while files are deleted: that may take long, and Postgres ends who idles in one.
+        # No transaction is open while files are deleted: that may take long, and Postgres may end idle transactions.
         with database() as connection:
             batch = inspect.prunable(connection, older_than_s=seconds, limit=_BATCH, but=locked | odd, only=only)
         ids = {job.job_id for job in batch}
@@ -111,7 +111,7 @@ def prune(
 
 
 def _delete(files: Iterable[tuple[UUID, str]]) -> set[UUID]:
-    """Deletes stored files; returns the jobs whose rows name what cannot be deleted as theirs."""
+    """Deletes stored files; returns the jobs whose rows name files that cannot be theirs."""
 
     from rythmiq_ray.artifacts import is_own
 

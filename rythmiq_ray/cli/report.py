@@ -1,4 +1,4 @@
-"""``rythmiq report``: a group or a stretch of time as one file, for a mail or a ticket."""
+"""``rythmiq report``: a group or a period as one file, for a mail or a ticket."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _PATIENCE_S: Final = 600.0
-"""A month of many jobs is read whole."""
+"""The statement timeout, because a report reads all jobs of a period."""
 
 
 def report(
     context: typer.Context,
     reference: Annotated[str | None, typer.Argument(metavar="GROUP", help="A group, by id or name.")] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="All that ended later: 2h or 30d ago, or a date.")
+        str | None, typer.Option(metavar="TIME", help="Jobs that ended since then: 2h or 30d ago, or a date.")
     ] = None,
-    to: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where it goes.")] = Path("report.html"),
+    to: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")] = Path(
+        "report.html"
+    ),
     file: Annotated[
-        str | None, typer.Option("--file", metavar="NAME", help="Of a group: pictures by the numbers in this output.")
+        str | None, typer.Option("--file", metavar="NAME", help="For a group: charts of the numbers in this output.")
     ] = None,
 ) -> None:
-    """Write a report: one HTML file with pictures, which needs no network and prints well.
+    """Write a report: one HTML file with charts, which needs no network and can be printed.
 
-    Of a group: progress, members by their parameters, errors that are alike together, what ran longest. With --since:
-    throughput, cost by day, user and queue, errors, groups. A report of 10,000 members has less than 5 MB.
+    For a group: progress, members by their parameters, similar errors together, the longest runs. With --since:
+    throughput, cost by day, user and queue, errors, groups. A report of 10,000 members is smaller than 5 MB.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``rythmiq schedule``: jobs and sweeps that come again and again."""
+"""``rythmiq schedule``: jobs and sweeps that run at regular times."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rythmiq_ray.schedules import CatchUp, Overlap
 
 app = typer.Typer(
     rich_markup_mode=None,
-    help="Jobs and sweeps that come again and again.\n\n"
-    "Any living driver fires a due time, and only one does, within driver.poll_interval_s.",
+    help="Jobs and sweeps that run at regular times.\n\n"
+    "One of the live drivers fires each due time, exactly once, within driver.poll_interval_s.",
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
 
@@ -27,31 +27,33 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name."
 @job_options
 def add(
     context: typer.Context,
-    name_: Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name, and the job's where it has none.")],
+    name_: Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name, and the job's if it has none.")],
     cron: Annotated[str, typer.Argument(metavar="CRON", help="Five fields: minute, hour, day, month, weekday.")],
     work: Work,
     queued: Queued,
     time_zone: Annotated[
-        str, typer.Option(metavar="ZONE", help="Where these hours are, such as Europe/Berlin.")
+        str, typer.Option(metavar="ZONE", help="The time zone of the hours, such as Europe/Berlin.")
     ] = "UTC",
     overlap: Annotated[
-        Overlap, typer.Option(help="While the run before is unfinished: skip, queue another, or cancel that one.")
+        Overlap, typer.Option(help="If the previous run is unfinished: skip, queue another, or cancel it.")
     ] = Overlap.SKIP,
     catch_up: Annotated[
-        CatchUp, typer.Option(help="Of times that were missed: none, the last one, or all.")
+        CatchUp, typer.Option(help="Which missed times to run: none, the last one, or all.")
     ] = CatchUp.ONE,
     params: Annotated[
         list[str] | None,
-        typer.Option("--param", metavar="NAME=A,B|NAME=1..10", help="Makes it a sweep; may be given again."),
+        typer.Option("--param", metavar="NAME=A,B|NAME=1..10", help="Make it a sweep; may be given again."),
     ] = None,
-    max_parallel: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of a sweep: so many at once.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the schedule of that name.")] = False,
+    max_parallel: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="For a sweep: the most members at once.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the schedule of that name.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Add a schedule: the options are those of `rythmiq enqueue`, and --param makes a sweep of it.
+    """Add a schedule with the options of `rythmiq enqueue`; --param makes it a sweep.
 
-    Around a change of clocks a job of a fixed hour runs once: what would fall into the hour that is left out runs when
-    that is over, and of an hour that comes twice the first counts.
+    When clocks change, a job of a fixed hour runs once: if its hour is skipped it runs when that hour is over, and of
+    an hour that comes twice the first counts.
 
     \b
     Examples:
@@ -128,7 +130,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def show(name: Name, as_json: Json = False) -> None:
-    """Show a schedule, and what became of its last time.
+    """Show a schedule, and the outcome of its last time.
 
     \b
     Example:
@@ -162,7 +164,7 @@ def show(name: Name, as_json: Json = False) -> None:
 
 @app.command()
 def run(name: Name) -> None:
-    """Enqueue it now, beside its times. Prints the id of the job or group.
+    """Enqueue it now, in addition to its times. Prints the id of the job or group.
 
     \b
     Example:
@@ -182,7 +184,7 @@ def run(name: Name) -> None:
 def pause(
     name: Name, reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for others to see.")] = None
 ) -> None:
-    """Let it fire no more until it is resumed.
+    """Stop it from firing until it is resumed.
 
     \b
     Example:
@@ -196,7 +198,7 @@ def pause(
 
 @app.command()
 def resume(name: Name) -> None:
-    """Let it go on; what it missed meanwhile is caught up as its --catch-up says.
+    """Resume it; times that it missed are caught up as its --catch-up says.
 
     \b
     Example:
@@ -211,7 +213,7 @@ def resume(name: Name) -> None:
 
 @app.command()
 def remove(name: Name) -> None:
-    """Remove a schedule; what it has enqueued stays.
+    """Remove a schedule; jobs that it has enqueued stay.
 
     \b
     Example:
@@ -224,7 +226,7 @@ def remove(name: Name) -> None:
 
 
 def _line(job: NewJob) -> dict[str, Any]:
-    """A job as a line of `rythmiq schema`, without what has its default."""
+    """A job as a JSON line (see `rythmiq schema`), without fields that have their default."""
     line: dict[str, Any] = job.spec.as_dict()
     fallback = NewJob(spec=job.spec)
     for name in ("queue", "priority", "max_attempts", "user_id", "unique_key", "name", "notify"):

@@ -1,4 +1,4 @@
-"""``rythmiq schema``: what a line of ``enqueue --file`` may hold, for editors and other programs."""
+"""``rythmiq schema``: the JSON Schema of a line of ``enqueue --file``, for editors and other programs."""
 
 from __future__ import annotations
 

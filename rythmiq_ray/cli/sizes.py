@@ -1,4 +1,4 @@
-"""``rythmiq sizes``: what Camber offers, with prices."""
+"""``rythmiq sizes``: Camber's node sizes, with prices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rythmiq_ray.cli.jobs import Json
 def sizes(as_json: Json = False) -> None:
     """List node sizes with their prices, and the engines.
 
-    They are data, in conf/camber.yaml, where a price can be overridden. 1 credit is 1 USD; every cost is an
+    They are data in conf/camber.yaml; a configuration layer can override prices. 1 credit is 1 USD; every cost is an
     estimate.
 
     \b

@@ -1,4 +1,4 @@
-"""``rythmiq sweep``: one job many times, each time with other parameters."""
+"""``rythmiq sweep``: a group of jobs that differ in their parameters."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def sweep(
         list[str] | None,
         typer.Option("--param", metavar="NAME=A,B|NAME=1..10", help="Values of a parameter; may be given again."),
     ] = None,
-    zip_: Annotated[bool, typer.Option("--zip", help="First values together, then second ones, and so on.")] = False,
+    zip_: Annotated[bool, typer.Option("--zip", help="Combine first values, then second values, and so on.")] = False,
     params_file: Annotated[
         Path | None, typer.Option("--params", metavar="FILE.csv|.jsonl", help="A member for each row of the file.")
     ] = None,
     max_parallel: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="So many members are queued or run at once.")
+        int | None, typer.Option(min=1, metavar="N", help="The most members that are queued or run at once.")
     ] = None,
     stop_after_failures: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Once so many FAILED, the rest is cancelled.")
+        int | None, typer.Option(min=1, metavar="N", help="Cancel the others once this many FAILED.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be enqueued, and what it may cost.")
+        bool, typer.Option("--dry-run", help="Only show what would be enqueued, and what it may cost.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Enqueue a sweep: a group with a member for each combination of parameters.
 
-    Each member has its parameters as variables (`$LR`); `{LR}` in command, input, output and name is replaced, in the
-    command quoted for the shell. Prints the id of the group. `--name lr` names the group; `--name 'lr {LR}'` names
-    the members, and the group by what is before the brace.
+    Each member has its parameters as environment variables (`$LR`); `{LR}` in command, input, output and name is
+    replaced, in the command quoted for the shell. Prints the id of the group. `--name lr` names the group;
+    `--name 'lr {LR}'` names the members, and the group by the text before the brace.
 
     \\b
     Examples:
@@ -151,4 +151,4 @@ def _tell(members: list[NewJob], group: NewGroup, *, as_json: bool) -> None:
     typer.echo(f"Estimated: {an_hour:g} credits an hour for each member that runs")
     if at_most is not None:
         timeout = output.duration(spec.timeout_s)
-        typer.echo(f"           {at_most:.2f} credits at most, if each runs once for its whole time-out of {timeout}")
+        typer.echo(f"           {at_most:.2f} credits at most, if each runs once for its whole timeout of {timeout}")

@@ -1,4 +1,4 @@
-"""``rythmiq web``: the console in a browser, a process of its own."""
+"""``rythmiq web``: the console in a browser, as a separate process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from rythmiq_ray.secret import Secret
 
 
 def web(
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where it listens.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 = any that is free.")] = 8266,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="The port to listen on; 0 = any free one.")
+    ] = 8266,
     actions: Annotated[bool, typer.Option("--actions", help="Pages may cancel and retry, as the login may.")] = False,
     tls_cert: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Certificate chain, PEM.")
@@ -26,18 +28,18 @@ def web(
     tls_key: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Its key, PEM.")
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let others than this machine read it without TLS.")
-    ] = False,
-    root_path: Annotated[str, typer.Option(metavar="PREFIX", help="Of a proxy in front, such as /rythmiq.")] = "",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without TLS.")] = False,
+    root_path: Annotated[
+        str, typer.Option(metavar="PREFIX", help="The prefix of a proxy in front, such as /rythmiq.")
+    ] = "",
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A name that it is reached by, as of a proxy.")
+        list[str] | None, typer.Option(metavar="NAME", help="A host name that it is reached by, such as a proxy's.")
     ] = None,
 ) -> None:
     """Serve the console: jobs, groups, queues, drivers, schedules and cost in a browser.
 
-    Prints an address with a token in it; whoever has that may read all jobs, so it is a secret. The token is a new one
-    after each start, unless RYTHMIQ_WEB_TOKEN has one. A login of rythmiq_reader is enough without --actions.
+    Prints an address that contains a token; whoever has it may read all jobs, so it is a secret. Each start makes a new
+    token, unless RYTHMIQ_WEB_TOKEN sets one. A login of rythmiq_reader is enough without --actions.
 
     \b
     Examples:
@@ -67,7 +69,7 @@ def web(
     )
     serving.check()
     with database():
-        pass  # What is wrong with the database is said here, not on the first page.
+        pass  # Tests the database, so that a fault is reported here and not on the first page.
     url = database_url()
     server = Server(url, serving, reasons_of)
     logs.setup(LoggingConfig(level="INFO", format="text"), secrets=[server.token, url], stream=sys.stderr)
@@ -75,5 +77,5 @@ def web(
     if not insecure or serving.secure:
         say("whoever has this address may read all jobs; Ctrl-C ends it")
     else:
-        say("anybody on the way can read this address and all pages; Ctrl-C ends it")
+        say("anybody on the network path can read this address and all pages; Ctrl-C ends it")
     server.run()

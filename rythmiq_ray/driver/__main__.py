@@ -6,7 +6,7 @@ from rythmiq_ray.driver.signals import Signals
 
 if __name__ == "__main__":
     signals = Signals()
-    signals.install()  # What is imported next takes half a second.
+    signals.install()  # Before the next import, which takes half a second.
     from rythmiq_ray.machine import ensure_home
 
     ensure_home()

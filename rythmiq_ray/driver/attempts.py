@@ -1,8 +1,9 @@
-"""The state machine of an attempt: each phase a type, and what each event means. No I/O and no clock.
+"""The state machine of an attempt: a class for each state, a method for each event. No I/O and no clock.
 
-An attempt is *submitting* until its remote job is known (*searching*, while a create may have happened whose answer was
-lost), *waiting* until that has ended, *collecting* until its artifacts are stored, *ended* until that is written, and
-*cleaning* until its path is gone. Times are seconds of :mod:`rythmiq_ray.clock`.
+An attempt is *submitting* until its remote job is known; *searching*, if a create had no clear answer, until the remote
+list shows whether the job exists; *waiting* until the remote job has ended; *collecting* until its artifacts are
+stored; *ended* until its end is written to Postgres; and *cleaning* until its path is removed. Times are seconds of
+:mod:`rythmiq_ray.clock`.
 """
 
 from __future__ import annotations
@@ -42,43 +43,44 @@ from rythmiq_ray.retry import retry_delay_s, retryable
 from rythmiq_ray.secret import Secret
 
 MAX_CRASHES: Final = 5
-"""Lost tasks in a row before the attempt is ended: by then it is this job that kills them."""
+"""Lost tasks in a row after which the attempt is ended: it is probably this job that kills them."""
 MAX_INTERNAL_FAULTS: Final = 5
-"""Faults of our own about one attempt that may have a remote job, before it is ended."""
+"""Faults of rythmiq-ray itself after which an attempt is ended that may have a remote job."""
 MAX_FAULTS: Final = 14
-"""Faults of the backend or the store in a row, none of them a confirmed outage, before the attempt is ended: about two
-minutes. A backend that has no room for more (429) is waited for however long it takes."""
+"""Faults of the backend or the store in a row, outside of confirmed outages, after which the attempt is ended: about
+two minutes. Answers that the account is full (429) do not count."""
 MAX_CREATES: Final = 5
-"""Creates of which the list shows nothing before the attempt is ended."""
+"""Creates that left no remote job in the list, after which the attempt is ended."""
 MAX_CLEANS: Final = 3
-"""Tries to remove a path before it is left to a later round, anybody's."""
+"""Tries to remove a path, after which it is left to the janitor of any driver."""
 RETRY_STEP_S: Final = 1.0
-"""Before a step is run again that was lost or met a fault; it doubles up to RETRY_STEP_MAX_S."""
+"""Pause before a lost or failed step runs again; it doubles up to RETRY_STEP_MAX_S."""
 RETRY_STEP_MAX_S: Final = 15.0
 TIMEOUT_MARGIN_S: Final = 60.0
-"""How long after its time-out a job's wrapper may still be at it before the driver ends it from outside."""
+"""How long after the job's timeout the driver gives the wrapper to stop it, before it stops the remote job itself."""
 UNCLEAR_PATIENCE_S: Final = 600.0
-"""A remote job that the list does not show and that answers oddly when asked for counts as lost after this."""
+"""A remote job counts as lost if for so long the list has not shown it and the backend's answers about it were
+unclear."""
 
 
 @dataclass(slots=True)
 class Submitting:
-    """Its remote job is to be created."""
+    """The remote job has to be created."""
 
     uploaded: bool = False
     creates: int = 0
-    """Creates so far that left no remote job."""
+    """How many creates have left no remote job."""
     create_until: float = 0.0
-    """Up to this the task that was sent last may still send a create."""
+    """Until then the task that was sent last may still send a create."""
 
 
 @dataclass(slots=True)
 class Searching:
-    """A create may have happened: the remote list tells."""
+    """A create may have happened; the remote list will show whether it did."""
 
     submitting: Submitting
     until: float
-    """Only a poll begun after this proves that there is no remote job."""
+    """Only a poll that begins later than this can prove that there is no remote job."""
 
 
 @dataclass(slots=True)
@@ -95,29 +97,29 @@ class Waiting:
 
 @dataclass(slots=True)
 class Collecting:
-    """The remote job has ended; what it left goes to the store."""
+    """The remote job has ended; its files are copied to the store."""
 
     remote: RemoteJob
     ran: bool
-    """Whether it ever ran, as far as is known."""
+    """Whether the remote job is known to have run."""
     since: float
     changed_at: float
-    """When its path was last seen to change: the patience with a late sync counts from here."""
+    """When files in the path were last seen to change. The wait for a late sync counts from here."""
     seen: tuple[int, int] | None = None
-    """Files and bytes that it held then."""
+    """Number and bytes of the files in the path at that time."""
 
 
 @dataclass(slots=True)
 class Ended:
-    """How it ended is being written."""
+    """The end of the attempt is being written to Postgres."""
 
     clean: bool
-    """Whether its path may go after that."""
+    """Whether its path may be removed after that."""
 
 
 @dataclass(slots=True)
 class Cleaning:
-    """Its end is written, and its path is to be removed."""
+    """The end is written; the path has to be removed."""
 
     tries: int = 0
 
@@ -132,41 +134,41 @@ _PHASES: Final[Mapping[type, Phase]] = {
 
 @dataclass(slots=True)
 class Stop:
-    """Its end was asked for."""
+    """The attempt was asked to stop."""
 
     code: ErrorCode
-    """cancelled, queue_timeout, job_timeout; or remote_lost, where there is nothing left to stop."""
+    """cancelled, queue_timeout or job_timeout; or remote_lost, if there is no remote job any more."""
     sent_at: float | None = None
-    """When the remote job was told."""
+    """When the backend was asked to stop the remote job."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt of a job, in this driver's hands."""
+    """An attempt that this driver tracks."""
 
     job: Job
     state: Submitting | Searching | Waiting | Collecting | Ended | Cleaning
     began_at: float
     """No create of this attempt was sent before this."""
     entered_at: float | None = None
-    """When it came into its phase; None where another driver had it then."""
+    """When it entered its phase; None if another driver had it then."""
     request: StepRequest | None = None
-    """The step that the cluster has; the result of any other says nothing about what is under way."""
+    """The step that the cluster runs now. Results of other requests are out of date and ignored."""
     requested_at: float = 0.0
     due_at: float = 0.0
-    """Not before this its next step is sent."""
+    """Its next step is not sent before this."""
     alone: bool = False
-    """Its next step goes in a Ray task of its own, which will stream ``alone_bytes``."""
+    """Its next step gets a Ray task of its own, which will stream ``alone_bytes`` bytes."""
     alone_bytes: int = 0
     begun_before: bool = False
-    """A lost task or another driver may have left something half done."""
+    """A lost task or another driver may have left partial work."""
     crashes: int = 0
     faults: int = 0
     internal_faults: int = 0
-    """Faults of our own about it."""
+    """Faults of rythmiq-ray itself that concerned it."""
     stop: Stop | None = None
     wait_reason: str | None = None
-    """Why it does not get on, in words for the row; None while it does."""
+    """Why it makes no progress, in words for the row; None while it does."""
     waits_since: float = 0.0
 
     @property
@@ -175,7 +177,7 @@ class Attempt:
 
     @property
     def phase(self) -> Phase | None:
-        """The phase as the row has it; None once it has ended."""
+        """The phase for the row; None once the attempt has ended."""
         return _PHASES.get(type(self.state))
 
     @property
@@ -188,11 +190,11 @@ class _Indexes:
     by_remote_id: dict[int, Attempt] = field(default_factory=dict)
     by_path: dict[str, Attempt] = field(default_factory=dict)
     searched: dict[str, Attempt] = field(default_factory=dict)
-    """By path, those whose create is uncertain."""
+    """Attempts with an uncertain create, by path."""
 
 
 class Attempts:
-    """All attempts in a driver's hands, and the only place that changes their state."""
+    """All attempts that a driver tracks. Only this class changes their state."""
 
     def __init__(
         self,
@@ -201,8 +203,8 @@ class Attempts:
         on_phase_ended: Callable[[Phase, float], None] = lambda _phase, _seconds: None,
         on_started: Callable[[float, float], None] = lambda _submitted_at, _now: None,
     ) -> None:
-        """``on_phase_ended`` is told of each phase that an attempt completed here, and of its seconds; ``on_started``
-        of each remote job of this driver's that was seen to run: when it was created, and when it was seen.
+        """``on_phase_ended(phase, seconds)`` is called when an attempt leaves a phase that it entered here.
+        ``on_started(created_at, seen_at)`` is called when a remote job of this driver is first seen to run.
         """
         self._config = config
         self._on_phase_ended = on_phase_ended
@@ -217,7 +219,7 @@ class Attempts:
     # ----------------------------------------------------------------------------------------------------- look up
 
     def __len__(self) -> int:
-        """How many have not ended, or whose end is not written yet."""
+        """How many attempts have not ended, or have an end that is not written yet."""
         return len(self._running)
 
     def __iter__(self) -> Iterator[Attempt]:
@@ -233,21 +235,21 @@ class Attempts:
         return self._running.get(job_id)
 
     def get(self, job_id: UUID, number: int) -> Attempt | None:
-        """This attempt of a job, whether it runs or is being cleaned."""
+        """This attempt of a job, running or being cleaned."""
         attempt = self._running.get(job_id)
         if attempt is not None and attempt.job.attempt == number:
             return attempt
         return self._cleaning.get((job_id, number))
 
     def find(self, remote: RemoteJob) -> Attempt | None:
-        """The running attempt that a remote job is of, by its id or by its path; first by both, as a row may lie."""
+        """The running attempt of a remote job, by id or path. One that matches both goes first: a row may be wrong."""
         there = self._index.by_path.get(remote.path)
         if there is not None and there.job.remote_id == remote.remote_id:
             return there
         return self._index.by_remote_id.get(remote.remote_id) or there
 
     def due(self, now: float) -> Iterator[Attempt]:
-        """Those for which something may be to do, each once; one that only waits costs nothing here."""
+        """Attempts that may have a step to run, each once. Those that only wait cost nothing here."""
         while self._agenda and self._agenda[0][0] <= now:
             _, _, attempt = heappop(self._agenda)
             if self.get(*attempt.key) is attempt:
@@ -258,25 +260,25 @@ class Attempts:
         return self._agenda[0][0] if self._agenda else None
 
     def waiting_ids(self) -> frozenset[int]:
-        """Remote ids whose status is wanted."""
+        """The remote ids for which a poll has to report a status."""
         return frozenset(attempt.state.remote.remote_id for attempt in self if isinstance(attempt.state, Waiting))
 
     def searched_paths(self) -> frozenset[str]:
-        """Paths of which the list has to tell whether a remote job exists."""
+        """The paths for which a poll has to report whether a remote job exists."""
         return frozenset(self._index.searched)
 
     def paths(self) -> frozenset[str]:
-        """Of all that may have a remote job."""
+        """The paths of all attempts that may have a remote job."""
         return frozenset(self._index.by_path)
 
     def search_age_s(self, now: float) -> float:
-        """No create that is searched for was sent longer ago than this."""
+        """The longest time since a create that is searched for may have been sent, in seconds."""
         return max((now - attempt.began_at for attempt in self._index.searched.values()), default=0.0)
 
     # ------------------------------------------------------------------------------------------------ come and go
 
     def begin(self, job: Job, now: float) -> Attempt:
-        """An attempt that was claimed just now; one that was re-opened goes on with collecting."""
+        """Adds an attempt that was just claimed; one whose files were kept goes on with collecting."""
         if job.remote_id is not None:
             return self.take_over(Adopted(job=job, orphaned_s=0.0), now)
         attempt = Attempt(job=job, state=Submitting(), began_at=now, entered_at=now)
@@ -284,10 +286,10 @@ class Attempts:
         return attempt
 
     def take_over(self, adopted: Adopted, now: float) -> Attempt:
-        """An attempt of another driver, in the phase it is in.
+        """Adds an attempt of another driver, in its present phase.
 
-        One that was submitting may have been created up to the end of that driver's lease, by a call that took its
-        time, in a list that lags: until all that has passed the list is searched, and nothing is created.
+        If it was submitting, that driver may have sent a create up to the end of its lease, the call may have taken
+        long, and the list may lag. Until all that time has passed, the list is searched and nothing is created.
         """
         job = adopted.job
         attempt = Attempt(job=job, state=Submitting(), began_at=now - adopted.age_s, begun_before=True)
@@ -297,7 +299,7 @@ class Attempts:
         if job.remote_id is None:
             self._search(attempt, max(now, self._settled_at(now - adopted.orphaned_s)))
         else:
-            # What was being collected is watched first too: the list tells how it ended, which no row does.
+            # One that was collecting waits first too, because only the list says how the remote job ended.
             remote = RemoteJob(remote_id=job.remote_id, status=RemoteStatus.UNKNOWN, path=job.remote_path or "")
             running_since = None if adopted.running_s is None else now - adopted.running_s
             attempt.state = Waiting(remote=remote, since=now - adopted.submitted_s, running_since=running_since)
@@ -305,7 +307,7 @@ class Attempts:
         return attempt
 
     def clean(self, job: Job) -> None:
-        """Has the path of an attempt removed whose end is written, this driver's or any other's."""
+        """Adds an ended attempt, of any driver, whose path has to be removed."""
         key = (job.job_id, job.attempt)
         if job.remote_path is None or key in self._cleaning:
             return
@@ -314,7 +316,7 @@ class Attempts:
         self.wake(attempt)
 
     def written(self, attempt: Attempt) -> None:
-        """Its end is in the table: what is left to do is to remove its path, where that may go."""
+        """Its end is written: now its path is removed, if it may be."""
         self.remove(attempt)
         if isinstance(attempt.state, Ended) and attempt.state.clean:
             self.clean(attempt.job)
@@ -335,12 +337,12 @@ class Attempts:
             del self._index.by_remote_id[remote_id]
 
     def clear(self) -> None:
-        """Forgets all that runs; what is being cleaned goes on, for whoever removes a path does no harm."""
+        """Forgets all running attempts. Cleaning goes on, because it does no harm whoever removes a path."""
         self._running.clear()
         self._index = _Indexes()
 
     def wake(self, attempt: Attempt) -> None:
-        """Puts it on the agenda for its ``due_at``; one entry too many does no harm."""
+        """Schedules it for its ``due_at``; a second entry does no harm."""
         heappush(self._agenda, (attempt.due_at, next(self._entries), attempt))
 
     # -------------------------------------------------------------------------------------------- steps and results
@@ -348,7 +350,7 @@ class Attempts:
     def step(
         self, attempt: Attempt, now: float, *, secrets: Mapping[str, Secret], lease_until: float
     ) -> StepRequest | None:
-        """What is to be done for it now; None while there is nothing but to wait."""
+        """The request to send for it now; None if it has to wait."""
         if attempt.request is not None or now < attempt.due_at:
             return None
         job, state = attempt.job, attempt.state
@@ -386,11 +388,11 @@ class Attempts:
         return None
 
     def sent(self, attempt: Attempt, request: StepRequest, now: float) -> None:
-        """The cluster has its step."""
+        """Its step was sent to the cluster."""
         attempt.request, attempt.requested_at = request, now
 
     def withdrawn(self, attempt: Attempt) -> None:
-        """The cluster gave its step back, not begun."""
+        """The cluster gave its step back before it had begun."""
         attempt.request = None
         self.wake(attempt)
 
@@ -452,7 +454,7 @@ class Attempts:
     # -------------------------------------------------------------------------------------------------------- polls
 
     def seen(self, poll: int, remote: RemoteJob, now: float) -> Attempt | None:
-        """Takes what a poll saw; returns the attempt whose state that changed."""
+        """Takes a remote job that a poll saw; returns the attempt whose state changed, if one did."""
         attempt = self.find(remote)
         if attempt is None or attempt.job.remote_id not in (None, remote.remote_id):
             return None
@@ -468,7 +470,7 @@ class Attempts:
         return attempt
 
     def stray(self, remote: RemoteJob) -> Job | None:
-        """The job as which this remote one is to be cancelled: a second one on the path of an attempt that has one."""
+        """For a second remote job on an attempt's path, the job to cancel it by; None for any other remote job."""
         attempt = self.find(remote)
         if attempt is None or remote.status.terminal or attempt.job.remote_id in (None, remote.remote_id):
             return None
@@ -484,10 +486,10 @@ class Attempts:
         unclear: Iterable[int] = (),
         concerning: Callable[[Job], AbstractContextManager[None]] = lambda _job: nullcontext(),
     ) -> Iterator[Attempt | Ending]:
-        """Takes the end of a poll: what it looked for and did not see is not in the list.
+        """Takes the end of a poll: whatever it looked for and did not see is not in the list.
 
-        ``unclear`` are ids of which the backend gave no clear answer; ``concerning`` keeps a fault about one job from
-        the others. Gives the attempts whose state that changed, and how attempts ended.
+        ``unclear``: ids about which the backend gave no clear answer. ``concerning``: a context that keeps a fault
+        about one job from the others. Yields attempts whose state changed, and the endings of attempts.
         """
         for path in paths:
             attempt = self._index.searched.get(path)
@@ -495,7 +497,7 @@ class Attempts:
                 with concerning(attempt.job):
                     yield from self._not_created(attempt, attempt.state)
         odd = frozenset(unclear)
-        # Not by their ids: of two rows that name one remote job, one would never be looked at.
+        # Loops over attempts, not remote ids: if two rows name the same remote job, both have to be handled.
         for attempt in list(self):
             state = attempt.state
             if isinstance(state, Waiting) and state.seen_in_poll != poll and state.remote.remote_id in waiting:
@@ -514,20 +516,20 @@ class Attempts:
             yield self._crashed(attempt, "a submit")
 
     def _not_seen(self, attempt: Attempt, state: Waiting, started_at: float, *, unclear: bool) -> Iterator[Attempt]:
-        """The list does not show its remote job."""
+        """Handles a remote job that the list does not show."""
         if state.missing_since is None:
             state.missing_since = started_at
-        # The list may lag behind a create, and one look alone proves little.
+        # The list may lag behind a create, and a single poll proves little.
         patience_s = UNCLEAR_PATIENCE_S if unclear else 2 * self._config.camber.settle_s
         if started_at - max(state.missing_since, state.since) >= patience_s:
             self._vanished(attempt, state, started_at)
             yield attempt
         elif unclear and attempt.wait_reason is None:
-            self._waits(attempt, "a clear answer of the backend about its remote job", started_at)
+            self._waits(attempt, "a clear answer from the backend about its remote job", started_at)
             yield attempt
 
     def _vanished(self, attempt: Attempt, state: Waiting, now: float) -> None:
-        """The backend no longer knows the remote job: what it left may still be in its path."""
+        """The backend no longer knows the remote job; its files may still be in the path."""
         status = attempt.job.remote_status or RemoteStatus.UNKNOWN
         if not status.terminal and attempt.stop is None:
             attempt.stop = Stop(ErrorCode.REMOTE_LOST, sent_at=now)
@@ -537,7 +539,7 @@ class Attempts:
     # --------------------------------------------------------------------------------------------------- time limits
 
     def stop(self, attempt: Attempt, code: ErrorCode) -> Ending | None:
-        """Asks for its end; ends it here and now where nothing remote can exist."""
+        """Asks the attempt to stop; ends it at once if no remote job can exist."""
         if attempt.stop is None:
             attempt.stop = Stop(code)
             self.wake(attempt)
@@ -546,9 +548,9 @@ class Attempts:
         return None
 
     def overdue(self, attempt: Attempt, now: float, *, poll: int) -> ErrorCode | None:
-        """Which time limit a waiting attempt is past, if any.
+        """The time limit that a waiting attempt has exceeded, if any.
 
-        Only one that this poll showed is judged: of the others nobody knows what became of them meanwhile.
+        Only for attempts that this poll saw: the others may have ended meanwhile.
         """
         state = attempt.state
         if not isinstance(state, Waiting) or attempt.stop is not None or state.seen_in_poll != poll:
@@ -565,8 +567,7 @@ class Attempts:
         return None
 
     def unstoppable(self, attempt: Attempt, now: float, *, poll: int) -> Ending | None:
-        """The end of an attempt whose remote job goes on, as this poll shows, although its end was asked for in every
-        way there is."""
+        """Ends an attempt whose remote job still runs, as this poll shows, long after it was asked to stop."""
         state, stop = attempt.state, attempt.stop
         if not isinstance(state, Waiting) or stop is None or stop.sent_at is None or attempt.request is not None:
             return None
@@ -585,7 +586,7 @@ class Attempts:
         return self._failed(attempt, error)
 
     def give_back(self, attempt: Attempt) -> Ending | None:
-        """Puts a job back into the queue of which nothing was sent yet; it burns no attempt."""
+        """Puts a job of which nothing was sent yet back into the queue; it does not count as an attempt."""
         if not isinstance(attempt.state, Submitting) or attempt.request is not None or attempt.begun_before:
             return None
         attempt.state = Ended(clean=True)
@@ -600,7 +601,7 @@ class Attempts:
         )
 
     def internal_fault(self, attempt: Attempt, message: str, now: float) -> Ending | None:
-        """After a fault of ours about it: what may have been paid for is not given up while there is a way on."""
+        """Handles a fault of rythmiq-ray about it. If there may be a remote job, which costs money, it tries again."""
         attempt.internal_faults += 1
         state = attempt.state
         if isinstance(state, Collecting):
@@ -614,7 +615,7 @@ class Attempts:
         return self._failed(attempt, ErrorInfo(code=ErrorCode.INTERNAL, message=message))
 
     def outage_over(self) -> None:
-        """After a confirmed outage nothing that happened in it counts against a job."""
+        """Resets the counts of faults after a confirmed outage: faults in it were not the jobs'."""
         for attempt in (*self._running.values(), *self._cleaning.values()):
             attempt.faults, attempt.due_at = 0, 0.0
             self.wake(attempt)
@@ -628,7 +629,7 @@ class Attempts:
         self.wake(attempt)
 
     def _know(self, attempt: Attempt, remote: RemoteJob, now: float) -> None:
-        """Its remote job is known, in this state."""
+        """Takes the present status of its remote job."""
         state = attempt.state
         if not isinstance(state, Waiting):
             self._index.searched.pop(attempt.job.remote_path or "", None)
@@ -644,7 +645,7 @@ class Attempts:
             if not attempt.begun_before:
                 self._overtaking.started(_kind(attempt.job), state.since)
                 self._on_started(state.since, now)
-        # A word of a newer service that has an end is one.
+        # An unknown status, of a newer service, is terminal if it comes with a time of ending.
         if remote.status.terminal or (remote.status is RemoteStatus.UNKNOWN and remote.finished_at is not None):
             ran = remote.started_at is not None or remote.status is not RemoteStatus.CANCELLED
             self._collect(attempt, remote, now, ran=ran)
@@ -662,8 +663,8 @@ class Attempts:
         attempt.wait_reason = words
 
     def _settled_at(self, sent_at: float) -> float:
-        """When the list shows a create that was sent at that time, or never will: the service may go on with a call
-        whose connection was cut."""
+        """The time after which the list shows a create that was sent at ``sent_at``, if it happened: the service may
+        finish a call whose connection was cut."""
         return sent_at + self._config.camber.create_timeout_s + self._config.camber.settle_s
 
     def _search(self, attempt: Attempt, until: float) -> None:
@@ -700,7 +701,7 @@ class Attempts:
         return ending
 
     def _failed(self, attempt: Attempt, error: ErrorInfo) -> Ending:
-        """Ends it without anything stored. Where the remote job may have left something, that is kept."""
+        """Ends it without stored files. If the remote job may have left files, its path is kept."""
         state = attempt.state
         keep = isinstance(state, Waiting | Collecting) or error.code is ErrorCode.INTERNAL
         free = isinstance(state, Waiting) and error.code is ErrorCode.QUEUE_TIMEOUT
@@ -744,12 +745,12 @@ class Attempts:
     def _faulted(self, attempt: Attempt, error: ErrorInfo, now: float) -> Ending | None:
         if error.verdict is not Verdict.PAUSE:
             if isinstance(attempt.state, Collecting):
-                return self._exhausted(attempt, error.message)  # Another attempt would be paid for again.
+                return self._exhausted(attempt, error.message)  # Another attempt would have to be paid for.
             return self._failed(attempt, error)
         attempt.faults += 1
         self._waits(attempt, f"{error.code}: {error.message}", now)
         if attempt.faults >= MAX_FAULTS and isinstance(attempt.state, Waiting) and attempt.stop is not None:
-            # The backend cannot be told. Where its job goes on all the same, that is seen and said.
+            # The backend could not be asked. If the job goes on, `unstoppable` will say so.
             attempt.stop.sent_at = now
             return None
         if attempt.faults >= MAX_FAULTS and error.code is not ErrorCode.BACKEND_BUSY:
@@ -761,7 +762,7 @@ class Attempts:
     def _lost(self, attempt: Attempt, request: StepRequest | None, lost: TaskLost, now: float) -> Ending | None:
         attempt.crashes += 1
         attempt.begun_before = True
-        attempt.alone = True  # If it is this job that kills its task, it takes no others along.
+        attempt.alone = True  # If this job kills its task, no other job is affected.
         attempt.due_at = now + RETRY_STEP_S
         if request is not None and request.step is Step.SUBMIT and isinstance(attempt.state, Submitting):
             self._search(attempt, self._settled_at(now if lost.dead else max(now, attempt.state.create_until)))
@@ -773,11 +774,11 @@ class Attempts:
         return self._exhausted(attempt, f"its Ray task was lost {attempt.crashes} times in a row, last by {reason}")
 
     def _exhausted(self, attempt: Attempt, message: str) -> Ending:
-        """A step failed again and again. What was paid for is kept, and collected later without a new remote job."""
+        """A step failed repeatedly. The remote job's files are kept, to be collected later without a new remote job."""
         code = ErrorCode.ARTIFACTS_NOT_STORED if isinstance(attempt.state, Collecting) else ErrorCode.PHASE_FAILED
         return self._failed(attempt, ErrorInfo(code=code, message=message))
 
 
 def _kind(job: Job) -> Kind:
-    """Jobs that wait for the same machines."""
+    """The kind of nodes that a job waits for."""
     return job.spec.gpu, job.spec.node_size.upper(), job.spec.num_nodes

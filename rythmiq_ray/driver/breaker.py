@@ -42,7 +42,7 @@ class Breaker:
         """Takes a probe's result; True if that closed the breaker. A failed one doubles the time to the next."""
         self._probing = False
         if error is not None and error.verdict is not Verdict.PAUSE:
-            error = None  # It answered, which is all that is asked of it.
+            error = None  # It answered, and a probe asks no more.
         if error is None:
             closed = self.open
             self.error = None
@@ -53,5 +53,5 @@ class Breaker:
         return False
 
     def _asked_s(self, error: ErrorInfo) -> float:
-        """How long the service asks to be left alone. An answer about one job must not hold up all for an hour."""
+        """Seconds that the service asked to wait, bounded: an answer about one job must not delay all for an hour."""
         return min(error.retry_after_s or 0.0, self._config.probe_max_interval_s)

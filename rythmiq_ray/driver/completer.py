@@ -1,4 +1,4 @@
-"""What is still to be written to Postgres: taken one by one, written in batches, kept while Postgres is away."""
+"""Writes progress and outcomes of attempts to Postgres in batches, and keeps them while Postgres does not answer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rythmiq_ray.queue import Ending, Progress, Queue
 
 Attempt = tuple[UUID, int]
 MOST_FILES: Final = 5000
-"""Of a batch; a thousand take some 70 ms."""
+"""The most artifacts in a batch; a thousand take about 70 ms."""
 _Item = TypeVar("_Item")
 
 
 class Completer:
     """Progress and endings of attempts. A later one about the same attempt replaces an earlier one.
 
-    What another session holds in Postgres is kept, and tried again after ``retry_s``, so that it neither holds up the
-    others nor is asked for all the time.
+    If another session holds a row, its entry is kept and tried again after ``retry_s``, so that it delays no others and
+    is not tried all the time.
     """
 
     def __init__(self, batch_size: int, *, retry_s: float = 1.0, clock: Callable[[], float] = now_s) -> None:
@@ -51,17 +51,17 @@ class Completer:
 
     def ending(self, ending: Ending) -> None:
         key = (ending.job_id, ending.attempt)
-        self._steps.pop(key, None)  # The ending says all that it would have said.
+        self._steps.pop(key, None)  # The ending includes it.
         self._endings[key] = ending
 
     def cleaned(self, job: Job) -> None:
         self._cleaned[job.job_id, job.attempt] = None
 
     def flush(self, queue: Queue) -> Iterator[tuple[Ending | Progress, bool]]:
-        """Writes everything, in batches; gives each that was written, with whether the job was still ours.
+        """Writes everything that is due, in batches; yields (entry, whether the job was still this driver's).
 
-        A step that was written without a word more to say of it is not given: of steps only those that are no longer
-        ours. Raises DatabaseUnavailable with what was not written kept.
+        Every ending is yielded; progress only if the job was no longer this driver's. Raises DatabaseUnavailable, and
+        keeps the entries that were not written.
         """
         for endings in self._batches(self._endings):
             written = queue.finish(endings.values())
@@ -78,7 +78,7 @@ class Completer:
                 del self._cleaned[key]
 
     def _batches(self, waiting: Mapping[Attempt, _Item]) -> Iterator[dict[Attempt, _Item]]:
-        """What is due, so many at a time, and no more files at a time than a statement stores quickly."""
+        """Entries that are due, in batches limited by number of entries and of files, so that a statement is quick."""
         now = self._clock()
         batch: dict[Attempt, _Item] = {}
         files = 0
@@ -94,7 +94,7 @@ class Completer:
             yield batch
 
     def _done(self, batch: Mapping[Attempt, object], locked: Collection[Attempt]) -> list[Attempt]:
-        """The attempts of a batch that are settled; the others are held back for a while."""
+        """The attempts of a batch that were handled; locked ones are kept for a later try."""
         for key in batch:
             self._held.pop(key, None)
         retry_at = self._clock() + self._retry_s

@@ -1,4 +1,4 @@
-"""Paths that ended attempts left behind, of this driver or any other, because it died or a removal failed."""
+"""Removes paths of ended attempts that are still in the stash, because a driver died or a removal failed."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from rythmiq_ray.model import Job
 from rythmiq_ray.queue import Queue
 
 LEASES: Final = 2.0
-"""After this many leases, what is left of ended attempts is looked for again."""
+"""The time between two rounds, in leases."""
 AGAIN_S: Final = 1800.0
-"""After this a path that could not be removed is tried again."""
+"""Pause before a path that could not be removed is tried again."""
 FULL_S: Final = 1.0
-"""Between two looks while there is more than one look shows."""
+"""The time between two rounds while one round does not show all paths."""
 
 
 class Janitor:
-    """Looks for them now and then; times are seconds of :mod:`rythmiq_ray.clock`."""
+    """Looks for such paths at intervals. Times are seconds of :mod:`rythmiq_ray.clock`."""
 
     def __init__(self, config: DriverConfig, queue: Queue, *, clean: Callable[[Job], None]) -> None:
-        """``clean`` has a path removed."""
+        """``clean`` starts the removal of a job's path."""
         self._config = config
         self._queue = queue
         self._clean = clean
         self._handed_at: dict[UUID, float] = {}
-        """Those that were taken up lately: what cannot be removed must not keep the others from it."""
+        """When jobs were last given to ``clean``: paths that cannot be removed must not keep others from their turn."""
         self.due_at = 0.0
-        """When it looks round next."""
+        """When the next round begins."""
 
     def look_round(self, now: float) -> None:
-        """Takes up what it finds, if it is due. Raises DatabaseUnavailable."""
+        """Does a round if one is due. Raises DatabaseUnavailable."""
         if now < self.due_at:
             return
         interval_s = LEASES * self._config.lease_s

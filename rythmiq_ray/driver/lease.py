@@ -1,7 +1,6 @@
-"""The lease under which a driver does everything: while it holds, nobody else can have the driver's jobs.
+"""The driver's lease: while it holds, no other driver can take over this driver's jobs.
 
-It is renewed in a thread of its own, on a connection of its own, so that no write that waits for a lock costs the
-driver its jobs.
+A thread with its own connection renews it, so that a statement that waits for a lock does not cost the driver its jobs.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ log = get_logger("driver")
 
 RENEWALS_PER_LEASE: Final = 3
 TRIES_PER_LEASE: Final = 15
-"""While Postgres does not answer."""
+"""Renewals are tried this often per lease while Postgres does not answer."""
 
 
 class Heartbeat(Protocol):
-    """What the lease needs of :class:`rythmiq_ray.queue.Heartbeat`; each call raises DatabaseUnavailable."""
+    """The interface of :class:`rythmiq_ray.queue.Heartbeat`; each method may raise DatabaseUnavailable."""
 
     def register(self) -> UUID: ...
     def renew(self) -> bool: ...
@@ -30,7 +29,7 @@ class Heartbeat(Protocol):
 
 
 class Lease:
-    """A lease of ``lease_s`` seconds, counted from when it was asked for: so it ends here no later than in Postgres.
+    """A lease of ``lease_s`` seconds. It counts from when it was requested, so it ends here no later than in Postgres.
 
     Thread-safe. Times are seconds of :mod:`rythmiq_ray.clock`.
     """
@@ -38,7 +37,7 @@ class Lease:
     def __init__(
         self, heartbeat: Heartbeat, lease_s: float, *, clock: Callable[[], float], lost: Callable[[], None]
     ) -> None:
-        """``lost`` is called in the lease's own thread, once each time that others may have the jobs."""
+        """``lost`` is called in the lease's own thread each time the lease is lost: others may take over the jobs."""
         self._heartbeat = heartbeat
         self._lease_s = lease_s
         self._clock = clock
@@ -48,10 +47,10 @@ class Lease:
         self._until: float | None = None
         self._due_at = 0.0
         self.lost = False
-        """Whether it has to be taken anew, under another driver id."""
+        """Whether a new lease has to be taken, under another driver id."""
 
     def take(self) -> UUID:
-        """Takes it as a new driver does, and returns the driver's id; raises DatabaseUnavailable."""
+        """Registers a new driver with a new lease, and returns its id; raises DatabaseUnavailable."""
         with self._lock:
             asked_at = self._clock()
             driver_id = self._heartbeat.register()
@@ -60,18 +59,18 @@ class Lease:
             return driver_id
 
     def start(self) -> None:
-        """Renews from now on, until :meth:`stop`."""
+        """Starts the thread that renews the lease until :meth:`stop`."""
         threading.Thread(target=self._work, name="rythmiq-lease", daemon=True).start()
 
     def stop(self, *, resign: bool) -> None:
-        """Renews no more. ``resign`` ends the lease at once, so that others need not wait for it to run out."""
+        """Stops renewing. ``resign`` ends the lease at once, so that other drivers need not wait until it expires."""
         self._ended.set()
         if resign:
             with self._lock:
                 self._heartbeat.resign()
 
     def run_once(self) -> float:
-        """Renews it if that is due; returns after how many seconds to call again."""
+        """Renews the lease if that is due; returns the seconds until the next call."""
         with self._lock:
             now = self._clock()
             if self.lost:
@@ -85,7 +84,7 @@ class Lease:
                     log.exception("A heartbeat failed", error=type(error).__name__)
                 self._due_at = now + self._lease_s / TRIES_PER_LEASE
                 return self._due_at - now
-            # An answer that came after the end may be of a renewal that another driver has overtaken.
+            # If the answer came after the lease's end, another driver may have taken the jobs over meanwhile.
             if held and self.held(self._clock()):
                 self._begin(now)
                 return self._due_at - now
@@ -94,16 +93,16 @@ class Lease:
         return self._lease_s / RENEWALS_PER_LEASE
 
     def held(self, now: float) -> bool:
-        """Whether it holds; without it nothing is begun."""
+        """Whether the lease holds; if not, nothing may be begun."""
         return now < self.until
 
     @property
     def until(self) -> float:
-        """When it ends."""
+        """When the lease ends; 0 if there is none."""
         return 0.0 if self._until is None or self.lost else self._until
 
     def age_s(self, now: float) -> float | None:
-        """Since it was last taken or renewed; None before that."""
+        """Seconds since the lease was last taken or renewed; None if it was never taken."""
         return None if self._until is None else now - (self._until - self._lease_s)
 
     def _begin(self, asked_at: float) -> None:

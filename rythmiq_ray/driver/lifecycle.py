@@ -1,7 +1,7 @@
-"""A driver's life: configuration, start, work, stop; and what it says and returns at its end.
+"""The life of a driver process: configuration, start, work, stop, and its exit code.
 
-What may hang at the start does so on threads that nobody waits for (:mod:`~rythmiq_ray.driver.startup`), so that the
-main thread is there for signals (:mod:`~rythmiq_ray.driver.signals`) and for the deadline.
+Steps of the start that may hang run on daemon threads (:mod:`~rythmiq_ray.driver.startup`), so that the main thread can
+handle signals (:mod:`~rythmiq_ray.driver.signals`) and the deadline.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ EXIT_JOBS_FAILED: Final = 3
 _MENDED_BY_CONFIGURATION: Final = (ConfigurationError, DatabaseRefused, StoreRefused, BackendRefusedKey)
 _READ_S: Final = 20.0
 _END_S: Final = 2.0
-"""Of the time for a start, so much is for its end."""
+"""Part of ``driver.start_timeout_s`` that is reserved for ending the driver when the start is late."""
 
 EXAMPLES: Final = """\
 examples:
@@ -73,8 +73,8 @@ examples:
 
 
 def live(signals: Signals) -> Never:
-    """A driver's whole life. At its end the process ends at once, whatever hangs on its threads."""
-    others = processes.children()  # A shell that became this process may have left some.
+    """Runs a driver and ends the process at once afterwards, even if other threads hang."""
+    others = processes.children()  # A shell that replaced itself by this process may have left children.
     code = main(signals)
     processes.kill(processes.children() - others)
     for stream in (sys.stdout, sys.stderr):
@@ -109,9 +109,9 @@ def _configured(arguments: argparse.Namespace, stack: ExitStack, signals: Signal
     try:
         loaded = _configuration(arguments.overrides, stack, signals)
     except RythmiqError as error:
-        signals.check()  # What was stopped too, as `ray job stop` does with all children, is no fault.
+        signals.check()  # After a signal an error is no fault: `ray job stop` stops all child processes too.
         configuration = isinstance(error, ConfigurationError)
-        # There is no logger before there is a configuration, whose faults have a line each.
+        # There is no logger without a configuration. Faults of the configuration have a line each.
         print(error.message if configuration else _one_line(error.message), file=sys.stderr)  # noqa: T201
         return EXIT_CONFIGURATION if configuration else EXIT_FAULT
     except OSError as error:
@@ -123,7 +123,7 @@ def _configured(arguments: argparse.Namespace, stack: ExitStack, signals: Signal
         return 0
     config = loaded.config
     setup(config.logging, secrets=_secrets(config, os.environ))
-    logging.raiseExceptions = config.service.env != "prod"  # Else a full disk shows tracebacks of the log's own.
+    logging.raiseExceptions = config.service.env != "prod"  # Otherwise a full disk prints tracebacks of the logger.
     try:
         return _run(config, signals, started_at, drain=arguments.drain)
     except RythmiqError as error:
@@ -144,7 +144,7 @@ def _one_line(text: str) -> str:
 
 
 def _configuration(overrides: Sequence[str], stack: ExitStack, signals: Signals) -> Loaded:
-    """Loads the layers; under ``SERVICE_ENV=local`` the embedded default stands in for what is not set."""
+    """Loads the configuration; with ``SERVICE_ENV=local`` the embedded services replace those that are not set."""
     if os.environ.get("SERVICE_ENV") != "local":
         return _load(overrides, {}, signals)
     from rythmiq_ray.local.stack import local_environment, parts_needed
@@ -156,7 +156,7 @@ def _configuration(overrides: Sequence[str], stack: ExitStack, signals: Signals)
     loaded = _load(overrides, defaults, signals)
     from rythmiq_ray.queue.migrations import migrate
 
-    # It waits for locks of other sessions, for as long as they are held.
+    # A migration waits for locks of other sessions for as long as they are held.
     url = loaded.config.database.url
     late = DatabaseUnavailable(f"Postgres does not answer{where(url)}")
     all_of([StartStep(run=lambda: migrate(url), deadline=math.inf, late=late)], meanwhile=signals.check)
@@ -164,7 +164,7 @@ def _configuration(overrides: Sequence[str], stack: ExitStack, signals: Signals)
 
 
 def _load(overrides: Sequence[str], defaults: Mapping[str, str], signals: Signals) -> Loaded:
-    """As :func:`load`, but a file that cannot be read for ever is a fault: a pipe, a share that is away."""
+    """As :func:`load`, with a time limit: a pipe or an absent network share can make a read hang."""
     found: list[Loaded] = []
     late = ConfigurationError(
         f"The configuration's files did not end within {_READ_S:.0f} s: look at what RYTHMIQ_CONFIG and"
@@ -184,7 +184,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         env=config.service.env,
         artifactStoreType=config.artifacts.type,
     )
-    # Ray takes half a second to import and seconds to start; what is wrong in the configuration is said before.
+    # Imported here, because Ray takes half a second to import: faults of the configuration are reported before.
     from rythmiq_ray.assembly import ExecutorFactory, key_of
     from rythmiq_ray.cluster import Cluster, RayMetrics
 
@@ -221,7 +221,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         poller,
         wakeup,
         retention=retention,
-        notifier=_notifier(config, queue, wakeup),
+        notifier=_notifier(config, queue, wakeup, metrics),
         traces=traces,
         metrics=metrics,
     )
@@ -229,7 +229,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
     loop.after_tick = vitals.publish
 
     def scrape(accept: str) -> tuple[bytes, str]:
-        metrics.status(vitals.status())  # The loop's own word would be old where it is stuck.
+        metrics.status(vitals.status())  # Read here, because a stuck loop would not update it.
         return scraped.page(accept)
 
     health = HealthServer(vitals.status, scrape)
@@ -244,7 +244,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             late = kind(f"{what} did not answer within {timeout_s:.0f} s")
             return StartStep(run=run, deadline=deadline + more_s, late=late)
 
-        # While Ray starts, the others are asked whether they are there.
+        # The other services are tested while Ray starts.
         postgres = f"Postgres{where(config.database.url)}"
         parts = [
             step(
@@ -254,12 +254,12 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             ),
             step(executor.backend.check, BackendUnavailable, f"The execution backend {_backend_of(config)}"),
             step(executor.store.check, StoreUnavailable, f"The artifact store {_store_of(config)}"),
-            # It says by itself why it is late, and after those that it may have waited for.
+            # Ray's own message says why it is late, so it gets half a second more than the others.
             step(lambda: cluster.start(timeout_s + 0.5), RayUnavailable, "Ray", more_s=1.0),
         ]
 
         def look() -> None:
-            signals.install()  # Ray sets a handler of its own, which prints a stack first.
+            signals.install()  # Again, because Ray sets a handler of its own, which prints a stack.
             signals.check()
 
         look()
@@ -275,7 +275,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
             loop.stop_requested = True
             wakeup.set()
 
-        # Not before: a Ray that is slow to start would outlast the lease.
+        # Only now, because the lease could expire while Ray starts slowly.
         all_of([step(loop.register, DatabaseUnavailable, postgres)], meanwhile=signals.check)
         registered = True
         signals.calls(stop)
@@ -289,7 +289,7 @@ def _run(config: Config, signals: Signals, started_at: float, *, drain: bool) ->
         signals.calls(lambda: None)
         health.stop()
         poller.stop()
-        if registered:  # Else a thread may be in a call that hangs, and closing would wait for it.
+        if registered:  # Otherwise a thread may be in a call that hangs, and closing would wait for it.
             queue.close()
             heartbeat.close()
         cluster.shutdown()
@@ -312,7 +312,7 @@ def _traces() -> Traces | None:
     return traces
 
 
-def _notifier(config: Config, queue: Queue, wakeup: Wakeup) -> Notifier | None:
+def _notifier(config: Config, queue: Queue, wakeup: Wakeup, metrics: Metrics) -> Notifier | None:
     """None where this driver has no secret to sign with. Raises ConfigurationError."""
     if not config.notify.secret:
         return None
@@ -324,16 +324,16 @@ def _notifier(config: Config, queue: Queue, wakeup: Wakeup) -> Notifier | None:
         )
     except ValueError as error:
         raise ConfigurationError(f"notify: {error}") from None
-    return Notifier(config.notify, queue, send=webhooks.send, wake=wakeup.set)
+    return Notifier(config.notify, queue, send=webhooks.send, wake=wakeup.set, told=metrics.told)
 
 
 def _key_changed(key: Secret) -> None:
     mask_also(key)
-    log.info("Camber's API key was read anew")
+    log.info("Camber's API key was read again")
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> list[Secret]:
-    """All that must not be in a log."""
+    """All values that must not appear in a log."""
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
     values = [environ[name] for name in names if environ.get(name)]
     values.extend(value for name, value in environ.items() if name.startswith(SECRET_PREFIX) and value)

@@ -1,8 +1,8 @@
-"""The way of a job, as one loop: claim, submit, poll, collect, finish.
+"""The driver's loop, which takes jobs through all their phases: claim, submit, poll, collect, finish.
 
-Every tick takes what came in (ended steps, polls of the remote list, notifications), writes it to Postgres, and sends
-what is due. The rules of an attempt are in :mod:`rythmiq_ray.driver.attempts`; nothing here waits but :meth:`Loop.run`,
-and nothing waits for the network but the calls to Postgres, which have a time-out.
+Every tick takes new results (of steps, of polls of the remote list, notifications), writes them to Postgres, and sends
+the steps that are due. The rules for an attempt are in :mod:`rythmiq_ray.driver.attempts`. Only :meth:`Loop.run` waits
+for events, and only the calls to Postgres, which have a timeout, wait for the network.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ log = get_logger("driver")
 
 SECRET_PREFIX: Final = "RYTHMIQ_SECRET_"  # noqa: S105 - where secrets are found, not one
 LONGEST_WAIT_S: Final = 1.0
-"""Signals come by the wakeup pipe; this is for what gives no sign, such as a node that drains."""
+"""The longest wait between ticks. Signals end a wait at once; a draining node, for example, gives none."""
 SLACK_POLLS: Final = 3.0
-"""A start is seen up to a poll late, so waits that differ by a few of them are taken for the same."""
+"""Waits that differ by up to this many poll intervals count as equal, because a start is seen up to one poll late."""
 CLEAN_GRACE_S: Final = 15.0
-"""How long a drain waits for the last paths to be removed; the janitor of another run takes the rest."""
+"""How long a drain waits for the last paths to be removed; a later driver's janitor removes the rest."""
 STRAY_PAUSE_S: Final = 30.0
-"""Before a second remote job of an attempt is asked to end again; it doubles, up to STRAY_PAUSE_MAX_S."""
+"""Pause before a second remote job of an attempt is cancelled again; it doubles, up to STRAY_PAUSE_MAX_S."""
 STRAY_PAUSE_MAX_S: Final = 3600.0
 MAX_TICK_FAULTS: Final = 10
-"""Ticks in a row that fault before the driver gives up: a supervisor starts it anew, and its jobs are taken over."""
+"""Failed ticks in a row after which the driver ends. A supervisor restarts it; other drivers take over its jobs."""
 
 
 class Fanout(Protocol):
-    """What the loop needs of :class:`rythmiq_ray.cluster.Cluster`."""
+    """The part of :class:`rythmiq_ray.cluster.Cluster` that the loop uses."""
 
     def enqueue(self, request: StepRequest, *, stream_bytes: int = 0) -> None: ...
     def dispatch(self) -> None: ...
@@ -129,22 +129,22 @@ class Loop:
         self._traces = traces
         self._janitor = Janitor(config.driver, queue, clean=self.attempts.clean)
         self._strays: dict[int, tuple[float, float]] = {}
-        """Second remote jobs of an attempt: when each is asked to end again, and how long after that."""
+        """Second remote jobs of attempts: when each is next cancelled again, and the pause after that."""
         self._claim_at = 0.0
         self._adopt_at = 0.0
         self._disown_at = 0.0
         self._cancels_at = 0.0
         self._settle_at = 0.0
         self._logins: dict[str, tuple[frozenset[str], bool]] = {}
-        """Of logins whose jobs name secrets their roles, as they were at the last claim of such a job."""
+        """Roles of logins whose jobs name secrets, as of the last claim of such a job; and whether they are trusted."""
         self._look_round_at = 0.0
         self._running = 0
-        """Jobs of all drivers."""
+        """RUNNING jobs of all drivers together."""
         self._of_an_account = config.execution.backend == "camber"
-        """Else jobs run on the driver's own machine, at its own cost and by its own limit."""
+        """Whether jobs run in an account that all drivers share; else they run on the driver's own machine."""
         self._account_limit: int | None = None
         self.draining = False
-        """It ends what it has and takes nothing new."""
+        """Whether the driver only finishes its jobs and claims no more."""
         self._database_retry_at = 0.0
         self._tick_faults = 0
         self.ticked_at: float | None = None
@@ -158,13 +158,13 @@ class Loop:
     # ------------------------------------------------------------------ run
 
     def register(self) -> None:
-        """Takes the lease under which everything is done; raises DatabaseUnavailable."""
+        """Takes the driver's lease; raises DatabaseUnavailable."""
         self._queue.driver_id = self.lease.take()
 
     def run(self, *, drain: bool) -> None:
         """Works until a stop is requested or, with ``drain``, until nothing is left to do.
 
-        A driver that somebody drains (`rythmiq drivers drain`) ends once it has ended what it has.
+        A driver that is drained (`rythmiq drivers drain`) returns once its own jobs have ended.
         """
         idle_since: float | None = None
         self.stage = Stage.RUNNING
@@ -179,7 +179,7 @@ class Loop:
             self.wait()
 
     def _guarded_tick(self) -> None:
-        """A fault that concerns no job in particular costs a tick; only one that stays ends the driver."""
+        """Runs a tick. A fault that concerns no single job ends the tick; many in a row end the driver."""
         try:
             self.tick()
         except Exception as error:
@@ -193,7 +193,7 @@ class Loop:
             self._tick_faults = 0
 
     def tick(self) -> None:
-        """Everything that is due now, once."""
+        """Does everything that is due now, once."""
         now = self.ticked_at = self._clock()
         self._take_results(now)
         self._take_reports(now)
@@ -207,18 +207,18 @@ class Loop:
         self.after_tick(now)
 
     def wait(self) -> None:
-        """Sleeps until something happens or the next thing is due."""
-        away = self.database_error is not None  # Nobody reads what it says before its next try.
+        """Sleeps until an event comes or the next action is due."""
+        away = self.database_error is not None  # Its socket is not read before the next try, so it is not waited on.
         if self._queue.notified and not away:
             return
         fileno = None if away else self._queue.fileno()
         self._wakeup.wait(self._next_due() - self._clock(), [] if fileno is None else [fileno])
 
     def stop(self) -> None:
-        """Gives back all that waits, lets running tasks end within the grace, writes their outcomes, resigns.
+        """Releases waiting jobs, lets running tasks end within ``shutdown.grace_s``, writes outcomes, ends the lease.
 
-        The release comes first, because a SIGKILL may follow within seconds; whatever is not written is taken over
-        by another driver.
+        The release comes first, because a SIGKILL may follow within seconds. Jobs whose outcomes are not written are
+        taken over by another driver.
         """
         self.stage = Stage.STOPPING
         now = self._clock()
@@ -236,19 +236,19 @@ class Loop:
         if self._notifier is not None:
             notifier = self._notifier
             self.with_database(lambda _now: notifier.look_round(due=False), self._clock(), force=True)
-        # A submit that goes on may create up to the end of the lease, so nobody may take over before that.
+        # A submit that still runs may create up to the end of the lease, so the lease must not end before.
         may_create |= any(a.request is not None and isinstance(a.state, Submitting) for a in self.attempts)
         self.with_database(lambda _now: self.lease.stop(resign=not may_create), self._clock(), force=True)
 
     # ------------------------------------------------------------- postgres
 
     def with_database(self, work: Callable[[float], None], now: float, *, force: bool = False) -> None:
-        """Runs work that needs Postgres; while it is away, at most once a poll interval."""
+        """Runs ``work``, which needs Postgres; while Postgres does not answer, at most once in a poll interval."""
         if self.database_error is not None and now < self._database_retry_at and not force:
             return
         try:
             if self.database_error is not None:
-                self._disown_at = 0.0  # The lost call may have been a claim or a take-over that was carried out.
+                self._disown_at = 0.0  # The failed call may have been a claim or a take-over that was committed.
             work(now)
         except DatabaseUnavailable as error:
             self._database_retry_at = self._clock() + self._config.driver.poll_interval_s
@@ -292,9 +292,9 @@ class Loop:
             self._claim_at = self._look_round_at = 0.0
 
     def _begin_anew(self) -> None:
-        """Others may hold these jobs by now. Under a new lease they are taken over like anybody's."""
-        log.warning("The lease was lost; its jobs are taken over anew", jobs=len(self.attempts))
-        self._write_outcomes(self._clock())  # Nobody may have taken them over, and the rows know whose they are.
+        """Starts again with a new lease: others may have the jobs now, and the rest is taken over like anyone's."""
+        log.warning("The lease was lost; its jobs are taken over again", jobs=len(self.attempts))
+        self._write_outcomes(self._clock())  # The writes are fenced: they succeed only for jobs that nobody took over.
         self._withdraw()
         self.attempts.clear()
         self._strays.clear()
@@ -302,20 +302,20 @@ class Loop:
         self._adopt_at = 0.0
 
     def _disown(self, now: float) -> None:
-        """Gives back what the table says is ours and we do not know of; a row that was locked then is met again."""
+        """Releases jobs that the table says are this driver's but that it does not track; locked rows come up again."""
         if now >= self._disown_at:
             self._disown_at = now + self._config.driver.lease_s
             self._queue.disown(attempt.job.job_id for attempt in self.attempts)
 
     def _look_round(self, now: float) -> None:
-        """What there is beside this driver's own jobs: pauses and budgets, schedules, the account's limit."""
+        """Handles matters beside this driver's own jobs: pauses, budgets, schedules, the account's limit, draining."""
         if now < self._look_round_at:
             return
         self._look_round_at = now + self._config.driver.poll_interval_s
         unsent = {a.job.job_id: a for a in self.attempts if isinstance(a.state, Submitting) and a.request is None}
         found = self._queue.look_round(unsent)
         if found.draining and not self.draining:
-            log.info("This driver is being drained: it ends what it has", jobs=len(self.attempts))
+            log.info("This driver is being drained: it finishes its jobs and claims no more", jobs=len(self.attempts))
         self.draining = found.draining
         self._account_limit = found.account_limit
         for job_id in found.closed:
@@ -336,7 +336,7 @@ class Loop:
     def _settle_left(self, now: float) -> None:
         if now >= self._settle_at:
             full = self._queue.settle_left(self._config.driver.batch_size) >= self._config.driver.batch_size
-            # Until a look round, or a notification, says that there is more.
+            # Until `_look_round` or a notification says that there is more.
             self._settle_at = 0.0 if full else math.inf
 
     def _claim(self, now: float) -> None:
@@ -354,7 +354,7 @@ class Loop:
             with self._concerning(job):
                 attempt = self.attempts.begin(job, now)
                 log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
-                # Not every row was put in by our own enqueue.
+                # Checked again, because a row may have been inserted without our own enqueue.
                 faults = check(NewJob(spec=job.spec), self._config.camber.catalog)
                 if faults and isinstance(attempt.state, Submitting):
                     error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults))
@@ -374,11 +374,11 @@ class Loop:
 
     @property
     def in_flight_limit(self) -> int:
-        """Jobs that may run at once, of all drivers of the account together, as far as this one knows."""
+        """The most jobs that may run at once, of all drivers of the account together, as far as this driver knows."""
         return int(self.limit) if self._account_limit is None else self._account_limit
 
     def _claim_room(self) -> int:
-        """How many jobs may be claimed: no more than may be in flight, nor than is soon sent."""
+        """How many jobs may be claimed: limited by jobs in flight, and by what the cluster can soon run."""
         if self.outages.any or self.draining:
             return 0
         more = self.in_flight_limit - len(self.attempts)
@@ -432,7 +432,7 @@ class Loop:
             written.append(ending)
             if attempt is not None:
                 self.attempts.written(attempt)
-            self._claim_at = 0.0  # Where a limit held it back, there is room now.
+            self._claim_at = 0.0  # If a limit had stopped claims, there is room now.
             if ending.retry_delay_s is None and ending.state is JobState.FAILED:
                 self.any_failed = True
             with self._concerning(None):
@@ -469,7 +469,7 @@ class Loop:
 
     @contextmanager
     def _concerning(self, job: Job | None) -> Iterator[None]:
-        """An exception about one job ends that job's attempt, and nothing else; about none, it is only told."""
+        """Handles an exception: one about a job ends at most that job's attempt; any other is only logged."""
         try:
             yield
         except DatabaseUnavailable:
@@ -497,9 +497,9 @@ class Loop:
             self._metrics.step_lost(request.step)
         attempt = self.attempts.get(request.job.job_id, request.job.attempt)
         if attempt is None or attempt.request is not request:
-            return  # It was sent under a lease that was lost; what is sent now must not be taken for ended by it.
+            return  # It was sent under a former lease; the attempt's present request is another one.
         if isinstance(result, Faulted):
-            if request.step in (Step.SUBMIT, Step.COLLECT):  # What tidies up may fail for reasons of its own.
+            if request.step in (Step.SUBMIT, Step.COLLECT):  # A failed cancel or clean may have causes of its own.
                 self.outages.note_fault(result.error, now, Place.NODE, job=attempt.job)
             if result.error.code is ErrorCode.BACKEND_BUSY and request.step is Step.SUBMIT:
                 self.limit.refused(attempt.requested_at, now)
@@ -631,7 +631,7 @@ class Loop:
     # ---------------------------------------------------------------- steps
 
     def _send_steps(self, *, only_clean: bool = False) -> None:
-        # Not the tick's own time: a driver may be frozen at any line, and then that is long past.
+        # The time is read again: the process may have been frozen since the tick began.
         now = self._clock()
         lease_until = self.lease.until
         if now >= lease_until or self.outages.any or (self.stop_requested and not only_clean):
@@ -670,7 +670,7 @@ class Loop:
         return replace(request, job=replace(job, spec=spec))
 
     def _enforce_limits(self, poll: int, now: float) -> None:
-        """Stops what waits or runs for too long, as a whole poll has just shown it."""
+        """Stops attempts that wait or run for too long, by the status that a complete poll has just shown."""
         for attempt in list(self.attempts):
             with self._concerning(attempt.job):
                 unstoppable = self.attempts.unstoppable(attempt, now, poll=poll)
@@ -688,9 +688,9 @@ class Loop:
                     self._end(self.attempts.stop(attempt, code))
 
     def _may_submit(self, attempt: Attempt) -> bool:
-        """Whether the driver has the secrets that the job names; ends the attempt where it has not."""
+        """Whether the job may have its secrets and the driver has them; if not, ends the attempt."""
         if refused := self._refused_secrets(attempt.job):
-            message = f"the login {attempt.job.enqueued_by} has no grant of {', '.join(refused)}"
+            message = f"the login {attempt.job.enqueued_by} has no grant for {', '.join(refused)}"
             self._end(self.attempts.give_up(attempt, ErrorInfo(code=ErrorCode.SECRET_REFUSED, message=message)))
             return False
         missing = [name for name in attempt.job.spec.secrets if not self._environ.get(SECRET_PREFIX + name)]
@@ -702,7 +702,7 @@ class Loop:
         return True
 
     def _refused_secrets(self, job: Job) -> list[str]:
-        """Those that the login which put the job in may not name. A row from before logins were kept is the owner's."""
+        """The secrets that the enqueuing login may not name. A row without a login counts as the owner's."""
         if not job.spec.secrets or job.enqueued_by is None:
             return []
         roles, trusted = self._logins.get(job.enqueued_by, (frozenset(), False))
@@ -716,7 +716,7 @@ class Loop:
         return {name: Secret(self._environ[SECRET_PREFIX + name]) for name in job.spec.secrets}
 
     def _withdraw(self) -> bool:
-        """Takes back the steps that have not begun; whether one of them may all the same, unknown to us, and create."""
+        """Takes back steps that have not begun; returns whether one of them may have begun unnoticed and may create."""
         pending, sent = self._cluster.withdraw()
         for request in (*pending, *sent):
             attempt = self.attempts.get(request.job.job_id, request.job.attempt)
@@ -741,7 +741,8 @@ class Loop:
         return leaves
 
     def _next_due(self) -> float:
-        """When the next thing is due by the clock alone. What cannot be done now must not be in it."""
+        """When the next action is due by time alone. Actions that cannot be done now are left out: they would make the
+        loop spin."""
         now = self._clock()
         held, paused = self.lease.held(now), self.outages.any
         times = [now + LONGEST_WAIT_S]
@@ -774,5 +775,5 @@ class Loop:
 
 
 def _shown(attempt: Attempt) -> tuple[Phase | None, object, str | None]:
-    """What of an attempt is in its row."""
+    """The parts of an attempt that its row shows."""
     return attempt.phase, attempt.job.remote_status, attempt.wait_reason

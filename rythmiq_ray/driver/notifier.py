@@ -44,12 +44,17 @@ class Notifier:
         *,
         send: Callable[[str, str, str], Answer],
         wake: Callable[[], None],
+        told: Callable[[str], None] = lambda _outcome: None,
     ) -> None:
-        """``send`` makes one try with an id, a URL and a body; ``wake`` wakes the loop."""
+        """``send`` makes one try with an id, a URL and a body; ``wake`` wakes the loop.
+
+        ``told`` counts each try by its outcome.
+        """
         self._config = config
         self._queue = queue
         self._send = send
         self._wake = wake
+        self._told = told
         self._sent: SimpleQueue[list[Told]] = SimpleQueue()
         self._sending = False
 
@@ -89,12 +94,15 @@ class Notifier:
                 answer = Answer(error=f"{type(error).__name__} while it was sent", final=True)
         if answer.error is None:
             log.info("Notification delivered", **about, host=host)
+            self._told("delivered")
             return Told(notification_id=one.notification_id, error=None, again_s=None)
         faults[host] += 1
         if answer.final or one.tries >= self._config.max_attempts:
+            self._told("given_up")
             log.error("Notification given up", **about, host=host, error=answer.error, tries=one.tries)
             return Told(notification_id=one.notification_id, error=answer.error, again_s=None)
         again_s = pause_s(one.tries)
+        self._told("retried")
         log.warning("Notification not delivered", **about, host=host, error=answer.error, retryIn=f"{again_s:.0f}s")
         return Told(notification_id=one.notification_id, error=answer.error, again_s=again_s)
 

@@ -15,25 +15,25 @@ from rythmiq_ray.telemetry.logs import get_logger
 BACKEND, STORE = "backend", "store"
 FAULT_LOG_INTERVAL_S: Final = 30.0
 SLOW_PROBE_S: Final = 5.0
-"""A probe that takes this long pauses dispatch as one that failed does, and is said."""
+"""A probe that takes this long pauses dispatch and is logged, as a failed one is."""
 
 log = get_logger("driver")
 
 
 class Place(StrEnum):
-    """Where a call was made; a node may lack what the driver has, and the other way round."""
+    """Where a call was made. A service may be reachable from a node and not from the driver, or the other way round."""
 
     DRIVER = "driver"
     NODE = "node"
 
 
 class Outages:
-    """A breaker for each part that may be away; times are seconds of :mod:`rythmiq_ray.clock`."""
+    """A circuit breaker for the backend and one for the store. Times are seconds of :mod:`rythmiq_ray.clock`."""
 
     def __init__(
         self, config: OutageConfig, *, probes: Mapping[Place, Callable[[str], None]], over: Callable[[], None]
     ) -> None:
-        """``probes`` send one to the part of that name; ``over`` is told when an outage that paused work has ended."""
+        """``probes``: sends a probe of the part with that name. ``over`` is called when an outage has ended."""
         self._breakers = {BACKEND: Breaker(config), STORE: Breaker(config)}
         self._places = dict.fromkeys(self._breakers, Place.DRIVER)
         self._probes = probes
@@ -43,21 +43,21 @@ class Outages:
 
     @property
     def any(self) -> bool:
-        """Whether a part is away, so that nothing may be begun."""
+        """Whether a part is unavailable, so that no step may be sent."""
         return any(breaker.open for breaker in self._breakers.values())
 
     def error(self, part: str) -> ErrorInfo | None:
-        """Why a part counts as away; None while it is there."""
+        """Why a part counts as unavailable; None while it is available."""
         return self._breakers[part].error
 
     def due_at(self) -> list[float]:
-        """When the next probes may be sent."""
+        """When the next probe of each part may be sent."""
         return [breaker.due_at for breaker in self._breakers.values() if breaker.due_at is not None]
 
     def note_fault(self, error: ErrorInfo, now: float, place: Place, job: Job | None = None) -> None:
-        """Takes any error of a call; one that is a part's fault and not a job's pauses dispatch.
+        """Takes any error of a call. If a part is at fault and not a job, dispatch pauses.
 
-        It is probed from where it was seen.
+        The part is then probed from ``place``, where the fault was seen.
         """
         if error.verdict is not Verdict.PAUSE:
             return
@@ -65,7 +65,7 @@ class Outages:
         self._places[part] = place
         self._breakers[part].trip(error, now)
         if now >= self._fault_logged_at[part] + FAULT_LOG_INTERVAL_S:
-            # One line now and then, also where the probe succeeds: it may be this job's alone.
+            # Logged at intervals, also if the probe then succeeds: the fault may concern this job alone.
             self._fault_logged_at[part] = now
             log.warning(
                 "A call failed",
@@ -85,7 +85,7 @@ class Outages:
                 self._probes[self._places[part]](part)
 
     def note_probe(self, part: str, error: ErrorInfo | None, now: float) -> None:
-        """Takes what a probe brought."""
+        """Takes the result of a probe."""
         breaker = self._breakers[part]
         if breaker.probe_ended(error, now):
             if part in self._told:

@@ -1,7 +1,7 @@
-"""Which remote job waits although later ones of its kind have started: a new one in its place gets on sooner.
+"""Finds remote jobs that wait although later ones for the same nodes have started: creating them again is faster.
 
-A service that is merely full starts jobs about in the order in which they came, and then nothing is gained by trying
-again. One that is stuck, on a node that does not come or a path that does not mount, is passed by the others.
+A service that is only full starts jobs roughly in the order in which they were created, and creating one again gains
+nothing. A job that is stuck, on a node that never starts or a path that cannot be mounted, is overtaken by others.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from heapq import heappush, heappushpop
 from typing import Final
 
 Kind = tuple[bool, str, int]
-"""GPU, node size, number of nodes: what waits for the same machines."""
+"""GPU, node size, number of nodes: jobs of one kind wait for the same nodes."""
 ENOUGH: Final = 5
-"""So many later ones must have started; an account runs 4 to 6 at once, whose order says little."""
+"""How many later jobs must have started. An account runs 4 to 6 at once, and their order says little."""
 
 
 class Overtaking:
-    """Notes starts, and says who was overtaken. Times are seconds of :mod:`rythmiq_ray.clock`."""
+    """Records starts and tells which jobs were overtaken. Times are seconds of :mod:`rythmiq_ray.clock`."""
 
     def __init__(self, after_s: float | None) -> None:
-        """``after_s``: how long a job must have waited at the least; None = nobody counts as overtaken."""
+        """``after_s``: how long a job must have waited to count as overtaken; None = no job does."""
         self._after_s = after_s
         self._latest: defaultdict[Kind, list[float]] = defaultdict(list)
-        """When the latest of those that started were created: a heap, the earliest first."""
+        """Times of creation of the latest jobs that started: a heap, the earliest first."""
 
     def started(self, kind: Kind, created_at: float) -> None:
-        """A remote job runs that was created then."""
+        """A remote job that was created at ``created_at`` has started."""
         heap = self._latest[kind]
         if len(heap) < ENOUGH:
             heappush(heap, created_at)
@@ -34,7 +34,7 @@ class Overtaking:
             heappushpop(heap, created_at)
 
     def overtaken(self, kind: Kind, created_at: float, now: float) -> bool:
-        """Whether enough later ones have started than the one that was created then."""
+        """Whether enough jobs that were created after ``created_at`` have started."""
         if self._after_s is None or now - created_at < self._after_s:
             return False
         heap = self._latest.get(kind, ())

@@ -1,4 +1,4 @@
-"""When the remote list is polled: one poll at a time, once an interval, and sooner while many jobs end."""
+"""Decides when the remote list is polled: one poll at a time, once an interval, and sooner while many jobs end."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from rythmiq_ray.driver.attempts import Attempts
 from rythmiq_ray.driver.poller import Poll
 
 FEWEST_ENDS: Final = 20
-"""Jobs that must have ended for a poll before its time; for fewer, a finish is not worth a call of its own."""
+"""How many jobs must probably have ended for an early poll; for fewer, it is not worth its calls."""
 SHORTEST_GAP: Final = 0.25
-"""Of the interval. A poll reads all pages down to the oldest job that waits, so the fewer polls, the fewer pages."""
+"""The shortest time between polls, as a part of the interval: each reads all pages down to the oldest waiting job."""
 
 
 def next_poll_s(interval_s: float, *, elapsed_s: float, waiting: int, ended: int, took_s: float = 0.0) -> float:
-    """Seconds from the start of a poll to that of the next: the interval, or less while many jobs end.
+    """Seconds from the start of a poll to the start of the next: the interval, or less while many jobs end.
 
-    A poll costs a page for each hundred jobs that wait, ended or not. So it comes before its time only once, at the
-    rate of the last ``elapsed_s``, in which ``ended`` were found, half of those that wait have ended, and never for a
-    few. So jobs of seconds do not wait for an interval that was made for jobs of hours. A poll that took long, for
-    the pages and calls that old jobs cost, is followed by a pause of thrice that, as far as the interval allows.
+    So short jobs do not wait for an interval that was set for long ones. A poll costs a page for each hundred waiting
+    jobs. So an early poll comes only when half of the ``waiting`` jobs will have ended, at the rate at which ``ended``
+    jobs were found in the last ``elapsed_s`` seconds, and never for a few jobs. After a poll that took ``took_s``, the
+    pause is at least three times that, as far as the interval allows.
     """
     worth = max(FEWEST_ENDS, waiting / 2)
     early_s = interval_s if ended == 0 else elapsed_s * worth / ended
@@ -28,10 +28,10 @@ def next_poll_s(interval_s: float, *, elapsed_s: float, waiting: int, ended: int
 
 
 class PollSchedule:
-    """Begins polls and hears how they went; times are seconds of :mod:`rythmiq_ray.clock`."""
+    """Begins polls and takes their results. Times are seconds of :mod:`rythmiq_ray.clock`."""
 
     def __init__(self, interval_s: float, *, send: Callable[[Poll], None]) -> None:
-        """``send`` has a poll made."""
+        """``send`` starts a poll."""
         self._interval_s = interval_s
         self._send = send
         self._gap_s = interval_s
@@ -44,15 +44,15 @@ class PollSchedule:
 
     @property
     def due_at(self) -> float | None:
-        """When the next may begin; None while one is under way."""
+        """When the next poll may begin; None while one is running."""
         return None if self._under_way else self._next_at
 
     def age_s(self, now: float) -> float:
-        """For how long something has waited without a whole poll; 0 where nothing waits."""
+        """How many seconds attempts have waited without a complete poll; 0 if none waits."""
         return 0.0 if self._wanted_since is None else now - self._wanted_since
 
     def begin(self, attempts: Attempts, now: float) -> None:
-        """Begins one for all that waits, if it is due and something waits."""
+        """Begins a poll for all waiting attempts, if one is due and an attempt waits."""
         if self._under_way or now < self._next_at:
             return
         self._next_at = now + self._gap_s
@@ -76,11 +76,11 @@ class PollSchedule:
         )
 
     def found_end(self) -> None:
-        """The poll under way has found a job that ended."""
+        """The running poll has found a job that ended."""
         self._ends += 1
 
     def succeeded(self, poll: Poll, now: float) -> None:
-        """Paces the next one by what this one found and by what it took."""
+        """Sets the time of the next poll by what this one found and how long it took."""
         self._under_way = False
         self._wanted_since = poll.started_at
         self._gap_s = next_poll_s(
@@ -94,7 +94,7 @@ class PollSchedule:
         self._next_at = poll.started_at + self._gap_s
 
     def failed(self, now: float) -> None:
-        """After a fault the next comes in its own time."""
+        """After a failed poll the next one comes after the whole interval."""
         self._under_way = False
         self._gap_s = self._interval_s
         self._next_at = now + self._gap_s

@@ -1,4 +1,4 @@
-"""The poller: one poll of the remote list tells of all that waits; and probes, while a part counts as away."""
+"""The poller: polls the remote list for all waiting attempts at once, and sends probes during outages."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from rythmiq_ray.model import ErrorInfo, RemoteJob
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Poll:
-    """What to look for in the remote list."""
+    """A request for a poll: what to look for in the remote list."""
 
     number: int
     waiting: frozenset[int]
     searched: frozenset[str]
-    """Paths of which the list has to tell whether a remote job exists, sent at most ``search_age_s`` ago."""
+    """Paths for which the poll has to report whether a remote job exists; their creates were sent at most
+    ``search_age_s`` seconds ago."""
     search_age_s: float
     paths: frozenset[str]
-    """Of all attempts: what lies on one of them is told, too."""
+    """The paths of all attempts: remote jobs on them are reported too."""
     started_at: float
     """Seconds of :mod:`rythmiq_ray.clock`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """Remote jobs as a page of the list shows them."""
+    """Remote jobs of one page of the list."""
 
     poll: int
     remotes: tuple[RemoteJob, ...]
@@ -37,17 +38,17 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Polled:
-    """A poll came to its end; what it looked for and did not see is not in the list. With an error it says nothing."""
+    """A poll has ended. Whatever it looked for and did not report is not in the list, unless there is an ``error``."""
 
     poll: Poll
     error: ErrorInfo | None
     unclear: tuple[Unclear, ...] = ()
-    """Remote jobs of which the backend gave no clear answer."""
+    """Remote jobs about which the backend gave no clear answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probed:
-    """A probe's result; None = all is well."""
+    """A probe's result; error None = the part works."""
 
     part: str
     error: ErrorInfo | None
@@ -57,7 +58,7 @@ Report = Seen | Polled | Probed
 
 
 class Poller:
-    """Polls in one thread and probes in another, off the driver's loop, which must not wait for the network."""
+    """Polls in one thread and probes in another, because the driver's loop must not wait for the network."""
 
     def __init__(
         self, backend: ExecutionBackend, probes: Mapping[str, Callable[[], object]], *, wake: Callable[[], None]
@@ -78,7 +79,7 @@ class Poller:
             thread.start()
 
     def stop(self) -> None:
-        """Lets the threads end after the call that each is in; they are daemons, so nobody waits for them."""
+        """Lets the threads end after their present calls. They are daemons, so the process need not wait for them."""
         self._polls.put(None)
         self._probes_asked.put(None)
 
@@ -89,14 +90,14 @@ class Poller:
         self._probes_asked.put(part)
 
     def reports(self) -> list[Report]:
-        """What came in since the last call."""
+        """The reports since the last call."""
         out: list[Report] = []
         while not self._reports.empty():
             out.append(self._reports.get())
         return out
 
     def poll_once(self) -> bool:
-        """Makes the next poll asked for; False once asked to stop."""
+        """Makes the next requested poll; returns False after :meth:`stop`."""
         poll = self._polls.get()
         if poll is None:
             return False
@@ -106,7 +107,7 @@ class Poller:
         return True
 
     def probe_once(self) -> bool:
-        """Sends the next probe asked for; False once asked to stop."""
+        """Sends the next requested probe; returns False after :meth:`stop`."""
         part = self._probes_asked.get()
         if part is None:
             return False

@@ -1,4 +1,4 @@
-"""Retention: what ended long ago goes, files first, in small batches; off unless ``retention.*`` says how long."""
+"""Retention: deletes old ended jobs, files first, in small batches. Off unless ``retention.*`` is set."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rythmiq_ray.telemetry.logs import get_logger
 log = get_logger("driver")
 
 BATCH: Final = 100
-"""Jobs or attempts at a time: a statement of some milliseconds, and a few hundred deletes in the store."""
+"""Jobs or attempts in a batch: a statement of a few milliseconds, and a few hundred deletes in the store."""
 PAUSE_S: Final = 60.0
-"""Between two looks that found nothing more."""
+"""Pause after a round that found nothing more to delete."""
 REFUSED_S: Final = 3600.0
-"""Before files that the store would not delete are tried again."""
+"""Pause before files that the store refused to delete are tried again."""
 
 
 class Retention:
-    """Rows are deleted by the driver's loop, files in a thread, and no transaction is open meanwhile.
+    """Deletes rows in the driver's loop and files in a thread. No transaction is open while files are deleted.
 
     Times are seconds of :mod:`rythmiq_ray.clock`.
     """
@@ -41,7 +41,7 @@ class Retention:
         wake: Callable[[], None],
         clock: Callable[[], float] = now_s,
     ) -> None:
-        """``delete`` removes one stored file by its URI, and may take long; ``wake`` wakes the loop."""
+        """``delete`` removes a stored file by its URI, and may take long; ``wake`` wakes the loop."""
         self._config = config
         self._queue = queue
         self._delete = delete
@@ -50,15 +50,15 @@ class Retention:
         self._batch = BATCH
         self._deleted: SimpleQueue[list[Stored]] = SimpleQueue()
         self._to_forget: list[Stored] = []
-        """Attempts whose files are gone, to be noted in the table."""
+        """Attempts whose files were deleted, which the table does not say yet."""
         self._deleting = False
         self._refused: dict[UUID, float] = {}
-        """Jobs with a file that could not be deleted, and when that was."""
+        """Jobs with a file that could not be deleted, and when that was tried."""
         self.due_at: float | None = 0.0 if config.on else None
-        """When it looks next; None = never."""
+        """When the next round begins; None = never."""
 
     def look_round(self, now: float) -> None:
-        """Deletes a batch of what is due, if it is time. Raises DatabaseUnavailable."""
+        """Deletes a batch if a round is due. Raises DatabaseUnavailable."""
         while not self._deleted.empty():
             gone = self._deleted.get()
             self._to_forget += gone
@@ -82,7 +82,7 @@ class Retention:
             del self._to_forget[: self._batch]
 
     def _delete_rows(self) -> bool:
-        """Whether there may be more."""
+        """Deletes a batch of rows; returns whether there may be more."""
         config = self._config
         if config.succeeded_s is None and config.failed_s is None:
             return False
@@ -110,12 +110,12 @@ class Retention:
         for stored in due:
             try:
                 self._delete_all(stored)
-            except Exception as error:  # noqa: BLE001 - whatever a row names, it concerns that job alone
+            except Exception as error:  # noqa: BLE001 - whatever URI a row holds, a fault concerns that job alone
                 self._refused[stored.job_id] = self._clock()
                 reason = error.message if isinstance(error, StoreUnavailable) else type(error).__name__
                 log.warning("Files past their retention cannot be deleted", jobId=stored.job_id, error=reason)
                 if isinstance(error, StoreUnavailable):
-                    break  # It may refuse all of them: the next look asks for another one.
+                    break  # The store may refuse all files, so the next round tries another one first.
             else:
                 gone.append(stored)
         if gone:
@@ -124,7 +124,7 @@ class Retention:
         self._wake()
 
     def _delete_all(self, stored: Stored) -> None:
-        """Deletes all files of an attempt; one that is not the job's own is left where it is."""
+        """Deletes all files of an attempt, except files that are not below the job's own prefix."""
         for uri in stored.uris:
             if is_own(uri, stored.job_id):
                 self._delete(uri)

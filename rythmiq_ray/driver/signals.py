@@ -1,6 +1,6 @@
-"""What SIGTERM, SIGINT and SIGHUP do to a driver, from its first line to its last.
+"""Handles SIGTERM, SIGINT and SIGHUP from the driver's first line to its last.
 
-Imports nothing that takes time: it is the first thing a driver runs.
+It is the first module that a driver runs, so it imports nothing that takes time.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal came before the driver was at work. No ``except Exception`` takes it for a fault."""
+    """A signal came before the driver was ready. Not an Exception, so that no ``except Exception`` catches it."""
 
 
 class Signals:
-    """The first signal stops the driver in the way that fits where it is; the second one ends it at once."""
+    """The first signal stops the driver in the way that suits its present stage; the second one ends it at once."""
 
     def __init__(self) -> None:
         self._received = False
         self._on_first: Callable[[], object] = lambda: os._exit(0)
-        """Nothing was started yet, so nothing has to be ended."""
+        """Called on the first signal. At first it just exits, because nothing has been started."""
 
     def install(self) -> None:
-        """Sets the handlers, again where somebody else set theirs; on the main thread alone."""
+        """Sets the handlers, also again after a library has replaced them. Main thread only."""
         for number in STOPPING:
-            # `nohup` ignores SIGHUP and means it; a shell ignores SIGINT of what it puts in the background and means
-            # the keyboard's alone.
+            # An ignored SIGHUP stays ignored, since `nohup` wants that. An ignored SIGINT does not: a shell sets it for
+            # background processes only to keep Ctrl-C from them.
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._receive)
 
     def calls(self, stop: Callable[[], object]) -> None:
-        """From now on the first signal calls this, at once where it came before; without it, :meth:`check` tells."""
+        """The first signal calls ``stop`` from now on; if it has come already, ``stop`` is called at once."""
         self._on_first = stop
         if self._received:
             stop()
 
     def check(self) -> None:
-        """Raises Stopped where a signal came."""
+        """Raises Stopped if a signal has come."""
         if self._received:
             raise Stopped
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Around what waits and does not check: a signal raises Stopped in the middle of it.
+        """For code that waits without calling :meth:`check`: a signal raises Stopped in the middle of it.
 
-        Not around imports and other code of libraries, where a bare ``except`` may swallow it.
+        Do not use it around imports or other library code, where a bare ``except`` may swallow the exception.
         """
         self.calls(self.check)
         try:
@@ -61,11 +61,11 @@ class Signals:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self._received:
-            # The lease runs out and others take over; the kernel ends what was started here.
+            # The lease expires and other drivers take over; the kernel ends the processes that were started here.
             os._exit(128 + number)
         self._received = True
         self._on_first()
 
 
 def _note() -> None:
-    """What does not check now does so later."""
+    """Does nothing: :meth:`Signals.check` will find the signal later."""

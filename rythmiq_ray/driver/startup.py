@@ -1,4 +1,4 @@
-"""The steps of a start that may hang: all at once, each on a thread that nobody has to wait for."""
+"""Runs the steps of a start that may hang at the same time, each on a daemon thread."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _LOOK_S: Final = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class StartStep:
-    """One thing that has to succeed before the driver is ready."""
+    """A step that has to succeed before the driver is ready."""
 
     run: Callable[[], object]
     deadline: float
     """In seconds of :func:`rythmiq_ray.clock.now_s`."""
     late: RythmiqError
-    """Raised then."""
+    """The error to raise if the step has not ended by ``deadline``."""
 
 
 def all_of(steps: Sequence[StartStep], *, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Runs the steps and returns when all have succeeded; raises the first fault, or the first that is late.
+    """Runs the steps and returns when all have succeeded; raises the first error, or ``late`` of the first late step.
 
-    ``meanwhile`` is called on this thread some times a second, and ends the wait by raising. A step that hangs goes on,
-    on a daemon thread.
+    ``meanwhile`` is called on this thread several times a second; it can end the wait by raising. A step that hangs
+    goes on in its thread.
     """
-    # Not SimpleQueue: in CPython 3.11 its get() never returns once a signal comes just as its time is over.
+    # Not SimpleQueue: in CPython 3.11 its get() may never return if a signal comes just when its timeout is over.
     ended: Queue[tuple[StartStep, BaseException | None]] = Queue()
 
     def run(step: StartStep) -> None:

@@ -1,4 +1,4 @@
-"""How a driver is: its health checks, the gauges of its metrics, and a log line where something waits for long."""
+"""A driver's health checks, the gauges of its metrics, and log lines about long waits."""
 
 from __future__ import annotations
 
@@ -23,36 +23,37 @@ from rythmiq_ray.telemetry.metrics import Metrics
 log = get_logger("driver")
 
 PUBLISH_INTERVAL_S: Final = 5.0
-"""How often states, the queue's depth among them, are measured."""
+"""How often gauges, such as the queue's depth, are measured."""
 SHORTEST_STUCK_S: Final = 60.0
 POLLS_MISSED: Final = 10.0
-"""Intervals without a whole poll, and SHORTEST_STUCK_S at the least, before a driver counts as not ready."""
+"""A driver counts as not ready after this many poll intervals without a complete poll, but not before
+SHORTEST_STUCK_S."""
 LONG_WAIT_S: Final = 60.0
-"""A wait of this is worth a line in the log, and another one every REMINDER_S."""
+"""A wait longer than this is logged, and again every REMINDER_S."""
 REMINDER_S: Final = 600.0
 
 
 class Wait(StrEnum):
-    """What an attempt can wait for that is nobody's fault, and burns no attempt."""
+    """What an attempt can wait for without a fault; no such wait counts as an attempt."""
 
     RAY = "ray"
-    """A place in Ray: another task's end, or a node that is being brought."""
+    """A free place in Ray: the end of another task, or a new node."""
     REMOTE_QUEUE = "remote_queue"
-    """Its turn at the backend."""
+    """Its turn in the backend's queue."""
     STEP = "step"
-    """A late sync, or the end of faults: the row says which."""
+    """A late sync, or the end of faults; the row's ``wait_reason`` says which."""
 
 
 _SAID: Final = {
     Wait.RAY: "Steps wait for a place in Ray",
     Wait.REMOTE_QUEUE: "Remote jobs wait in the backend's queue",
-    Wait.STEP: "Attempts do not get on",
+    Wait.STEP: "Attempts make no progress",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waited:
-    """How much waits for one thing."""
+    """The attempts that wait for one thing: how many, and the longest wait."""
 
     count: int
     longest_s: float
@@ -60,7 +61,7 @@ class Waited:
 
 
 def waits(attempts: Attempts, cluster: Fanout, now: float) -> dict[Wait, Waited]:
-    """All that waits, by what it waits for."""
+    """All waiting attempts, by what they wait for."""
     unplaced, unplaced_s = cluster.unplaced()
     found = {Wait.RAY: Waited(count=unplaced, longest_s=unplaced_s)}
     queued, stuck = Waited(count=0, longest_s=0.0), Waited(count=0, longest_s=0.0)
@@ -74,7 +75,7 @@ def waits(attempts: Attempts, cluster: Fanout, now: float) -> dict[Wait, Waited]
 
 
 class Vitals:
-    """Looks at a loop. :meth:`status` may be asked from any thread; :meth:`publish` is for the loop's own."""
+    """Observes a loop. :meth:`status` may be called on any thread, :meth:`publish` only on the loop's own."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class Vitals:
         self._said_at: dict[Wait, float] = {}
 
     def status(self) -> Status:
-        """How the driver is now: single values that the loop's own thread sets."""
+        """The driver's present health, from single values that the loop's thread sets."""
         loop, now = self._loop, self._clock()
         driver, database = self._config.driver, self._config.database
         checks: dict[str, Check] = {}
@@ -118,7 +119,7 @@ class Vitals:
             checks=checks,
             lease_age_s=loop.lease.age_s(now),
             tick_age_s=None if loop.ticked_at is None else now - loop.ticked_at,
-            # A tick may wait for a connection and a statement that both run into their time-outs, and begin again.
+            # A tick may wait until a connection and a statement have both timed out, and once more.
             stuck_after_s=max(
                 SHORTEST_STUCK_S,
                 2 * driver.lease_s,
@@ -127,7 +128,7 @@ class Vitals:
         )
 
     def publish(self, now: float) -> None:
-        """Measures what is a state rather than an event, and says what waits for long."""
+        """Sets the gauges, and logs long waits."""
         if now < self._publish_at:
             return
         self._publish_at = now + PUBLISH_INTERVAL_S
@@ -152,6 +153,15 @@ class Vitals:
     def _publish_depth(self, _now: float) -> None:
         depth = self._queue.depth()
         self._metrics.queue_depth(depth.jobs, depth.oldest_claimable_s)
+        self._metrics.bounds((each.scope, each.paused, each.over, each.spent) for each in self._queue.bounds())
+        unserved = self._queue.unserved({queue for queue, _ in depth.jobs}) if depth.jobs else set()
+        left = self._queue.left_over()
+        self._metrics.left_over(
+            unserved=sum(count for (queue, _), count in depth.jobs.items() if queue in unserved),
+            oldest_group_s=left.oldest_group_s,
+            unstored=left.unstored,
+            notifications=left.notifications,
+        )
 
     def _say(self, found: dict[Wait, Waited], now: float) -> None:
         for wait, waited in found.items():

@@ -1,6 +1,6 @@
-"""Enqueue in a caller's own transaction on any DB-API connection that takes ``%s``: psycopg2's, psycopg 3's.
+"""Enqueues in the caller's own transaction, on any DB-API connection with ``%s`` parameters: psycopg2, psycopg 3.
 
-One of psycopg2 goes by the producer; for any other the schema's function ``rythmiq.enqueue`` does it, job by job.
+A psycopg2 connection uses the producer; any other calls the SQL function ``rythmiq.enqueue`` for each job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rythmiq_ray.queue import producer
 
 
 def enqueue_many(connection: Any, jobs: Sequence[NewJob]) -> list[UUID]:
-    """Adds jobs, in order; returns their ids. Raises what the driver of the connection does."""
+    """Adds jobs, in order; returns their ids. Raises the errors of the connection's library."""
     if _is_psycopg2(connection):
         return producer.enqueue_many(connection, jobs)
     with connection.cursor() as cursor:
@@ -24,7 +24,7 @@ def enqueue_many(connection: Any, jobs: Sequence[NewJob]) -> list[UUID]:
 
 
 def enqueue_group(connection: Any, group: NewGroup, jobs: Sequence[NewJob]) -> UUID:
-    """Adds a group with these members; returns its id."""
+    """Adds a group with these members; returns its id. Raises the errors of the connection's library."""
     if _is_psycopg2(connection):
         return producer.insert_group(connection, group, jobs)[0]
     producer.check_group(group, jobs)

@@ -1,4 +1,4 @@
-"""One connection to Postgres: how it is opened, how its rows are read, and its errors as ours."""
+"""Opens connections to Postgres, reads rows, and translates Postgres errors into RythmiqError."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ psycopg2.extras.register_uuid()  # type: ignore[no-untyped-call]
 
 EARLIEST: Final = datetime(2, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(9998, 12, 31, tzinfo=UTC)
-"""Stand for dates beyond them, which Postgres has and Python has not; a day's distance from Python's own bounds is room
-for time zones."""
+"""They replace earlier and later dates, which Postgres has and Python cannot represent. The distance from Python's own
+limits leaves room for time zones."""
 
 CONFLICT_TRIES: Final = 5
 _CONFLICT_PAUSE_S: Final = 0.05
@@ -31,16 +31,16 @@ _T = TypeVar("_T")
 
 
 class Conflict(DatabaseUnavailable):
-    """Another session was in the way: a deadlock or a serialization failure.
+    """A conflict with another session: a deadlock or a serialization failure.
 
-    The transaction was rolled back and may be repeated; the connection is as good as before.
+    The transaction was rolled back and may be repeated; the connection can still be used.
     """
 
 
 class StatementTimeout(DatabaseUnavailable):
     """A statement took longer than ``statement_timeout``: the server is slow, or the statement is large.
 
-    The connection is as good as before.
+    The connection can still be used.
     """
 
 
@@ -52,7 +52,7 @@ def connect(
     lock_timeout_s: float = 0.0,
     silence_s: float = 30.0,
 ) -> psycopg2.extensions.connection:
-    """Opens a connection for our statements; raises as :func:`opened`. A time-out of 0 means none."""
+    """Opens a connection for our statements; raises as :func:`opened`. Timeouts are in seconds; 0 means none."""
     connection = opened(dsn, connect_timeout_s=connect_timeout_s, silence_s=silence_s)
     prepare(connection, statement_timeout_s=statement_timeout_s, lock_timeout_s=lock_timeout_s)
     return connection
@@ -63,7 +63,7 @@ def prepare(
 ) -> None:
     """Sets what our statements need for as long as the connection is open."""
     with translated(), connection.cursor() as cursor:
-        # A role may have another default, under which a row that changed meanwhile is an error instead of read again.
+        # Set here, because a role may default to an isolation in which a row that changed meanwhile is an error.
         cursor.execute(
             "SET statement_timeout = %s; SET lock_timeout = %s; SET default_transaction_isolation = 'read committed'",
             (round(statement_timeout_s * 1000), round(lock_timeout_s * 1000)),
@@ -72,10 +72,10 @@ def prepare(
 
 
 def opened(dsn: Secret, *, connect_timeout_s: float = 10.0, silence_s: float = 30.0) -> psycopg2.extensions.connection:
-    """Opens a connection and sets nothing in it.
+    """Opens a connection without any settings.
 
-    A server that says nothing for ``silence_s`` counts as dead. Raises ConfigurationError for an address that cannot be
-    read, and DatabaseUnavailable.
+    A server that sends nothing for ``silence_s`` seconds counts as dead. Raises ConfigurationError if the DSN cannot be
+    parsed, and DatabaseUnavailable.
     """
     if fault := check_dsn(dsn):
         raise ConfigurationError(f"database.url {fault} (DATABASE_URL; it is not shown, as it may hold a password)")
@@ -84,7 +84,7 @@ def opened(dsn: Secret, *, connect_timeout_s: float = 10.0, silence_s: float = 3
             dsn.reveal(),
             connect_timeout=max(2, round(connect_timeout_s)),
             application_name="rythmiq-ray",
-            # Neither the role nor PGCLIENTENCODING may say otherwise: commands and names are any text.
+            # Set here, so that no role setting or PGCLIENTENCODING changes it: commands and names may be any text.
             client_encoding="UTF8",
             keepalives=1,
             keepalives_idle=max(1, round(silence_s / 3)),
@@ -99,7 +99,7 @@ def opened(dsn: Secret, *, connect_timeout_s: float = 10.0, silence_s: float = 3
 
 
 def where(dsn: Secret) -> str:
-    """`` at host:port, database name`` without user and password; empty where the DSN cannot be read."""
+    """`` at host:port, database name`` without user and password; empty if the DSN cannot be parsed."""
     try:
         parts = psycopg2.extensions.parse_dsn(dsn.reveal())
     except psycopg2.Error:
@@ -110,7 +110,7 @@ def where(dsn: Secret) -> str:
 
 
 def explain(error: psycopg2.Error) -> str:
-    """libpq's own words on one line; they name host and user, never the password."""
+    """libpq's own message on one line; it names host and user, never the password."""
     text = " ".join(str(error.diag.message_primary or error).split())
     return text or type(error).__name__
 
@@ -122,25 +122,25 @@ _CANCELED: Final = "57014"
 _CONFLICTS: Final = "40"
 """Deadlock, serialization failure."""
 _OUTAGES: Final = ("08", "53", "57", "58", "28", "3D", "25P03", "25P04", "55P03")
-"""Connection, resources, an operator's or a time-out's end, the system below, the login, a database that is not there,
-the wait for a lock."""
+"""SQLSTATEs of outages: connection, resources, an operator or timeout that ended the session, the system, the login, a
+missing database, a lock that was not granted in time."""
 _NO_SCHEMA: Final = ("3F", "42P01")
 _OTHER_SCHEMA: Final = ("42703", "42883", "42704")
 _NO_RIGHT: Final = "42501"
 
 
 def as_ours(error: psycopg2.Error) -> DatabaseUnavailable | None:
-    """What an error of Postgres means, by its SQLSTATE; None for a fault of the statement or of a row in it."""
+    """Our error for a Postgres error, by its SQLSTATE; None for a fault of the statement or of a row in it."""
     state, said = error.pgcode or "", explain(error)
     if not state:
-        # A server that was lost in the middle of a call has no SQLSTATE and gives these, the last as the bare class.
+        # A connection that was lost during a call has no SQLSTATE, and one of these three classes.
         lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         lost = lost or type(error) is psycopg2.DatabaseError
         return DatabaseUnavailable(f"Postgres does not answer: {said}") if lost else None
     if state == _READ_ONLY:
-        return DatabaseUnavailable(f"Postgres is read-only, as while it fails over to another server: {said}")
+        return DatabaseUnavailable(f"Postgres is read-only, as it is during a fail-over: {said}")
     if state.startswith(_CONFLICTS):
-        return Conflict(f"Another session is in the way, try again: {said}")
+        return Conflict(f"Conflict with another session, try again: {said}")
     if state == _CANCELED:
         return StatementTimeout(f"Postgres does not answer in time: {said}")
     if state.startswith(_OUTAGES):
@@ -156,7 +156,7 @@ def as_ours(error: psycopg2.Error) -> DatabaseUnavailable | None:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns what concerns the server into DatabaseUnavailable or Conflict; a row's own fault stays what it is."""
+    """Turns errors of the server into DatabaseUnavailable or Conflict; errors about a row are passed on unchanged."""
     try:
         yield
     except psycopg2.Error as error:
@@ -167,10 +167,10 @@ def translated() -> Iterator[None]:
 
 
 def repeated(connection: psycopg2.extensions.connection, work: Callable[[], _T]) -> _T:
-    """Runs ``work`` in a transaction, and again after a conflict where the transaction is ours to repeat.
+    """Runs ``work`` in a transaction, and runs it again after a conflict.
 
-    It is ours where none was open before; with autocommit it is also committed here, so that all of ``work`` happens
-    or nothing. In a transaction that the caller began, a conflict is raised.
+    If the caller had begun the transaction, Conflict is raised instead. With autocommit the transaction is committed
+    here, so that ``work`` takes effect as a whole or not at all.
     """
     with translated():
         idle = connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
@@ -184,7 +184,7 @@ def repeated(connection: psycopg2.extensions.connection, work: Callable[[], _T])
                 connection.rollback()
             if not left:
                 raise
-            time.sleep(_CONFLICT_PAUSE_S * (1 + random.random()))  # noqa: S311 - so that two do not meet again
+            time.sleep(_CONFLICT_PAUSE_S * (1 + random.random()))  # noqa: S311 - spreads two sessions apart
     raise AssertionError("the last try returns or raises")
 
 
@@ -207,7 +207,7 @@ _SPECIAL: Final = re.compile(r"[^ -~]|['\\\\]")
 
 
 class _Ascii:
-    """A text as SQL in ASCII: the connection may be a caller's, whose encoding cannot hold it."""
+    """A text as an SQL literal in ASCII: a caller's connection may have an encoding that cannot represent it."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -247,12 +247,12 @@ _JSON_TEXT: Final = psycopg2.extensions.new_type((114, 3802), "RYTHMIQ_JSON", la
 
 
 def fetch(connection: psycopg2.extensions.connection, sql: str, parameters: dict[str, Any]) -> list[Row]:
-    """Runs one statement and returns its rows as dicts; none where it returns nothing.
+    """Runs one statement and returns its rows as dicts; an empty list if it returns none.
 
-    No value of any row raises here: JSON comes as text, to be decoded row by row, and dates that Python has not as
-    :data:`EARLIEST` or :data:`LATEST`.
+    No value of a row raises here: JSON is returned as text, to be decoded row by row, and dates that Python cannot
+    represent become :data:`EARLIEST` or :data:`LATEST`.
     """
-    # The plain class, whatever the connection's own: a RealDictCursor takes twice as long over a batch.
+    # The plain cursor class, whatever the connection's default: a RealDictCursor takes twice as long for a batch.
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
         psycopg2.extensions.register_type(_DATE, cursor)
         psycopg2.extensions.register_type(_JSON_TEXT, cursor)

@@ -1,5 +1,5 @@
--- What the console and the report read beside the listings. No statement reads a table whole: each is bounded, or reads
--- what an index has.
+-- Queries of the console and the report, beside the listings. No statement reads a whole table: each is bounded, or selects by
+-- an index.
 
 -- name: ends
 -- How many jobs ended in each step of time, of each way to end the newest up to a bound.
@@ -13,6 +13,24 @@ CROSS JOIN LATERAL (
 ) AS f
 GROUP BY s.state, step
 ORDER BY step
+
+-- name: ends_by_queue
+-- The same by queue, in the last whole steps and the one that goes on, whose number stands in every row: the clock is
+-- the database's. There is a row also where none ended.
+SELECT n.step AS now, e.step, e.queue, e.state, e.jobs
+FROM (SELECT floor(extract(epoch FROM now()) / %(step_s)s)::bigint AS step) AS n
+LEFT JOIN LATERAL (
+    SELECT floor(extract(epoch FROM f.finished_at) / %(step_s)s)::bigint AS step, f.queue, s.state, count(*) AS jobs
+    FROM (VALUES ('SUCCEEDED'), ('FAILED'), ('CANCELLED')) AS s(state)
+    CROSS JOIN LATERAL (
+        SELECT j.queue, j.finished_at FROM rythmiq.jobs AS j
+        WHERE j.state = s.state AND j.finished_at IS NOT NULL AND j.finished_at <= now()
+          AND j.finished_at >= to_timestamp((n.step - %(steps)s) * %(step_s)s)
+        ORDER BY j.finished_at DESC
+        LIMIT %(most)s
+    ) AS f
+    GROUP BY 1, 2, 3
+) AS e ON true
 
 -- name: errors
 -- With which errors jobs FAILED lately, the most frequent first, each with its newest job; of the newest up to a bound.
@@ -29,7 +47,7 @@ ORDER BY count(*) DESC
 LIMIT %(limit)s
 
 -- name: alike_errors
--- The same, those alike but for numbers together.
+-- The same; messages that differ only in numbers count as one.
 SELECT f.error_code, count(*) AS jobs, (array_agg(f.job_id ORDER BY f.finished_at DESC))[1] AS job_id,
        (array_agg(f.error_message ORDER BY f.finished_at DESC))[1] AS error_message
 FROM (
@@ -66,26 +84,32 @@ FROM (
 ) AS k
 
 -- name: queues
--- What is unfinished by queue, each state up to a bound. Names of queues are found by steps from one to the next in an
--- index, so that a queue costs the same however many jobs wait in it.
-WITH RECURSIVE names AS (
-    (SELECT j.queue FROM rythmiq.jobs AS j WHERE j.state IN ('QUEUED', 'RETRYING') ORDER BY j.queue LIMIT 1)
+-- What is unfinished by queue, each state up to a bound. Queues, each with the priorities in it, are found by steps from
+-- one to the next in the index of the claim, which has all that is counted: a queue costs the same however many jobs
+-- wait in it. Those that are RETRYING have an index of their own.
+WITH RECURSIVE lanes AS (
+    (SELECT j.priority, j.queue FROM rythmiq.jobs AS j
+     WHERE j.state IN ('QUEUED', 'RETRYING') ORDER BY j.priority, j.queue LIMIT 1)
     UNION ALL
-    SELECT (SELECT j.queue FROM rythmiq.jobs AS j
-            WHERE j.state IN ('QUEUED', 'RETRYING') AND j.queue > names.queue ORDER BY j.queue LIMIT 1)
-    FROM names WHERE names.queue IS NOT NULL
+    SELECT n.priority, n.queue
+    FROM lanes CROSS JOIN LATERAL (
+        SELECT j.priority, j.queue FROM rythmiq.jobs AS j
+        WHERE j.state IN ('QUEUED', 'RETRYING') AND (j.priority, j.queue) > (lanes.priority, lanes.queue)
+        ORDER BY j.priority, j.queue LIMIT 1
+    ) AS n
 ), claimable AS (
-    SELECT n.queue, c.queued, c.retrying, c.oldest_at
-    FROM (SELECT queue FROM names WHERE queue IS NOT NULL LIMIT %(queues)s) AS n
+    SELECT n.queue, least(sum(c.waiting), %(most)s)::bigint AS waiting, min(c.oldest_at) AS oldest_at
+    FROM (SELECT priority, queue FROM lanes LIMIT %(queues)s) AS n
     CROSS JOIN LATERAL (
-        SELECT count(*) FILTER (WHERE q.state = 'QUEUED') AS queued,
-               count(*) FILTER (WHERE q.state = 'RETRYING') AS retrying,
-               min(q.next_visible_at) FILTER (WHERE q.next_visible_at <= now()) AS oldest_at
-        FROM (SELECT j.state, j.next_visible_at FROM rythmiq.jobs AS j
-              WHERE j.queue = n.queue AND j.state IN ('QUEUED', 'RETRYING')
-              ORDER BY j.priority DESC, j.next_visible_at, j.job_id
+        SELECT count(*) AS waiting, min(q.next_visible_at) FILTER (WHERE q.next_visible_at <= now()) AS oldest_at
+        FROM (SELECT j.next_visible_at FROM rythmiq.jobs AS j
+              WHERE j.priority = n.priority AND j.queue = n.queue AND j.state IN ('QUEUED', 'RETRYING')
               LIMIT %(most)s) AS q
     ) AS c
+    GROUP BY n.queue
+), retrying AS (
+    SELECT r.queue, count(*) AS retrying
+    FROM (SELECT j.queue FROM rythmiq.jobs AS j WHERE j.state = 'RETRYING' LIMIT %(most)s) AS r GROUP BY r.queue
 ), blocked AS (
     SELECT b.queue, count(*) AS blocked
     FROM (SELECT j.queue FROM rythmiq.jobs AS j WHERE j.state = 'BLOCKED' LIMIT %(most)s) AS b GROUP BY b.queue
@@ -94,17 +118,18 @@ WITH RECURSIVE names AS (
            count(*) FILTER (WHERE j.phase = 'waiting' AND j.running_at IS NULL AND j.ended_at IS NULL) AS pending
     FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING' GROUP BY j.queue
 )
-SELECT queue, coalesce(b.blocked, 0) AS blocked, coalesce(c.queued, 0) AS queued, coalesce(c.retrying, 0) AS retrying,
-       coalesce(r.running, 0) AS running, coalesce(r.pending, 0) AS pending,
+SELECT queue, coalesce(b.blocked, 0) AS blocked, greatest(0, coalesce(c.waiting, 0) - coalesce(t.retrying, 0)) AS queued,
+       least(coalesce(t.retrying, 0), coalesce(c.waiting, 0)) AS retrying, coalesce(r.running, 0) AS running, coalesce(r.pending, 0) AS pending,
        CASE WHEN isfinite(c.oldest_at) THEN extract(epoch FROM now() - c.oldest_at)::double precision END AS oldest_s,
        (SELECT count(*) FROM rythmiq.drivers AS d
         WHERE d.stopped_at IS NULL AND d.lease_expires_at > now() AND (d.queues IS NULL OR queue = ANY(d.queues))
        ) AS drivers
-FROM claimable AS c FULL JOIN blocked AS b USING (queue) FULL JOIN running AS r USING (queue)
+FROM claimable AS c LEFT JOIN retrying AS t USING (queue) FULL JOIN blocked AS b USING (queue)
+     FULL JOIN running AS r USING (queue)
 ORDER BY queue
 
 -- name: window
--- The newest jobs that are meant, of so many of one kind that come behind one.
+-- The newest matching jobs among a limited number of rows after a given job.
 SELECT j.* FROM (
     SELECT j.* FROM rythmiq.jobs AS j
     WHERE :those AND (%(before)s::uuid IS NULL OR j.job_id < %(before)s)
@@ -185,6 +210,12 @@ FROM rythmiq.jobs AS j
 WHERE j.group_id = %(group_id)s
 ORDER BY j.group_index, j.job_id
 LIMIT %(most)s
+
+-- name: running_of
+-- How many members of these groups run.
+SELECT j.group_id, count(*) AS jobs FROM rythmiq.jobs AS j
+WHERE j.group_id = ANY(%(groups)s::uuid[]) AND j.state = 'RUNNING'
+GROUP BY j.group_id
 
 -- name: member
 SELECT j.job_id FROM rythmiq.jobs AS j WHERE j.group_id = %(group_id)s AND j.group_index = %(place)s LIMIT 1

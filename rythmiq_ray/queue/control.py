@@ -1,4 +1,4 @@
-"""Limits, pauses, budgets and costs of all drivers together: set and read while they run."""
+"""Limits, pauses, budgets and costs for all drivers together, set and read while they run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Connection = psycopg2.extensions.connection
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a limit holds for: the account, a queue, a user (``*``: each one), or a group by its id."""
+    """What a limit applies to: the account, a queue, a user (``*``: each user), or a group by its id."""
 
     kind: str
     name: str = ""
@@ -40,15 +40,15 @@ class Scope:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """A row of ``rythmiq.limits``: of a scope, or of one of its budgets."""
+    """A row of ``rythmiq.limits``: the limits of a scope, or one of its budgets."""
 
     scope: str
     name: str
     label: str
-    """The name; of a group its own name rather than its id."""
+    """The name to show; for a group its name, not its id."""
     max_running: int | None
     per_minute: int | None
-    """Attempts that may begin within any minute."""
+    """The most attempts that may begin within any minute."""
     credits: float | None
     period: str | None
     """``day``, ``month`` (both in UTC) or ``all``."""
@@ -58,11 +58,11 @@ class Limit:
     set_by: str
     set_at: datetime
     spent: float | None
-    """Credits in this period, when a driver looked last."""
+    """Credits spent in this period, as a driver last computed them."""
     over: list[str]
-    """Names that have reached the budget."""
+    """The names that have reached the budget."""
     running: int
-    """Jobs that run in the scope now; of each user's the most."""
+    """Jobs of the scope that run now; for ``*`` those of the user with the most."""
 
     @property
     def shown(self) -> str:
@@ -70,7 +70,7 @@ class Limit:
 
     @property
     def closed(self) -> str | None:
-        """Why nothing new is begun in it, in words; None where it is open, or merely full."""
+        """Why no new attempt may begin in the scope, in words; None if it is open, or only full."""
         if self.paused:
             return f"{self.shown} was paused by {self.set_by}" + (f" ({self.reason})" if self.reason else "")
         if self.over and self.credits is not None:
@@ -79,7 +79,7 @@ class Limit:
         return None
 
     def holds_for(self, job: Job) -> bool:
-        """Whether the job is in its scope, and, of each user's budget, its user is over."""
+        """Whether the limit applies to the job: it is in the scope; for a budget of each user, its user is over."""
         match self.scope:
             case "account":
                 return True
@@ -97,21 +97,21 @@ _LIMIT_FIELDS: Final = tuple(field.name for field in fields(Limit))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What was spent for one day, user, queue, group or value of a label."""
+    """The cost of one day, user, queue, group or value of a label."""
 
     key: str | None
-    """None: in no group, or without that label."""
+    """None: jobs in no group, or without that label."""
     credits: float
-    """Estimated; with what runs."""
+    """Estimated cost, running jobs included."""
     jobs: int
     running_credits: float
-    """Of it what runs has cost so far."""
+    """The part of it that running jobs have cost so far."""
 
 
 def scope_of(connection: Connection, text: str) -> Scope:
-    """The scope that ``account``, ``queue:NAME``, ``user:NAME``, ``user:*`` or ``group:ID`` is; a group also by name.
+    """Parses ``account``, ``queue:NAME``, ``user:NAME``, ``user:*`` or ``group:ID``; a group also by name.
 
-    Raises InvalidJob for what is none, and NotFound for a group that is not there.
+    Raises InvalidJob if it is none of these, and NotFound for an unknown group.
     """
     kind, _, name = text.partition(":")
     if kind not in SCOPES or (kind == "account") == bool(name):
@@ -130,14 +130,14 @@ def limits(connection: Connection) -> list[Limit]:
 
 
 def closed(connection: Connection, jobs: Collection[Job]) -> list[str]:
-    """Why nothing new is begun of some of these jobs: what is paused, and which budgets are reached."""
+    """Why no new attempt may begin for some of these jobs: pauses, and budgets that are reached."""
     waiting = [job for job in jobs if not job.state.finished]
     found = limits(connection) if waiting else []
     return [limit.closed for limit in found if limit.closed and any(limit.holds_for(job) for job in waiting)]
 
 
 def limits_of(connection: Connection, job: Job) -> list[tuple[Limit, bool]]:
-    """Those that hold for a job, each with whether there is no room in it now."""
+    """The limits that apply to a job, each with whether it has no room now."""
     group_id = None if job.group_id is None else str(job.group_id)
     asked = {"queue": job.queue, "user_id": job.user_id, "group_id": group_id}
     full = {(row["scope"], row["name"]) for row in fetch(connection, _SQL["rooms"], asked)}
@@ -155,12 +155,12 @@ def limits_of(connection: Connection, job: Job) -> list[tuple[Limit, bool]]:
 def set_limit(
     connection: Connection, scope: Scope, *, max_running: int | None = None, per_minute: int | None = None
 ) -> None:
-    """Bounds the jobs of a scope that run at once, and the attempts that begin in a minute; None leaves it as it is."""
+    """Limits the jobs of a scope that run at once, and the attempts that begin in a minute; None changes nothing."""
     _call(connection, "set_limit", scope, max_running=max_running, per_minute=per_minute)
 
 
 def unset_limit(connection: Connection, scope: Scope) -> None:
-    """Takes a scope's limits away; a pause and budgets stay. Raises NotFound."""
+    """Removes a scope's limits; a pause and budgets stay. Raises NotFound."""
     if not _call(connection, "unset_limit", scope)["found"]:
         raise NotFound(f"{scope} has no limit")
 
@@ -168,30 +168,48 @@ def unset_limit(connection: Connection, scope: Scope) -> None:
 def set_budget(
     connection: Connection, scope: Scope, credits_: float, period: str, *, cancel_running: bool = False
 ) -> None:
-    """Bounds what a scope may spend in a ``day``, a ``month`` or in ``all``; one of each may be set."""
+    """Limits the credits that a scope may spend in a ``day``, a ``month`` or in ``all``; one of each may be set."""
     _call(connection, "set_budget", scope, credits=credits_, period=period, cancel_running=cancel_running)
 
 
 def unset_budget(connection: Connection, scope: Scope, period: str | None = None) -> None:
-    """Takes away a scope's budgets, or the one of that period. Raises NotFound."""
+    """Removes a scope's budgets, or the one of that period. Raises NotFound."""
     if not _call(connection, "unset_budget", scope, period=period)["found"]:
         raise NotFound(f"{scope} has no such budget")
 
 
 def pause(connection: Connection, scope: Scope, *, reason: str | None = None, cancel_running: bool = False) -> int:
-    """Lets nothing new of a scope be submitted; returns how many running jobs were asked to end."""
+    """Stops new submits in a scope; returns how many running jobs were asked to end."""
     jobs: int = _call(connection, "pause", scope, reason=reason, cancel_running=cancel_running)["jobs"]
     return jobs
 
 
 def resume(connection: Connection, scope: Scope) -> None:
-    """Ends a pause. Raises NotFound where there is none."""
+    """Ends a pause. Raises NotFound if there is none."""
     if not _call(connection, "resume", scope)["found"]:
         raise NotFound(f"{scope} is not paused")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rights:
+    """What the login of a connection may do. A function may still refuse: it looks at whose the thing is."""
+
+    login: str
+    cancel: bool
+    retry: bool
+    pause: bool
+    """And resume."""
+    drain: bool
+
+
+def rights(connection: Connection) -> Rights:
+    """Asks Postgres."""
+    (row,) = fetch(connection, _SQL["rights"], {})
+    return Rights(**row)
+
+
 def drain(connection: Connection, driver_id: UUID) -> None:
-    """Lets a driver end what it has, take nothing new, and go. Raises NotFound for one that does not live."""
+    """Tells a driver to finish its jobs, claim no more, and exit. Raises NotFound if it is not alive."""
     if not fetch(connection, _SQL["drain"], {"driver_id": driver_id})[0]["found"]:
         raise NotFound(f"No living driver has the id {driver_id}")
 
@@ -205,9 +223,9 @@ def cost(
     until: date | None = None,
     wanted: listing.Filter | None = None,
 ) -> list[Cost]:
-    """What was spent, by ``day``, ``user``, ``queue``, ``group``, ``label`` or ``all``, days being of UTC.
+    """Credits spent, by ``day`` (in UTC), ``user``, ``queue``, ``group``, ``label`` or ``all``.
 
-    Of the filter users, queues, groups and labels count. It outlives the jobs themselves.
+    Only users, queues, groups and labels of the filter are used. Pruned jobs are included.
     """
     asked = wanted or listing.Filter()
     parameters = {

@@ -43,6 +43,14 @@ SELECT rythmiq.pause(%(scope)s, %(name)s, %(reason)s, %(cancel_running)s) AS job
 -- name: resume
 SELECT rythmiq.resume(%(scope)s, %(name)s) AS found
 
+-- name: rights
+-- What the login may do of what the statements for that need: a cancel and a retry change rows, the others are functions.
+SELECT current_user::text AS login,
+       has_column_privilege('rythmiq.jobs', 'cancel_requested_at', 'UPDATE') AS cancel,
+       has_function_privilege('rythmiq.retry(uuid[], boolean)', 'EXECUTE') AS retry,
+       has_function_privilege('rythmiq.pause(text, text, text, boolean)', 'EXECUTE') AS pause,
+       has_function_privilege('rythmiq.drain(uuid)', 'EXECUTE') AS drain
+
 -- name: drain
 SELECT rythmiq.drain(%(driver_id)s) AS found
 

@@ -1,13 +1,13 @@
--- What a driver does to the queue. %(now)s is NULL but in tests of time, where it stands for the clock.
--- Every write about an attempt is fenced: job_id AND attempt AND driver_id, else it changes nothing. Where rows are given
--- by their ids, the fence is written so that no index serves it (IS NOT DISTINCT FROM; phase, which only running jobs have):
--- by stale statistics the planner would else find the few rows by reading all that the driver has.
--- No statement waits for a row: what another session holds is skipped, and said to be so where the caller must know.
--- %(only)s is one id where a batch failed by one row and each is taken alone; %(skipped)s are rows set aside by that.
+-- A driver's statements. %(now)s is NULL, except in tests, where it replaces the clock.
+-- Every write about an attempt is fenced by job_id AND attempt AND driver_id, and otherwise changes nothing. Where rows are
+-- selected by their ids, the fence is written so that no index fits it (IS NOT DISTINCT FROM; phase, which only running jobs
+-- have): with stale statistics the planner would otherwise read all rows of the driver to find a few.
+-- No statement waits for a row lock: locked rows are skipped, and reported if the caller has to know.
+-- %(only)s is one id when a batch failed because of one row and each row is run alone; %(skipped)s are rows left out by that.
 
 -- name: session
--- A driver's statements are all made for ordered indexes. By stale statistics, say after the first large enqueue, the
--- planner would read and sort the whole queue for each claim.
+-- All statements of a driver are written for ordered indexes. With stale statistics, as after the first large enqueue, the
+-- planner would otherwise read and sort the whole queue for each claim.
 SET enable_seqscan = off;
 SET enable_bitmapscan = off;
 LISTEN rythmiq
@@ -19,8 +19,8 @@ SELECT %(driver_id)s, %(hostname)s, %(pid)s, %(version)s, at, at, at + make_inte
 FROM (SELECT coalesce(%(now)s, clock_timestamp()) AS at) AS clock
 
 -- name: renew
--- The heartbeat; no row comes back once the lease is over, because others may have taken the jobs by then. The clock is
--- read for the row as it is once it is locked: now() would be of before a wait for somebody who ended the lease.
+-- The heartbeat. It returns no row once the lease has ended, because others may have taken over the jobs. clock_timestamp() is
+-- read after the row is locked; now() would be the time before a wait for a session that ended the lease.
 UPDATE rythmiq.drivers
 SET heartbeat_at = coalesce(%(now)s, clock_timestamp()),
     lease_expires_at = coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(lease_s)s)
@@ -35,9 +35,9 @@ SET lease_expires_at = least(lease_expires_at, coalesce(%(now)s, clock_timestamp
 WHERE driver_id = %(driver_id)s
 
 -- name: claim
--- Takes the next jobs and opens their attempts: the path is in the row before anything exists there. A job whose last
--- attempt is kept gets that one again, to be collected. The driver's own row is locked against whoever would end its
--- lease meanwhile, and not against its heartbeat.
+-- Claims the next jobs and opens their attempts: the path is in the row before anything is created. A job whose last attempt's
+-- files are kept gets that attempt again, to collect them. The lock on the driver's own row stops others from ending its lease
+-- meanwhile; it does not block the heartbeat.
 WITH me AS MATERIALIZED (
     SELECT driver_id FROM rythmiq.drivers
     WHERE driver_id = %(driver_id)s AND stopped_at IS NULL AND lease_expires_at > coalesce(%(now)s, clock_timestamp())
@@ -91,8 +91,8 @@ WITH me AS MATERIALIZED (
 SELECT job_id FROM claimed
 
 -- name: claimed
--- What was just claimed. Not in the claim's own answer: large rows that a frozen driver does not read would keep the
--- transaction open, and with it the choice of all other drivers.
+-- The rows just claimed. They are not in the claim's own answer: if a frozen driver did not read large rows, the claim's
+-- transaction would stay open and block the claims of all other drivers.
 SELECT * FROM rythmiq.jobs
 WHERE job_id = ANY(%(ids)s::uuid[]) AND driver_id IS NOT DISTINCT FROM %(driver_id)s AND phase IS NOT NULL
 ORDER BY priority DESC, next_visible_at, job_id
@@ -257,8 +257,8 @@ RETURNING j.job_id
 SELECT job_id FROM rythmiq.jobs WHERE driver_id = %(driver_id)s AND state = 'RUNNING'
 
 -- name: advance
--- Notes progress: phase, remote id, remote status, when each was first so, and why it does not get on. Tells of each row whether it was written
--- or another session holds it; a row that is in neither is no longer ours.
+-- Writes progress: phase, remote id, remote status, their first times, and the wait reason. Returns for each row whether it was
+-- written or is locked by another session; rows in neither group are no longer this driver's.
 WITH v AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(
         job_id uuid, attempt integer, phase text, remote_id bigint, remote_status text,
@@ -388,13 +388,13 @@ FROM rythmiq.groups AS g
 WHERE g.group_id = ANY(%(ids)s::uuid[]) AND g.finished_at IS NOT NULL AND isfinite(g.created_at)
 
 -- name: cancel_requests
--- Which of this driver's jobs somebody wants ended.
+-- This driver's jobs that somebody has cancelled.
 SELECT job_id FROM rythmiq.jobs
 WHERE driver_id = %(driver_id)s AND state = 'RUNNING' AND cancel_requested_at IS NOT NULL
 
 -- name: unfinished
--- Whether anything is claimable, scheduled or running, or may become so by what is left to be settled; or, for a driver
--- that tells of ends, whether one was never told of.
+-- Whether a job is claimable, scheduled or running, or may become so by rythmiq.settle_left; with "telling", also whether a
+-- notification was never tried.
 SELECT EXISTS (
     SELECT FROM rythmiq.jobs
     WHERE state IN ('QUEUED', 'RETRYING') AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
@@ -446,8 +446,8 @@ WHERE n.notification_id = v.notification_id AND n.delivered_at IS NULL
 SELECT rythmiq.settle_left(%(limit)s) AS handled
 
 -- name: look_round
--- What budgets have been spent; whether this driver is being drained; what else there is to be done; and which of these
--- jobs are in a scope that is closed since they were claimed.
+-- Updates budgets. Returns whether this driver is being drained, what else it has to do, and which of these jobs are in a scope
+-- that was paused or whose budget was reached after their claim.
 SELECT rythmiq.check_budgets() IS NULL AS checked,
        EXISTS (SELECT FROM rythmiq.unsettled) AS unsettled,
        (SELECT min(max_running) FROM rythmiq.limits WHERE scope = 'account') AS account_limit,
@@ -650,3 +650,27 @@ SELECT s.place, s.number, s.group_index, x.name, x.uri
 FROM source AS s JOIN rythmiq.artifacts AS x ON x.job_id = s.job_id AND x.attempt = s.attempt
 WHERE x.name = s.literal OR (s.literal IS NULL AND x.name <> 'log.txt' AND x.name ~ s.pattern)
 ORDER BY s.place, s.number, s.group_index, s.job_id, x.name
+
+-- name: control
+-- What bounds and holds up the work of all drivers together, for metrics: of each scope how many are paused, how many
+-- have reached a budget, and the largest share of a budget that is spent.
+SELECT scope, count(DISTINCT name) FILTER (WHERE paused) AS paused, count(DISTINCT name) FILTER (WHERE over <> '{}') AS over,
+       coalesce(max(CASE WHEN credits > 0 THEN spent / credits WHEN credits = 0 THEN 1 END), 0)::double precision AS spent
+FROM rythmiq.limits
+GROUP BY scope
+
+-- name: left_over
+-- For metrics: for how long the oldest unfinished group has been there, in seconds; how many attempts left what is not
+-- stored yet; how many notifications wait; each counted up to %(limit)s.
+SELECT coalesce((SELECT extract(epoch FROM coalesce(%(now)s, now()) - min(g.created_at)) FROM (
+                     SELECT created_at FROM rythmiq.groups
+                     WHERE finished_at IS NULL AND members > 0 AND isfinite(created_at)
+                     ORDER BY created_at LIMIT 1) AS g), 0)::double precision AS oldest_group_s,
+       (SELECT count(*) FROM (
+            SELECT FROM rythmiq.attempts WHERE keep_until > coalesce(%(now)s, now()) AND cleaned_at = 'infinity'
+            LIMIT %(limit)s) AS kept) AS unstored,
+       (SELECT count(*) FROM (
+            SELECT FROM rythmiq.notifications WHERE next_at IS NOT NULL LIMIT %(limit)s) AS told) AS notifications
+
+-- name: unserved
+SELECT queue FROM rythmiq.unserved(%(waiting)s::text[]) AS u(queue)

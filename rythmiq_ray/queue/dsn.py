@@ -1,4 +1,4 @@
-"""What can be wrong with ``DATABASE_URL``, said without any part of it: in a broken one a password may be anywhere."""
+"""Finds faults in ``DATABASE_URL``. No message shows a part of it: in a malformed URL a password may be anywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPTIONS: Final = (
     *("tcp_user_timeout", "sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "gssencmode"),
     *("channel_binding", "target_session_attrs", "load_balance_hosts", "service", "require_auth"),
 )
-"""Those that people write; a misspelt one is compared with them."""
+"""Common options, to suggest one for a misspelling."""
 _REFUSALS: Final = re.compile(
     r"password authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist"
     r"|database .* does not exist|invalid .* value|invalid integer value|definition of service .* not found"
@@ -33,10 +33,10 @@ _REFUSALS: Final = re.compile(
 
 
 def check_dsn(dsn: Secret) -> str | None:
-    """What is wrong with a URL or libpq keywords, and how to mend it; None where libpq can use them."""
+    """What is wrong with a URL or libpq keywords, and the remedy; None if libpq can use them."""
     text = dsn.reveal()
     if text != text.strip():
-        return "has white space around it: take it out"
+        return "has white space around it: remove it"
     if any(letter < " " for letter in text):
         return "has a control character in it: copy it again"
     if text.startswith(_SCHEMES):
@@ -50,7 +50,7 @@ def check_dsn(dsn: Secret) -> str | None:
 
 
 def refused(message: str) -> bool:
-    """Whether libpq's or the server's words about a connection are about what the URL says, not about the server."""
+    """Whether an error message about a connection means that the URL is wrong, and not the server."""
     return _REFUSALS.search(message) is not None
 
 
@@ -65,7 +65,7 @@ def _fault_of_parsing(text: str) -> str | None:
         return None
     option = _UNKNOWN_OPTION.search(found)
     if option:
-        # The name itself may be a piece of a password.
+        # The option's name is not shown, because it may be a piece of a password.
         near = difflib.get_close_matches(option[1], _OPTIONS, 1, 0.7)
         return f"has an option that libpq does not know: {f'did you mean {near[0]}?' if near else _ENCODE}"
     if "percent" in found:
@@ -74,7 +74,7 @@ def _fault_of_parsing(text: str) -> str | None:
 
 
 def _fault_of_parts(text: str) -> str | None:
-    """What libpq takes, but not for what was meant: it ends user and password at the first / or @."""
+    """Faults that libpq accepts but misunderstands: it ends user and password at the first / or @."""
     rest = text.partition("://")[2]
     before_options = rest.rpartition("?")[0] or rest
     if set("@/") & set(before_options.rpartition("@")[0]):

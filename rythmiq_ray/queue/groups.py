@@ -1,4 +1,4 @@
-"""Where new jobs stand: their groups, their places in them, and what they wait for."""
+"""Resolves groups, places in groups, and dependencies of new jobs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SQL: Final = queries("groups")
 _CHARACTERS: Final = 64 * 1024
 _NULL: Final = "\\N"
 MAX_DEPENDENCIES: Final = 1_000_000
-"""Of one enqueue; a dependency on a group is one, however many members it has."""
+"""The most dependencies of one enqueue; a dependency on a group counts as one, however many members it has."""
 
 Connection = psycopg2.extensions.connection
 
 
 class Place(NamedTuple):
-    """Where a new job stands."""
+    """The group of a new job, and its place there."""
 
     group_id: UUID | None = None
     number: int | None = None
@@ -54,20 +54,20 @@ class Plan:
     places: list[Place]
     dependencies: list[tuple[UUID, Source, str]] = field(default_factory=list)
     sources: set[Source] = field(default_factory=set)
-    """What they wait for that was there before."""
+    """Jobs and groups they wait for that existed before."""
     groups: dict[UUID, NewGroup] = field(default_factory=dict)
-    """Those that are to be made."""
+    """Groups to create."""
     specs: dict[int, JobSpec] = field(default_factory=dict)
-    """By a job's place: its spec with ids in inputs of other jobs, where it names any."""
+    """Specs with ids instead of names in inputs from other jobs, by the job's index; only of jobs with such inputs."""
 
 
 def plan(
     connection: Connection, jobs: Sequence[NewJob], ids: Sequence[UUID], group: tuple[UUID, NewGroup] | None
 ) -> Plan:
-    """Finds the groups of ``jobs``, which are to have these ``ids``, and what each waits for. Writes nothing.
+    """Finds groups and dependencies of ``jobs``, which will have these ``ids``. Writes nothing.
 
-    ``group``: the new group of those that name none. Raises InvalidJob with a fault for each name that nothing has, and
-    for jobs that would wait for themselves.
+    ``group``: a new group for jobs that name none. Raises InvalidJob with a fault for each unknown name, and for jobs
+    that would wait for themselves.
     """
     joined = _Joined(connection, jobs, group)
     groups = [joined.of(job) for job in jobs]
@@ -106,7 +106,7 @@ def plan(
 
 
 def write_groups(connection: Connection, plan: Plan) -> None:
-    """Adds the new groups of a plan, still without members."""
+    """Inserts the new groups of a plan, without members yet."""
     for group_id, group in plan.groups.items():
         parameters = {
             "group_id": group_id,
@@ -121,7 +121,7 @@ def write_groups(connection: Connection, plan: Plan) -> None:
 
 
 def write_dependencies(connection: Connection, plan: Plan, skipped: Collection[UUID]) -> None:
-    """Adds the dependencies of the jobs that were added, all but ``skipped``, and counts those that are satisfied."""
+    """Inserts the dependencies of all added jobs, but not of ``skipped``, and counts those that are satisfied."""
     lines = (
         f"{job_id}\t{source.id if source.is_job else _NULL}\t{_NULL if source.is_job else source.id}\t{needs}\n"
         for job_id, source, needs in plan.dependencies
@@ -134,7 +134,7 @@ def write_dependencies(connection: Connection, plan: Plan, skipped: Collection[U
 
 
 class _Joined:
-    """The groups that new jobs join: found by name or id, or to be made."""
+    """The groups that new jobs join: existing ones by name or id, and new ones."""
 
     def __init__(self, connection: Connection, jobs: Sequence[NewJob], group: tuple[UUID, NewGroup] | None) -> None:
         self._connection = connection
@@ -142,7 +142,7 @@ class _Joined:
         self._ids: dict[str | None, UUID | None] = {None: self._default}
         self.made: dict[UUID, NewGroup] = {} if group is None else dict([group])
         self.names: dict[str, UUID] = {}
-        """Groups by the names that the jobs give them."""
+        """Group ids by the names that the jobs use."""
         faults = []
         for wanted in sorted({str(job.group) for job in jobs if job.group is not None}):
             if (as_id := id_of(wanted)) is None:
@@ -159,11 +159,11 @@ class _Joined:
 
     @property
     def old(self) -> list[UUID]:
-        """Those that were there before."""
+        """Groups that existed before."""
         return [group for group in self._ids.values() if group is not None and group not in self.made]
 
     def limits(self) -> dict[UUID, tuple[bool, int]]:
-        """Of each group whether it bounds its members, and the next member's place."""
+        """For each group: whether it limits running members, and the next member's place."""
         rows = fetch(self._connection, _SQL["limits"], {"ids": self.old}) if self.old else []
         made = {group_id: (group.max_parallel is not None, 0) for group_id, group in self.made.items()}
         return made | {row["group_id"]: (row["limited"], row["next_index"]) for row in rows}
@@ -179,7 +179,7 @@ class _Joined:
 
 
 class _Waits:
-    """What new jobs wait for: names and ids, resolved."""
+    """Resolves the names and ids that new jobs wait for."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class _Waits:
             self._groups_named = {names[row["place"]]: row["group_id"] for row in rows}
 
     def of(self, at: int, job: NewJob) -> dict[Source, str]:
-        """What the job waits for, and what of it; notes a fault for what is not there."""
+        """The job's dependencies, each with ``succeeded`` or ``ended``; notes a fault for each unknown name."""
         found: dict[Source, str] = {}
         for needs, field_name, references in (
             ("ended", "after_ended", job.after_ended),
@@ -236,7 +236,7 @@ class _Waits:
         return found
 
     def spec_of(self, at: int, job: NewJob, found: dict[Source, str]) -> JobSpec:
-        """The spec with ids in place of names in its ``job:`` and ``group:`` inputs, of which each is waited for."""
+        """The spec with ids instead of names in its ``job:`` and ``group:`` inputs; each becomes a dependency too."""
         inputs: list[Input] = []
         for number, item in enumerate(job.spec.inputs):
             if not is_stored(item.uri):
@@ -255,7 +255,7 @@ class _Waits:
         return replace(job.spec, inputs=tuple(inputs))
 
     def refuse_circles(self, dependencies: Sequence[tuple[UUID, Source, str]]) -> None:
-        """Raises InvalidJob where a job would wait for itself, by way of others or of its own group."""
+        """Raises InvalidJob if a job would wait for itself, through other jobs or its own group."""
         above: defaultdict[UUID, set[UUID]] = defaultdict(set)
         for job_id, source, _ in dependencies:
             above[job_id].add(source.id)
@@ -295,7 +295,7 @@ class _Waits:
 
 
 def id_of(text: str) -> UUID | None:
-    """The UUID that a reference is; None for a name."""
+    """The reference as a UUID; None if it is a name."""
     try:
         return UUID(text) if len(text) in (32, 36) else None
     except ValueError:
@@ -303,7 +303,7 @@ def id_of(text: str) -> UUID | None:
 
 
 def stored_inputs(spec: JobSpec) -> bool:
-    """Whether a job has inputs that other jobs stored."""
+    """Whether a job has inputs from other jobs."""
     return bool(spec.inputs) and any(is_stored(item.uri) for item in spec.inputs)
 
 

@@ -1,11 +1,11 @@
 -- Groups, and what waits for what. Parameters are psycopg2's %(name)s.
 
 -- name: lock_name
--- Two who make a group of the same name at once make one.
+-- Serializes sessions that create a group with the same name, so that they create only one.
 SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || %(name)s, 0))
 
 -- name: lock_graph
--- Two who add to groups that are there could close a circle together that neither sees.
+-- Serializes additions to existing groups: two sessions could together close a circle that neither sees.
 SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0))
 
 -- name: unfinished_named

@@ -1,4 +1,4 @@
-"""Reading the queue, and asking for a cancel, a retry or another collect: what the CLI does."""
+"""Reads the queue, and requests cancels, retries and collects, for the CLI and the client."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class Attempt:
     cleaned_at: datetime | None
     warnings: tuple[str, ...] = ()
     keep_until: datetime | None = None
-    """Before this its path is not removed, because what is in it was not stored."""
+    """Its path is kept until then, because its files were not stored."""
     free: bool = False
     """It never ran and does not count against ``max_attempts``."""
     submitted_at: datetime | None = None
-    """When its remote job was first known; then when it was first seen to run, and to have ended."""
+    """When its remote job was first known; the next two: when it was first seen to run, and to have ended."""
     running_at: datetime | None = None
     ended_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """What stands behind a connection."""
+    """The server behind a connection."""
 
     version: str
     role: str
@@ -61,16 +61,16 @@ class Server:
 
 
 def server(connection: psycopg2.extensions.connection) -> Server:
-    """The server's version, its clock, and the role that we are."""
+    """The server's version, its clock, and our role."""
     (row,) = fetch(connection, _SQL["server"], {})
     return Server(**row)
 
 
 def job(connection: psycopg2.extensions.connection, job_id: str | UUID) -> Job:
-    """The job with this id, or whose id alone starts with these digits; raises NotFound, also for two or more."""
+    """The job with this id, or the only one whose id starts with these digits; raises NotFound."""
     digits = str(job_id).replace("-", "").lower()
     if not 4 <= len(digits) <= _ID_DIGITS or set(digits) - set("0123456789abcdef"):
-        raise NotFound(f"{job_id!s} is not a job id: give it whole, or its first 4 digits or more")
+        raise NotFound(f"{job_id!s} is not a job id: give the whole id, or at least its first 4 digits")
     bounds = {"low": UUID(digits.ljust(_ID_DIGITS, "0")), "high": UUID(digits.ljust(_ID_DIGITS, "f"))}
     found = fetch(connection, _SQL["jobs_between"], bounds)
     if not found:
@@ -134,10 +134,10 @@ def cancel(
     queue: str | None = None,
     groups: Collection[UUID] | None = None,
 ) -> dict[UUID, JobState]:
-    """Asks for the end of these jobs, or of all unfinished ones of a queue, or of these groups.
+    """Cancels these jobs, or all unfinished jobs of a queue, or of these groups.
 
-    Returns the state of each that was asked: CANCELLED where it was still queued, RUNNING where its driver will
-    see to it. Jobs that ended before are not in the answer.
+    Returns the new state of each: CANCELLED if it was still queued, RUNNING if its driver has to stop it. Jobs that had
+    ended before are left out.
     """
     parameters = {
         "ids": None if ids is None else list(ids),
@@ -149,18 +149,18 @@ def cancel(
 
 
 def retry(connection: psycopg2.extensions.connection, ids: Collection[UUID], *, downstream: bool = False) -> set[UUID]:
-    """Queues FAILED and CANCELLED jobs for one attempt more; returns those that were.
+    """Queues FAILED and CANCELLED jobs for one more attempt; returns the ids of those that were queued.
 
-    ``downstream``: those too that were cancelled because they needed one of these. A job is left alone whose unique key
-    another one holds, or another of ``ids`` that is queued instead, or whose dependencies can never come.
+    ``downstream``: also jobs that were cancelled because they needed one of these. A job is left as it is if another
+    job has its unique key (also another of ``ids``, queued instead), or if its dependencies can never be met.
     """
     return _put_back(connection, "retry", ids, downstream=downstream)
 
 
 def collect(connection: psycopg2.extensions.connection, ids: Collection[UUID]) -> dict[UUID, str]:
-    """Puts FAILED and CANCELLED jobs back of which the last attempt is kept at the backend, to be collected again.
+    """Queues FAILED and CANCELLED jobs whose last attempt's files are kept at the backend, to collect them again.
 
-    Returns a reason for each that was left alone.
+    Returns a reason for each job that was left as it is.
     """
     done = _put_back(connection, "collect", ids)
     left = [job_id for job_id in ids if job_id not in done]
@@ -184,7 +184,7 @@ def _put_back(
         try:
             return {row["job_id"] for row in fetch(connection, _SQL[name], {"ids": list(ids), **parameters})}
         except psycopg2.errors.UniqueViolation:
-            # Another session took the key between the look at it and the write; the next look sees that.
+            # Another session took the key between our check and our write; a repeated statement sees that.
             raise Conflict("Another session took a unique key of these jobs, try again") from None
 
     return repeated(connection, work)
@@ -192,7 +192,7 @@ def _put_back(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prunable:
-    """An ended job that may go, and the URIs of all that it stored."""
+    """An ended job that may be deleted, and the URIs of its stored files."""
 
     job_id: UUID
     uris: tuple[str, ...]
@@ -200,12 +200,12 @@ class Prunable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unprunable:
-    """How many jobs are old enough to go and stay."""
+    """How many jobs are old enough to be deleted but cannot be yet."""
 
     uncleaned: int
-    """Of these a path at the backend is still to be removed, which drivers do."""
+    """Jobs with a path at the backend that a driver still has to remove."""
     kept: int
-    """Of these something is kept there that could not be stored."""
+    """Jobs with files kept there because they could not be stored."""
 
 
 def prunable(
@@ -216,7 +216,7 @@ def prunable(
     but: Collection[UUID] = (),
     only: Collection[UUID] | None = None,
 ) -> list[Prunable]:
-    """The oldest ended jobs of at least that age, of those in ``only``, without those in ``but``. Nothing is locked."""
+    """The oldest ended jobs of at least that age, only those in ``only``, without those in ``but``. Locks nothing."""
     parameters = {
         "older_than_s": older_than_s,
         "limit": limit,
@@ -228,16 +228,16 @@ def prunable(
 
 
 def prune(connection: psycopg2.extensions.connection, ids: Collection[UUID], *, older_than_s: float) -> set[UUID]:
-    """Deletes those jobs that are still ended and of that age, with their attempts and artifact rows.
+    """Deletes those of the jobs that are still ended and of that age, with their attempts and artifact rows.
 
-    Returns their ids. What is stored is not touched.
+    Returns their ids. Stored files are not deleted.
     """
     parameters = {"ids": list(ids), "older_than_s": older_than_s}
     return {row["job_id"] for row in repeated(connection, lambda: fetch(connection, _SQL["prune"], parameters))}
 
 
 def unprunable(connection: psycopg2.extensions.connection, *, older_than_s: float) -> Unprunable:
-    """How many jobs of that age stay, and why."""
+    """How many jobs of that age cannot be deleted yet, and why."""
     (row,) = fetch(connection, _SQL["unprunable"], {"older_than_s": older_than_s})
     return Unprunable(uncleaned=row["uncleaned"], kept=row["kept"])
 

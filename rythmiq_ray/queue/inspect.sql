@@ -1,4 +1,4 @@
--- What the CLI reads and asks for; no lease is needed for any of it.
+-- Statements of the CLI and the client; none needs a lease.
 
 -- name: server
 SELECT current_setting('server_version') AS version, current_user::text AS role, clock_timestamp() AS now
@@ -79,7 +79,7 @@ WITH target AS MATERIALIZED (
 SELECT job_id, pg_notify('rythmiq', 'enqueued') FROM put_back
 
 -- name: kept
--- What is to be said of jobs that were not put back.
+-- Why jobs were not queued again.
 SELECT j.job_id, j.state, j.collect_until > now() AND a.keep_until > now() AND a.cleaned_at = 'infinity' AS kept,
        j.collect_until IS NOT NULL OR a.cleaned_at IS NOT NULL AS gone
 FROM rythmiq.jobs AS j LEFT JOIN rythmiq.attempts AS a USING (job_id, attempt)

@@ -1,4 +1,4 @@
-"""Looking for jobs and groups: by one set of filters, by id, by its first digits, by name."""
+"""Finds jobs and groups: by filters, by id, by an id's first digits, by name."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SQL: Final = {name: text.replace(":filter", _QUERIES["filter"]) for name, text 
 _ID_DIGITS: Final = 32
 _LEAST_DIGITS: Final = 4
 _PAGE: Final = 1_000
-"""Rows that are in memory at once."""
+"""The number of rows in memory at once."""
 MOST_COUNTED: Final = 1_000_000
-"""Beyond this a total is not known: to count takes time for each row."""
+"""Larger totals are not counted, because counting takes time for each row."""
 _MOST_OF_A_STATE: Final = 20_000
 _GROUP_FIELDS: Final = tuple(field.name for field in fields(Group))
 _ARTIFACT_FIELDS: Final = tuple(field.name for field in fields(Artifact))
@@ -37,7 +37,7 @@ Connection = psycopg2.extensions.connection
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """Which jobs are meant; what is not given is not looked at, and several values of one kind are alternatives."""
+    """A filter of jobs. A field that is None or empty is ignored; several values of one field are alternatives."""
 
     groups: Collection[UUID] | None = None
     ids: Collection[UUID] | None = None
@@ -47,7 +47,7 @@ class Filter:
     name: str | None = None
     """A glob: ``*``, ``?`` and ``[…]``."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """All of them, with these values."""
+    """The job must have all of these labels with these values."""
     errors: Collection[str] | None = None
     """Error codes."""
     since: datetime | None = None
@@ -57,11 +57,11 @@ class Filter:
 
     @property
     def empty(self) -> bool:
-        """Whether every job is meant."""
+        """Whether it matches every job."""
         return self == Filter()
 
     def parameters(self) -> dict[str, Any]:
-        """As the statements take them."""
+        """The parameters of the SQL statements."""
         return {
             "groups": _list(self.groups),
             "ids": _list(self.ids),
@@ -101,7 +101,7 @@ def _list(values: Collection[Any] | None) -> list[Any] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Count:
-    """How many jobs are in a state; of running ones, in a phase and as the service has them."""
+    """How many jobs are in a state; running ones by phase, and by whether the service has started them."""
 
     state: JobState
     phase: Phase | None
@@ -109,22 +109,22 @@ class Count:
     """Whether the service has started the remote job."""
     jobs: int
     bounded: bool
-    """There are so many at least."""
+    """There may be more than ``jobs``."""
 
 
 def jobs(
     connection: Connection, wanted: Filter | None = None, *, limit: int | None = 50, before: UUID | None = None
 ) -> Iterator[Job]:
-    """The newest jobs first, of one group the last members; ``limit`` None: all. ``before``: only what comes behind it.
+    """Jobs, the newest first; of one group the last members first. ``limit`` None: all. ``before``: only jobs after it.
 
-    A page is in memory at a time.
+    Only one page is in memory at a time.
     """
     parameters = (wanted or Filter()).parameters()
     name = "jobs"
     if wanted is not None and wanted.groups is not None and len(wanted.groups) == 1:
         name, parameters["group_id"] = "jobs_of_group", next(iter(wanted.groups))
     elif wanted is not None and wanted.ids is not None and len(wanted.ids) > _PAGE:
-        # A page at a time: each statement would look through all of them again.
+        # By slices: each page would search all of them again.
         newest = sorted(wanted.ids, reverse=True)
         pages = (replace(wanted, ids=newest[at : at + _PAGE]) for at in range(0, len(newest), _PAGE))
         found = (job for page in pages for job in jobs(connection, page, limit=None, before=before))
@@ -142,7 +142,7 @@ def jobs(
 
 
 def ids(connection: Connection, wanted: Filter) -> dict[UUID, JobState]:
-    """All that are meant, with their states, the oldest first."""
+    """All matching jobs with their states, the oldest first."""
     rows = fetch(connection, _SQL["ids"], wanted.parameters())
     return {row["job_id"]: state_of(row["state"]) for row in rows}
 
@@ -154,13 +154,13 @@ def members(connection: Connection, groups: Collection[UUID], wanted: Filter | N
 
 
 def total(connection: Connection, wanted: Filter, *, most: int = MOST_COUNTED) -> int | None:
-    """How many jobs are meant; None where that is more than ``most``."""
+    """The number of matching jobs; None if it is more than ``most``."""
     (row,) = fetch(connection, _SQL["total"], {**wanted.parameters(), "most": most + 1})
     return None if row["total"] > most else int(row["total"])
 
 
 def counts(connection: Connection, wanted: Filter | None = None) -> list[Count]:
-    """Jobs by state and phase; of each state but RUNNING at most 20,000 are counted."""
+    """Numbers of jobs by state and phase; of each state but RUNNING at most 20,000 are counted."""
     parameters = {**(wanted or Filter()).parameters(), "most": _MOST_OF_A_STATE}
     return [
         Count(
@@ -180,17 +180,17 @@ def counts(connection: Connection, wanted: Filter | None = None) -> list[Count]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What an id, its first digits or a name stands for."""
+    """The job or group that an id, its first digits or a name refers to."""
 
     id: UUID
     is_job: bool
 
 
 def find(connection: Connection, text: str | UUID) -> Found:
-    """The job or group with this id, else with this name, else whose id alone starts with these digits.
+    """The job or group with this id, else with this name, else the only one whose id starts with these digits.
 
-    Of groups of one name the unfinished one is meant, else the newest. A number is also Camber's own, of a remote job.
-    Raises NotFound, also where it could be several.
+    Of several groups with one name it is the unfinished one, else the newest. A number may also be the id of a remote
+    job at Camber. Raises NotFound, also if several ids match.
     """
     wanted = str(text)
     digits = wanted.replace("-", "").lower()
@@ -235,13 +235,13 @@ def groups(
     limit: int | None = 50,
     before: UUID | None = None,
 ) -> list[Group]:
-    """The newest groups first. Of the filter, users, name, labels, since and until count."""
+    """Groups, the newest first. Only users, name, labels, since and until of the filter are used."""
     parameters = {**_of_groups(wanted, unfinished), "limit": limit, "before": before}
     return [group_from_row(row) for row in fetch(connection, _SQL["groups"], parameters)]
 
 
 def groups_total(connection: Connection, *, wanted: Filter | None = None, unfinished: bool | None = None) -> int:
-    """How many groups there are."""
+    """The number of matching groups."""
     (row,) = fetch(connection, _SQL["groups_total"], _of_groups(wanted, unfinished))
     return int(row["total"])
 
@@ -251,48 +251,48 @@ def _of_groups(wanted: Filter | None, unfinished: bool | None) -> dict[str, Any]
 
 
 def groups_of(connection: Connection, ids: Collection[UUID]) -> list[Group]:
-    """These groups, the oldest first; those that are not there are left out."""
+    """These groups, the oldest first; unknown ids are left out."""
     return [group_from_row(row) for row in fetch(connection, _SQL["groups_by_id"], {"ids": list(ids)})]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """How a group has come along so far."""
+    """The progress and cost of a group so far."""
 
     began_at: datetime | None
     """When the first attempt of a member began."""
     credits: float | None
-    """What ended attempts cost, estimated."""
+    """The estimated cost of ended attempts."""
     priced: int
-    """Members that this is the sum of."""
+    """How many members this is the sum of."""
 
 
 def pace(connection: Connection, group_id: UUID) -> Pace:
-    """Reads every member of the group: some 50 ms for 100,000."""
+    """The pace of a group. Reads every member: about 50 ms for 100,000."""
     (row,) = fetch(connection, _SQL["pace"], {"group_id": group_id})
     return Pace(began_at=row["began_at"], credits=finite(row["credits"]), priced=row["priced"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorKind:
-    """An error that members of a group ended with; those that differ in numbers alone are one."""
+    """An error of members of a group; messages that differ only in numbers count as one."""
 
     error_code: str | None
     error_message: str | None
-    """Of the example."""
+    """The message of the example."""
     jobs: int
     job_id: UUID
     """One of them, as an example."""
 
 
 def group_errors(connection: Connection, group_id: UUID, *, limit: int = 10) -> list[ErrorKind]:
-    """The most frequent first."""
+    """The errors of a group's members, the most frequent first."""
     return [ErrorKind(**row) for row in fetch(connection, _SQL["group_errors"], {"group_id": group_id, "limit": limit})]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job or a group is; a job is one member."""
+    """The progress of a job or group; a job counts as one member."""
 
     id: UUID
     state: JobState
@@ -307,7 +307,7 @@ class Progress:
 
 
 def progress(connection: Connection, found: Collection[Found]) -> dict[UUID, Progress]:
-    """Of each that is still there. It costs a row for each, however many members a group has."""
+    """The progress of each job or group that still exists. Reads one row for each, however many members it has."""
     parameters = {
         "jobs": [item.id for item in found if item.is_job],
         "groups": [item.id for item in found if not item.is_job],
@@ -322,7 +322,7 @@ def progress(connection: Connection, found: Collection[Found]) -> dict[UUID, Pro
 def stored(
     connection: Connection, ids: Sequence[UUID], name: str | None = None
 ) -> dict[UUID, list[tuple[int, Artifact]]]:
-    """Of each job what its last attempt that left anything stored, as (attempt, artifact); of this name alone."""
+    """For each job the files of its last attempt that stored any, as (attempt, artifact); ``name``: only such files."""
     out: dict[UUID, list[tuple[int, Artifact]]] = {}
     for start in range(0, len(ids), _PAGE):
         page = list(ids[start : start + _PAGE])
@@ -333,7 +333,7 @@ def stored(
 
 
 def unserved(connection: Connection, queues: Collection[str]) -> list[str]:
-    """Of these queues those that no living driver serves; none where no driver lives."""
+    """The queues among these that no live driver serves; empty if no driver is alive."""
     return [row["queue"] for row in fetch(connection, _SQL["unserved"], {"queues": list(queues)})]
 
 
@@ -348,11 +348,11 @@ class Need:
     """``succeeded`` or ``ended``."""
     satisfied: bool
     state: JobState | None
-    """As it is now; None where it was deleted."""
+    """Its present state; None if it was deleted."""
 
 
 def needs(connection: Connection, job_id: UUID) -> list[Need]:
-    """What this job depends on, what it still waits for first."""
+    """The job's dependencies, unmet ones first."""
     rows = fetch(connection, _SQL["needs"], {"job_id": job_id})
     return [Need(**{**row, "state": None if row["state"] is None else state_of(row["state"])}) for row in rows]
 
@@ -362,7 +362,7 @@ def needs(connection: Connection, job_id: UUID) -> list[Need]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueState:
-    """What is unfinished in a queue."""
+    """The unfinished jobs of a queue."""
 
     queue: str
     blocked: int
@@ -370,19 +370,19 @@ class QueueState:
     retrying: int
     running: int
     oldest_s: float | None
-    """For how long the oldest job that could be claimed has been so."""
+    """How many seconds the oldest claimable job has been claimable."""
     drivers: int
-    """Living drivers that serve it."""
+    """Live drivers that serve the queue."""
 
 
 def queues(connection: Connection) -> list[QueueState]:
-    """Queues with unfinished jobs, by name. It reads an index of all that wait: some 100 ms for a million."""
+    """Queues with unfinished jobs, by name. Reads an index of all waiting jobs: about 100 ms for a million."""
     return [QueueState(**{**row, "oldest_s": finite(row["oldest_s"])}) for row in fetch(connection, _SQL["queues"], {})]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriverState:
-    """A driver and what it holds."""
+    """A driver and the numbers of its jobs."""
 
     driver_id: UUID
     hostname: str
@@ -393,22 +393,22 @@ class DriverState:
     lease_expires_at: datetime
     stopped_at: datetime | None
     queues: list[str] | None
-    """None: all, or a driver of 0.1.0, which does not say."""
+    """The queues that it serves; None: all, or a driver of 0.1.0, which does not report them."""
     alive: bool
     draining: bool
-    """It ends what it has and takes nothing new."""
+    """It finishes its jobs and claims no more."""
     submitting: int
     waiting: int
     collecting: int
 
 
 def drivers(connection: Connection, *, gone_s: float = 3600.0) -> list[DriverState]:
-    """Living drivers first; then those that hold jobs still, or that went within ``gone_s``."""
+    """Live drivers first; then drivers that still have jobs, or that ended within the last ``gone_s`` seconds."""
     return [DriverState(**row) for row in fetch(connection, _SQL["drivers"], {"gone_s": gone_s})]
 
 
 def ahead(connection: Connection, job: Job, *, most: int = 10_000) -> int:
-    """How many jobs of its queue go before it; ``most`` where there are as many or more."""
+    """How many jobs of its queue go before it; ``most`` if there are at least as many."""
     parameters = {
         "queue": job.queue,
         "priority": job.priority,

@@ -41,31 +41,31 @@ _COLLECTED_AGAIN: Final = frozenset({ErrorCode.ARTIFACTS_NOT_STORED, ErrorCode.A
 _DURATIONS: Final = ("orphaned_s", "age_s", "submitted_s", "running_s")
 """Fields of :class:`Adopted`."""
 _OF_THE_ROW: Final = ("22", "23")
-"""SQLSTATE classes that are one row's own fault: data and integrity. A trigger's or the server's may pass."""
+"""SQLSTATE classes of faults of one row: data and integrity. Faults of a trigger or the server may pass."""
 _SET_ASIDE_S: Final = 600.0
 _MOST_TEXT: Final = 4000
 _MOST_WARNINGS: Final = 100
 _COUNTED: Final = 10_000
-"""Up to this many waiting jobs are counted one by one."""
+"""The most waiting jobs that are counted one by one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adopted:
-    """A job taken over, and how many seconds ago its former driver may last have acted for it."""
+    """A job that was taken over; ``orphaned_s``: seconds since its former driver may last have acted for it."""
 
     job: Job
     orphaned_s: float
     age_s: float = 0.0
-    """Since its attempt was claimed, by the database's clock, as the next two."""
+    """Seconds since its attempt was claimed, by the database's clock, as are the next two."""
     submitted_s: float = 0.0
-    """Since its remote job was known."""
+    """Seconds since its remote job was first known."""
     running_s: float | None = None
-    """Since that was first seen to run; None where it was not."""
+    """Seconds since the remote job was first seen to run; None if it was not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """A step of a running attempt; None leaves what the row has."""
+    """New values for a running attempt's row; None leaves a column unchanged."""
 
     job_id: UUID
     attempt: int
@@ -73,24 +73,24 @@ class Progress:
     remote_id: int | None = None
     remote_status: RemoteStatus | None = None
     wait_reason: str | None = None
-    """Why it does not get on, in words; None: it does."""
+    """Why it makes no progress, in words; None: it does."""
     credits_per_hour: float | None = None
-    """What it costs while it runs, for budgets."""
+    """Its cost while it runs, for budgets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """What became of a batch of fenced writes, by job id."""
+    """The results of a batch of fenced writes, by job id."""
 
     ours: frozenset[UUID]
-    """Written."""
+    """Jobs that were written."""
     locked: frozenset[UUID] = frozenset()
-    """Another session holds the row; to be written again later. All that is in neither was no longer ours."""
+    """Jobs whose rows another session holds; write them again later. Jobs in neither set are no longer ours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
-    """How an attempt ended, and what becomes of its job."""
+    """How an attempt ended, and what happens to its job."""
 
     job_id: UUID
     attempt: int
@@ -108,30 +108,30 @@ class Ending:
     artifacts: tuple[Artifact, ...] = ()
     warnings: tuple[str, ...] = ()
     keep_s: float | None = None
-    """For so long the attempt's path is kept, because what is in it was not stored."""
+    """How many seconds the attempt's path is kept, because files in it were not stored."""
     free: bool = False
     """The attempt never ran and does not count against ``max_attempts``."""
 
     @property
     def collect_again(self) -> bool:
-        """Whether the next claim collects what is kept, instead of beginning a new attempt."""
+        """Whether the next claim collects the kept files instead of beginning a new attempt."""
         return self.keep_s is not None and self.error is not None and self.error.code in _COLLECTED_AGAIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """A row that cannot be worked on, and what was done about it; every other row went on."""
+    """A row that could not be processed, and what was done about it. Other rows are not affected."""
 
     job_id: UUID
     attempt: int | None
     message: str
     ended: bool
-    """The job ended as ``invalid_job``; else it was left alone."""
+    """Whether the job was ended as ``invalid_job``; else it is left unchanged for a while."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """An ended attempt and the URIs of all that it stored, its manifest among them."""
+    """An ended attempt and the URIs of its stored files, with the manifest."""
 
     job_id: UUID
     attempt: int
@@ -140,10 +140,10 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """What a driver has to do beside its jobs."""
+    """The result of :meth:`Queue.look_round`."""
 
     draining: bool
-    """It is to end what it has, and to go."""
+    """Whether the driver has to finish its jobs and exit."""
     unsettled: bool
     """See :meth:`Queue.settle_left`."""
     schedules_due: bool
@@ -151,9 +151,9 @@ class Round:
     notifications_due: bool
     """See :meth:`Queue.take_notifications`."""
     account_limit: int | None
-    """Jobs that may run at once, where somebody set it; else the configuration says it."""
+    """The limit of running jobs that somebody set for the account; None: the configuration's applies."""
     closed: frozenset[UUID]
-    """Jobs asked about whose scope was paused, or its budget reached, after they were claimed."""
+    """Those of the given jobs whose scope was paused, or whose budget was reached, after they were claimed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,13 +182,38 @@ class Told:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What bounds the work in one scope: ``account``, ``queue``, ``user`` or ``group``."""
+
+    scope: str
+    paused: int
+    """How many of its names are paused."""
+    over: int
+    """How many have reached a budget."""
+    spent: float
+    """The largest share of a budget that is spent, 1 = all of it; 0 where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOver:
+    """Counted up to 10,000."""
+
+    oldest_group_s: float
+    """Since the oldest unfinished group was made; 0 where there is none."""
+    unstored: int
+    """Attempts of which Camber keeps what the store did not take."""
+    notifications: int
+    """Those that are still to be delivered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Depth:
-    """What waits in the queue, of all queues, whichever a driver serves."""
+    """Numbers of waiting jobs of all queues, also of those that the driver does not serve."""
 
     jobs: Mapping[tuple[str, str], int]
     """By queue and state; exact up to 10,000 jobs in all, then estimated."""
     oldest_claimable_s: float
-    """For how long the oldest claimable job has been so; 0 where there is none."""
+    """How many seconds the oldest claimable job has been claimable; 0 if there is none."""
 
 
 _Item = TypeVar("_Item", Progress, Ending)
@@ -197,8 +222,8 @@ _Item = TypeVar("_Item", Progress, Ending)
 class Queue(Session):
     """The queue as one driver sees it. Not thread-safe: it belongs to the driver's loop.
 
-    Every method raises DatabaseUnavailable when Postgres does not answer, and the next call connects anew. A row that
-    breaks a statement, or that cannot be read, concerns itself alone: see :meth:`refusals`.
+    Every method raises DatabaseUnavailable when Postgres does not answer, and the next call reconnects. A row that
+    makes a statement fail, or that cannot be read, does not affect others: see :meth:`refusals`.
     """
 
     def __init__(
@@ -211,7 +236,7 @@ class Queue(Session):
         connect_timeout_s: float = 10.0,
         statement_timeout_s: float = 30.0,
     ) -> None:
-        """``age_s``: after each such wait a job counts as one step of priority higher; None = never."""
+        """``age_s``: for each such time of waiting a job counts as one step of priority higher; None = never."""
         super().__init__(
             dsn,
             lease_s=lease_s,
@@ -221,18 +246,18 @@ class Queue(Session):
         )
         self._age_s = age_s
         self._turn: str | None = None
-        """The user whose job was claimed last; where there are very many, the next claim begins behind."""
+        """The user whose job was claimed last; with very many users the next claim begins after this one."""
         self._skipped: dict[UUID, float] = {}
         self._refusals: list[Refusal] = []
 
     def claim(self, limit: int, *, account: int | None = None) -> list[Job]:
-        """Takes up to ``limit`` jobs and opens an attempt for each: the highest priority first, users by turns.
+        """Claims up to ``limit`` jobs and opens an attempt for each: the highest priority first, users in turns.
 
-        Of a user the oldest comes first, and whoever has fewest running is next. None goes beyond a limit of
-        ``rythmiq.limits``, nor are more than ``account`` jobs RUNNING then, with whichever driver.
+        The user with the fewest running jobs is next, with the oldest job first. No claim exceeds a limit in
+        ``rythmiq.limits``, or lets more than ``account`` jobs of all drivers be RUNNING.
 
-        A job whose last attempt is kept to be collected again gets that attempt, in phase COLLECTING. One that cannot
-        be begun or read is ended as ``invalid_job``.
+        A job whose last attempt's files were kept gets that attempt again, in phase COLLECTING. A job that cannot be
+        begun or read is ended as ``invalid_job``.
         """
         rows = self._isolated(
             "claim",
@@ -251,7 +276,7 @@ class Queue(Session):
         return self._readable(rows)
 
     def look_round(self, submitting: Iterable[UUID]) -> Round:
-        """Keeps budgets up to date, and tells what there is to be done."""
+        """Updates budgets, and returns what the driver has to do beside its jobs. ``submitting``: jobs to check."""
         (row,) = self._run("look_round", ids=list(submitting))
         return Round(
             draining=row["draining"],
@@ -270,19 +295,20 @@ class Queue(Session):
     def adjust_account(
         self, *, first: float, grown: float, share: float | None, sent_age_s: float
     ) -> tuple[float, float | None, int]:
-        """What all drivers found of how much the account bears, how many seconds ago it was lowered; how many jobs run.
+        """Updates the account's limit that all drivers share for ``auto``. Returns the limit; how many seconds ago it
+        was lowered, None = never; and how many jobs run.
 
-        It was never lowered: None.
-        ``grown`` is added to it; ``share`` lowers it, unless that was done since the create that was refused was sent.
+        ``grown`` is added to the limit. ``share`` is the factor that lowers it, unless another driver has lowered it
+        since the refused create was sent.
         """
         (row,) = self._run("adjust_account", first=first, grown=grown, share=share, sent_age_s=sent_age_s)
         return row["found_limit"], row["lowered_s"], row["running"]
 
     def adopt(self, limit: int) -> list[Adopted]:
-        """Takes over up to thrice ``limit`` running jobs that were given back or whose driver's lease is over or lost.
+        """Takes over up to three times ``limit`` running jobs that were released or whose driver's lease has ended.
 
-        One of which no remote job is known and whose spec cannot be read is ended as ``invalid_job``, and so is one
-        whose path or remote job is not its own.
+        A job without a known remote job and with an unreadable spec is ended as ``invalid_job``, and so is one whose
+        path or remote id cannot be its own.
         """
         rows = self._isolated("adopt", "adoptable", queues=self._queues, limit=limit)
         seconds = {row["job_id"]: {name: row[name] for name in _DURATIONS} for row in rows}
@@ -301,9 +327,9 @@ class Queue(Session):
         self._run("told", rows=json.dumps(rows))
 
     def fire_schedules(self, limit: int) -> int:
-        """Enqueues what schedules have due, each due time once, whichever driver comes first; returns how many.
+        """Fires due schedules, each due time exactly once by one of the drivers; returns how many it fired.
 
-        A schedule whose cron never comes again, or that a person broke, is left alone: it stays due.
+        A schedule whose cron has no further time, or with an invalid row, is skipped and stays due.
         """
         fired = 0
         for row in self._run("due_schedules", limit=limit):
@@ -322,24 +348,24 @@ class Queue(Session):
         return fired
 
     def refusals(self) -> list[Refusal]:
-        """The rows that could not be worked on since this was asked last."""
+        """The rows that could not be processed since the last call."""
         refusals, self._refusals = self._refusals, []
         return refusals
 
     def release(self) -> set[UUID]:
-        """Gives back all jobs that wait, and returns their ids; those not whose row another session holds."""
+        """Releases all waiting jobs for other drivers, and returns their ids; rows that are locked are left out."""
         return {row["job_id"] for row in self._isolated("release", "held")}
 
     def disown(self, known: Iterable[UUID]) -> set[UUID]:
-        """Gives back the running jobs that are this driver's by the table but not among ``known``; returns their ids.
+        """Releases jobs that the table says are this driver's but that are not in ``known``; returns their ids.
 
-        For after a lost connection: a claim whose answer was lost has taken jobs that nobody would run. A row that
-        another session holds is given back by a later call.
+        Used after a lost connection: a claim whose answer was lost has taken jobs that nobody would run. Locked rows
+        are released by a later call.
         """
         return {row["job_id"] for row in self._isolated("disown", "held", known=list(known))}
 
     def advance(self, steps: Iterable[Progress]) -> Written:
-        """Notes progress."""
+        """Writes progress of attempts."""
         return self._one_by_one(
             steps,
             lambda batch: self._write("advance", [_step_record(step) for step in batch]),
@@ -347,19 +373,32 @@ class Queue(Session):
         )
 
     def finish(self, endings: Iterable[Ending]) -> Written:
-        """Ends attempts. One that Postgres will not store ends as ``internal``, and says so."""
+        """Writes the ends of attempts. If Postgres refuses one, it ends as ``internal`` with a message that says so."""
         return self._one_by_one(
             endings, lambda batch: self._write("finish", [_ending_record(ending) for ending in batch]), _refused
         )
 
     def cancel_requests(self) -> set[UUID]:
-        """Which of this driver's jobs somebody wants ended."""
+        """This driver's jobs that somebody has cancelled."""
         return {row["job_id"] for row in self._run("cancel_requests")}
 
     def settle_left(self, limit: int) -> int:
-        """Does what follows from the end of jobs where another session was in the way; returns how much there was."""
+        """Handles effects of ended jobs that were postponed because another session held a row; returns how many."""
         handled: int = self._run("settle_left", limit=limit)[0]["handled"]
         return handled
+
+    def bounds(self) -> list[Bounds]:
+        """What bounds the work of all drivers, by scope; a scope without limits is not in it."""
+        return [Bounds(**row) for row in self._run("control")]
+
+    def left_over(self) -> LeftOver:
+        """What is left over, and has to be looked at if it grows."""
+        (row,) = self._run("left_over", limit=_COUNTED)
+        return LeftOver(**row)
+
+    def unserved(self, waiting: Iterable[str]) -> set[str]:
+        """Of these queues those that no living driver serves."""
+        return {row["queue"] for row in self._run("unserved", waiting=list(waiting))}
 
     def ended_attempts(self, attempts: Iterable[tuple[UUID, int]]) -> list[EndedAttempt]:
         """What traces show of attempts that have ended."""
@@ -374,20 +413,20 @@ class Queue(Session):
         return [EndedGroup(**row) for row in rows]
 
     def unfinished(self, *, telling: bool = False) -> bool:
-        """Whether anything of the served queues is claimable, scheduled or running, with whichever driver.
+        """Whether a job of the served queues is claimable, scheduled or running, with any driver.
 
-        ``telling``: or whether a notification was never tried.
+        ``telling``: also whether a notification was never tried.
         """
         return bool(self._run("unfinished", queues=self._queues, telling=telling)[0]["unfinished"])
 
     def depth(self) -> Depth:
-        """How much waits. It costs some 10 ms at most, however long the queue is."""
+        """Numbers of waiting jobs. Takes about 10 ms at most, however long the queue is."""
         rows = self._run("depth", limit=_COUNTED)
         oldest_s: float = self._run("oldest_claimable")[0]["seconds"]
         return Depth(jobs={(row["queue"], row["state"]): row["jobs"] for row in rows}, oldest_claimable_s=oldest_s)
 
     def cleaned(self, attempts: Iterable[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
-        """Notes that the paths of these attempts are gone from the stash; returns those to be noted again later."""
+        """Writes that these attempts' paths were removed from the stash; returns those to write again later."""
         attempts = list(attempts)
         rows = [{"job_id": str(job_id), "attempt": attempt} for job_id, attempt in attempts]
         try:
@@ -398,10 +437,10 @@ class Queue(Session):
         return set().union(*(self.cleaned([attempt]) for attempt in attempts))
 
     def uncleaned(self, limit: int, *, older_than_s: float, but: Iterable[UUID] = ()) -> list[Job]:
-        """Ended attempts whose path is still to be removed, each as the job it was of, oldest first; none of ``but``.
+        """Ended attempts whose path has to be removed, each as its job, oldest first; none of the jobs in ``but``.
 
-        Not those whose path is kept until later, nor one that is being collected again. A path that is not the
-        attempt's own is not touched, and noted as done with.
+        Without attempts whose path is still kept or is being collected again. A path that is not the attempt's own is
+        never removed; its attempt is marked as done.
         """
         rows = self._run("uncleaned", limit=limit, older_than_s=older_than_s, but=list(but))
         jobs = [
@@ -421,22 +460,22 @@ class Queue(Session):
     def expired_artifacts(self, limit: int, *, older_than_s: float, but: Iterable[UUID] = ()) -> list[Stored]:
         """Attempts of ended jobs whose files are due to be deleted, oldest first, without those of jobs in ``but``.
 
-        Whoever deletes the files calls :meth:`forget_artifacts` after; no transaction is open between.
+        After deleting the files, call :meth:`forget_artifacts`. No transaction stays open in between.
         """
         rows = self._run("expired_artifacts", limit=limit, older_than_s=older_than_s, but=list(but))
         return [Stored(job_id=row["job_id"], attempt=row["attempt"], uris=tuple(row["uris"])) for row in rows]
 
     def forget_artifacts(self, attempts: Iterable[Stored]) -> None:
-        """Notes that the files of these attempts are gone."""
+        """Writes that the files of these attempts were deleted."""
         rows = [{"job_id": str(stored.job_id), "attempt": stored.attempt} for stored in attempts]
         self._run("forget_artifacts", rows=json.dumps(rows))
 
     def delete_expired(
         self, limit: int, *, succeeded_s: float | None, failed_s: float | None, files_first: bool
     ) -> set[UUID]:
-        """Deletes up to ``limit`` jobs of each end that are so old, FAILED and CANCELLED alike; None keeps them.
+        """Deletes up to ``limit`` jobs of each final state that are old enough; an age of None keeps them.
 
-        With ``files_first`` those stay that still have stored files. Returns the ids of what is gone.
+        ``files_first``: jobs that still have stored files are kept. Returns the ids of deleted jobs.
         """
         rows = self._run(
             "delete_expired", limit=limit, succeeded_s=succeeded_s, failed_s=failed_s, files_first=files_first
@@ -449,11 +488,11 @@ class Queue(Session):
 
     @property
     def notified(self) -> bool:
-        """Whether a notification came in with the answer to a query: it is read then, and the socket says no more."""
+        """Whether a notification came with the answer to a query. It was read then, so the socket does not show it."""
         return self._connection is not None and bool(self._connection.notifies)
 
     def notifications(self) -> set[str]:
-        """What was notified since the last look; never waits."""
+        """The notifications since the last call; never waits."""
         if self._connection is None:
             return set()
         try:
@@ -474,7 +513,7 @@ class Queue(Session):
     # ------------------------------------------------------------------------------------ one odd row among others
 
     def _isolated(self, name: str, one_by_one: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Runs a statement over many rows; where one row breaks it, over each alone that ``one_by_one`` lists."""
+        """Runs a statement for many rows; if a row makes it fail, runs it for each row that ``one_by_one`` lists."""
         now = now_s()
         self._skipped = {job_id: until for job_id, until in self._skipped.items() if until > now}
         parameters["skipped"] = list(self._skipped) or None
@@ -490,7 +529,7 @@ class Queue(Session):
         return rows
 
     def _set_aside(self, job_id: UUID, error: psycopg2.Error) -> None:
-        """Ends a queued job that its own row keeps from being claimed; leaves any other alone for a while."""
+        """Ends a queued job whose own row prevents its claim; skips any other row for a while."""
         ended: list[dict[str, Any]] = []
         message = f"attempt: the next one cannot be opened: SQLSTATE {error.pgcode}, {explain(error)}"
         if (error.pgcode or "").startswith(_OF_THE_ROW):
@@ -508,12 +547,12 @@ class Queue(Session):
         self._refusals.append(Refusal(job_id=job_id, attempt=attempt, message=message, ended=False))
 
     def _readable(self, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
-        """The jobs of rows that are ours now; ends those that cannot be run as they are."""
+        """The jobs of newly claimed or adopted rows; ends those that cannot be run."""
         jobs: list[Job] = []
         odd: list[Ending] = []
         for row in rows:
             job, faults = read_job(row)
-            # Once there is a remote job, it was paid for, and what is left to do needs little of the spec.
+            # If there is a remote job, it was paid for, and the remaining steps need little of the spec.
             if job.phase is not Phase.SUBMITTING or job.remote_id is not None:
                 faults = []
             if faults := [*faults_of_place(job), *faults]:
@@ -535,9 +574,9 @@ class Queue(Session):
         return jobs
 
     def _with_stored(self, jobs: list[Job]) -> list[Job]:
-        """With the URIs of what other jobs stored in place of their ``job:`` and ``group:`` inputs.
+        """The jobs with URIs of stored files instead of ``job:`` and ``group:`` inputs.
 
-        One that matches nothing stays as it is, and is an input that is missing to whoever opens it.
+        An input that matches no file stays unchanged; the submit then fails with InputMissing.
         """
         asked = [
             {"place": place, "number": number, **_stored_by(item.uri)}
@@ -575,10 +614,10 @@ class Queue(Session):
         write: Callable[[Sequence[_Item]], Written],
         without: Callable[[_Item, psycopg2.Error], _Item],
     ) -> Written:
-        """Writes a batch; where one row breaks it, each alone, and that one ``without`` what Postgres may not like.
+        """Writes a batch; if a row makes it fail, writes each alone, and that one as ``without`` returns it.
 
-        One that takes longer than a statement may is not an outage: its rows are many, and it is written alone, for as
-        long as it takes. The lease is renewed on another connection meanwhile.
+        A statement timeout is no outage: an item has very many rows then, and is written alone with a longer timeout.
+        The lease is renewed on another connection meanwhile.
         """
         items = list(items)
         try:
@@ -594,7 +633,7 @@ class Queue(Session):
                     found.append(write([without(item, error)]))
                 except psycopg2.Error as again:
                     found.append(Written(ours=frozenset(), locked=frozenset([item.job_id])))
-                    if self._skipped.get(item.job_id, 0.0) <= now_s():  # It is tried again all the time, and told once.
+                    if self._skipped.get(item.job_id, 0.0) <= now_s():  # Reported only once, though it is tried again.
                         self._leave_alone(item.job_id, item.attempt, again)
         return Written(
             ours=frozenset().union(*(one.ours for one in found)),
@@ -618,7 +657,7 @@ def _stored_by(uri: str) -> dict[str, str | None]:
 
 
 def _stored_input(item: Input, row: Row) -> Input:
-    """A member's file lies in a folder of its place in the group, which keeps equal names apart."""
+    """The input for a stored file. A member's file gets a folder named by its place, so that names do not clash."""
     if not item.name.endswith("/"):
         return Input(uri=row["uri"], name=item.name)
     folder = "" if item.name == "./" else item.name
@@ -696,5 +735,5 @@ def _ending_record(ending: Ending) -> dict[str, Any]:
 
 
 def _storable(text: str) -> str:
-    """What Postgres takes as text: no NUL, no lone surrogate; and no more than a person reads."""
+    """Text that Postgres accepts: without NULs and lone surrogates, and of limited length."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode()[:_MOST_TEXT]

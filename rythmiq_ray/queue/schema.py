@@ -1,4 +1,4 @@
-"""Whether a database fits this program: its schema's revision, its encoding, and what stands between."""
+"""Checks that a database suits this program: the schema's revision, the encoding, and no unsuitable pooler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ changes only with a migration that takes away what that program needs; adding co
 _RECORDED: Final = re.compile(r"revision (\d{4}), usable by programs of (\d{4}) or later")
 _PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 _FIRST: Final = "0001"
-"""It has no record of itself."""
+"""The revision that does not record itself in the schema."""
 _RECORD: Final = """
 SELECT c.oid IS NOT NULL AS there, obj_description(c.oid, 'pg_class') AS record
 FROM (SELECT) AS one
@@ -32,19 +32,19 @@ LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.
 
 
 _HELPERS: Final = 3
-"""So many connections are opened beside the first to see whether one is given its server process."""
+"""How many more connections are opened to see whether one of them gets the first one's server process."""
 _BACKEND: Final = "SELECT pg_backend_pid() AS pid"
 SETTINGS: Final = frozenset({"session"})
-"""Statements of a driver that need no right, and that cannot be explained."""
+"""Statements of a driver that need no privilege and that EXPLAIN does not take."""
 RETENTION: Final = frozenset({"expired_artifacts", "forget_artifacts", "delete_expired"})
-"""Statements of a driver whose role needs rights of its own (deploy/sql/roles.sql)."""
+"""Statements of a driver that need additional privileges (deploy/sql/roles.sql)."""
 
 
 def check_database(dsn: Secret, *, retention: bool = False, connect_timeout_s: float = 10.0) -> None:
-    """What a driver asks before it begins. ``retention``: whether it will delete what has expired.
+    """The checks of a driver before it starts. ``retention``: whether it will delete expired jobs.
 
-    Raises ConfigurationError for an address, a database or a pooler that will not do, and DatabaseUnavailable for a
-    server that does not answer, a schema that does not fit or a role that lacks a right.
+    Raises ConfigurationError for an unsuitable address, database or pooler, and DatabaseUnavailable if the server does
+    not answer, the schema does not fit, or the role lacks a privilege.
     """
     connection = opened(dsn, connect_timeout_s=connect_timeout_s)
     try:
@@ -57,13 +57,13 @@ def check_database(dsn: Secret, *, retention: bool = False, connect_timeout_s: f
 
 
 def connect_checked(dsn: Secret, *, statement_timeout_s: float) -> psycopg2.extensions.connection:
-    """A connection for a command: the schema fits, and no pooler shares what is set there. Raises as check_database."""
+    """A connection for a CLI command, after the checks of schema and pooler. Raises as :func:`check_database`."""
     connection = opened(dsn)
     try:
         check_schema(connection)
         if connection.info.backend_pid != fetch(connection, _BACKEND, {})[0]["pid"]:
             _check_pooler(connection, dsn, connect_timeout_s=10.0)
-        connection.rollback()  # So that what follows is the first of its transaction, and may be repeated.
+        connection.rollback()  # Ends the checks' transaction, so that the command's own can be repeated.
         prepare(connection, statement_timeout_s=statement_timeout_s)
     except BaseException:
         connection.close()
@@ -72,21 +72,20 @@ def connect_checked(dsn: Secret, *, statement_timeout_s: float) -> psycopg2.exte
 
 
 def _check_rights(connection: psycopg2.extensions.connection, names: Iterable[str]) -> None:
-    """Raises DatabaseUnavailable where the role may not run one of a driver's statements: they are planned, not run."""
+    """Raises DatabaseUnavailable if the role may not run one of a driver's statements; they are planned, not run."""
     for name in sorted(names):
         statement = queries("driver")[name]
         fetch(connection, f"EXPLAIN {statement}", dict.fromkeys(_PARAMETER.findall(statement)))
 
 
 def _check_pooler(connection: psycopg2.extensions.connection, dsn: Secret, connect_timeout_s: float) -> None:
-    """Raises ConfigurationError where server processes are shared between connections from transaction to transaction.
+    """Raises ConfigurationError if a pooler in transaction mode shares server processes between connections.
 
-    A connection has one process for as long as it is open. So no other may be given the same one meanwhile, and it may
-    never find itself in another. Each helper holds a transaction open, so that the next one is given another process,
-    until it is the turn of the first connection's or that one is given another. Nothing was set there before, and
-    nothing is left behind.
+    Without such a pooler a connection keeps its own server process while it is open. So if a second connection gets the
+    first one's process, or the first one gets another process, there is one. Each helper connection keeps a transaction
+    open, so that the pooler has to give the next one another process. No settings are changed.
     """
-    connection.rollback()  # A transaction has its process for as long as it is open, whatever stands before it.
+    connection.rollback()  # An open transaction would keep its server process even behind a pooler.
     pid = fetch(connection, _BACKEND, {})[0]["pid"]
     connection.rollback()
     helpers: list[psycopg2.extensions.connection] = []
@@ -98,23 +97,23 @@ def _check_pooler(connection: psycopg2.extensions.connection, dsn: Secret, conne
             connection.rollback()
             if shared:
                 raise ConfigurationError(
-                    "database.url: a pooler in transaction mode stands before Postgres, which keeps neither LISTEN nor"
+                    "database.url: a pooler in transaction mode is in front of Postgres and keeps neither LISTEN nor"
                     " settings: use its session mode, or the server's own address"
                 )
             if connection.info.backend_pid == pid:
-                return  # The process says so itself; a pooler gives numbers of its own.
+                return  # Postgres reports its real process id; a pooler reports ids of its own.
     finally:
         for helper in helpers:
             helper.close()
 
 
 def record(revision: str, usable_from: str) -> str:
-    """The statement by which a migration says in the schema what it is. Every login may read a comment."""
+    """The statement that records a revision in the schema: as a comment, because every login may read comments."""
     return f"COMMENT ON TABLE rythmiq.migrations IS 'revision {revision}, usable by programs of {usable_from} or later'"
 
 
 def check_schema(connection: psycopg2.extensions.connection) -> None:
-    """Raises DatabaseUnavailable where the schema is missing, older than this program, or too new for it."""
+    """Raises DatabaseUnavailable if the schema is missing, older than this program, or too new for it."""
     (found,) = fetch(connection, _RECORD, {})
     if not found["there"]:
         raise DatabaseUnavailable("The schema rythmiq is missing: run `rythmiq migrate`")
@@ -132,7 +131,7 @@ def check_schema(connection: psycopg2.extensions.connection) -> None:
 
 
 def check_encoding(connection: psycopg2.extensions.connection) -> None:
-    """Raises ConfigurationError for a database that cannot hold every text."""
+    """Raises ConfigurationError if the database's encoding is not UTF8."""
     encoding = fetch(connection, "SHOW server_encoding", {})[0]["server_encoding"]
     if encoding != "UTF8":
         raise ConfigurationError(

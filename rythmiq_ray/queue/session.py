@@ -1,4 +1,4 @@
-"""A driver's session with Postgres: its identity, its lease, and a connection that is made anew when it is lost."""
+"""A driver's session with Postgres: its id, its lease, and a connection that is reopened when it is lost."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from rythmiq_ray.secret import Secret
 
 _SQL: Final = queries("driver")
 PATIENCE_S: Final = 300.0
-"""For a statement about one attempt that left very many files."""
+"""The timeout of a statement about one attempt with very many files."""
 _MOST_PARTS: Final = 6
-"""Into so many parts a lease is cut; no statement of a heartbeat takes more than one of them."""
+"""Parts of a lease: a statement of a heartbeat may take one of them."""
 
 
 class Session:
     """Runs a driver's statements, each its own transaction. Not thread-safe.
 
-    Every method raises DatabaseUnavailable when Postgres does not answer, and the next call connects anew; a deadlock
-    is repeated within bounds. ``now`` stands for the database's clock in tests of time.
+    Every method raises DatabaseUnavailable when Postgres does not answer, and the next call reconnects. After a
+    deadlock a statement is repeated a few times. ``now`` replaces the database's clock in tests.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class Session:
         self.now: datetime | None = None
 
     def register(self) -> UUID:
-        """Takes a lease under a new driver id and returns that: a lost lease's former id stays fenced off for good."""
+        """Takes a lease under a new driver id, and returns that. A lost lease's id is never used again, so its writes
+        stay fenced off."""
         self.driver_id = uuid4()
         self._run(
             "register",
@@ -71,11 +72,11 @@ class Session:
         return self.driver_id
 
     def renew(self) -> bool:
-        """The heartbeat; False when the lease was over already."""
+        """Sends a heartbeat; returns False if the lease had ended already."""
         return bool(self._run("renew", lease_s=self._lease_s))
 
     def resign(self) -> None:
-        """Ends the lease, so that others need not wait for it to run out."""
+        """Ends the lease, so that other drivers need not wait until it expires."""
         self._run("resign")
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class Session:
         except (Conflict, StatementTimeout):
             raise
         except DatabaseUnavailable:
-            # Also where it is only read-only: the next connection may find the server that is not.
+            # Also if the server is only read-only: the next connection may reach the new primary.
             self.close()
             raise
 
@@ -121,16 +122,16 @@ class Session:
 
 
 class Heartbeat(Session):
-    """The lease on a connection of its own, for a thread of its own: no other statement can hold up a renewal.
+    """The lease's statements, on their own connection and for their own thread, so that no other statement delays them.
 
-    Its waits are short beside the lease. Who registers here gives the new ``driver_id`` to the driver's
-    :class:`~rythmiq_ray.queue.queue.Queue`, which does everything else under it.
+    Timeouts are short compared with the lease. The ``driver_id`` that :meth:`register` returns has to be given to the
+    driver's :class:`~rythmiq_ray.queue.queue.Queue`, which uses it for all other statements.
     """
 
     def __init__(
         self, dsn: Secret, *, lease_s: float, connect_timeout_s: float = 10.0, queues: Sequence[str] | None = None
     ) -> None:
-        """``queues``: what the driver serves, for others to see; None = all."""
+        """``queues``: the queues that the driver serves, to be shown; None = all."""
         part_s = lease_s / _MOST_PARTS
         super().__init__(
             dsn,

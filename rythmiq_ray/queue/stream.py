@@ -1,4 +1,4 @@
-"""Lines for COPY, made while Postgres takes in those before them."""
+"""A stream of lines for COPY, generated while Postgres reads them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 
 class Stream:
-    """What psycopg2 reads a COPY from."""
+    """A file-like object from which psycopg2 reads the data of a COPY."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
         self._rest = ""
 
     def read(self, size: int, /) -> bytes:
-        """At most so many characters, in UTF-8; none at the end."""
+        """The next ``size`` characters at most, in UTF-8; empty at the end."""
         taken, length = [self._rest], len(self._rest)
         if length < size:
             for line in self._lines:

@@ -1,1 +1,1 @@
-"""Logs, metrics and health: what an operator sees."""
+"""Logs, metrics and health checks for operators."""

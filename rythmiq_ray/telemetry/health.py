@@ -1,7 +1,7 @@
 """A driver's health over HTTP: ``/livez``, ``/readyz`` and ``/metrics``, off unless ``health.port`` is set.
 
-``/livez`` is 503 only where a restart helps: the loop is stuck. ``/readyz`` is 503 also where it does not help, such as
-in an outage. Neither needs a key, so no text of an error is shown, only its code.
+``/livez`` is 503 only if a restart helps, because the loop is stuck. ``/readyz`` is 503 also in other cases, such as an
+outage. Anybody can read both, so they show codes of errors but no messages.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rythmiq_ray.telemetry.logs import get_logger
 log = get_logger("health")
 
 _CLIENT_TIMEOUT_S: Final = 10.0
-"""A client that does not send its request, or take its answer, is let go after this."""
+"""How long a client may take to send its request or read the answer."""
 
 
 class Stage(StrEnum):
-    """Where a driver is in its life."""
+    """The stages of a driver's life."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -38,23 +38,23 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that a driver needs in order to work."""
+    """The state of one thing that a driver needs."""
 
     ok: bool
     reason: str | None = None
-    """An error's code, where it does not hold and the code is known."""
+    """The error's code, if the check fails and the code is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """How a driver is at this moment."""
+    """A driver's present health."""
 
     stage: Stage
     checks: Mapping[str, Check]
     lease_age_s: float | None
-    """Since the last heartbeat; None before the first."""
+    """Seconds since the last heartbeat; None before the first."""
     tick_age_s: float | None
-    """Since the last tick began; None before the first, for the start's own calls have time-outs."""
+    """Seconds since the last tick began; None before the first, because the start has timeouts of its own."""
     stuck_after_s: float
     """A tick that began this long ago counts as stuck."""
 
@@ -88,18 +88,18 @@ class HealthResponse:
 
 
 class HealthServer:
-    """Answers on threads of its own, so that it can tell of a loop that is stuck."""
+    """Answers on its own threads, so that it also answers while the driver's loop is stuck."""
 
     def __init__(self, status: Callable[[], Status], metrics_page: Callable[[str], tuple[bytes, str]]) -> None:
-        """``metrics_page`` gives the body and its content type for an ``Accept`` header."""
+        """``metrics_page`` returns the body and its content type for an ``Accept`` header."""
         self._status = status
         self._metrics_page = metrics_page
         self._server: _Server | None = None
 
     def start(self, host: str, port: int) -> int:
-        """Listens, and returns the port, which is another where ``port`` is 0.
+        """Listens, and returns the port; ``port`` 0 chooses a free one.
 
-        Raises ConfigurationError where it cannot listen there.
+        Raises ConfigurationError if it cannot listen there.
         """
         try:
             self._server = _Server(host, port, self._answer)
@@ -147,12 +147,12 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own asks DNS for the host's name, which nothing here needs and which may take long.
+        # HTTPServer.server_bind asks DNS for the host's name, which is not needed and may take long.
         TCPServer.server_bind(self)
 
     def handle_error(self, *_: object) -> None:
         error = sys.exception()
-        if not isinstance(error, OSError):  # A client that went away is no fault of ours.
+        if not isinstance(error, OSError):  # A client that closed its connection is no fault.
             log.warning("A health request failed", error=type(error).__name__)
 
 
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Probes come every few seconds; they are no news."""
+        """Logs nothing, because probes come every few seconds."""
 
 
 def _rounded(seconds: float | None) -> float | None:

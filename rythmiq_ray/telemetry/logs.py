@@ -1,7 +1,7 @@
-"""Log lines in the form that the older worker's log filters expect, or as JSON; and no secret in either.
+"""Log lines in the text form that existing log filters expect, or as JSON. Secrets are masked in both.
 
 Text, at INFO: ``[2026-01-07T10:30:45.123Z] [WORKER] Worker ready uptime=123ms backend=camber``; at any other level the
-level stands before the message: ``[…] [WORKER] WARNING Dispatch paused part=store``. JSON: one object a line with
+level precedes the message: ``[…] [WORKER] WARNING Dispatch paused part=store``. JSON: one object a line with
 ``time``, ``level``, ``message`` and the fields.
 """
 
@@ -20,7 +20,7 @@ from rythmiq_ray.config import LoggingConfig
 from rythmiq_ray.secret import MASK, Secret
 
 _SHORTEST_SECRET: Final = 6
-"""Shorter ones would blank ordinary words."""
+"""Shorter secrets are not masked, because that would mask ordinary words."""
 _QUIET: Final = ("boto3", "botocore", "s3transfer", "urllib3", "smart_open", "ray", "alembic")
 
 
@@ -60,7 +60,7 @@ def get_logger(name: str) -> Logger:
 
 
 def setup(config: LoggingConfig, *, secrets: Iterable[Secret] = (), stream: TextIO | None = None) -> None:
-    """Sends the log of this process to ``stream`` (standard output), with ``secrets`` masked wherever they turn up."""
+    """Sends the log of this process to ``stream`` (standard output), with all ``secrets`` masked."""
     handler = logging.StreamHandler(stream or sys.stdout)
     form = _Json() if config.format == "json" else _Text()
     handler.setFormatter(_Masking(form, secrets))
@@ -85,7 +85,7 @@ def mask_also(secret: Secret) -> None:
 
 
 def spellings(secrets: Iterable[Secret]) -> list[str]:
-    """Every form in which a secret could turn up, longest first: itself, as JSON, in a URL, a URL's password."""
+    """Every form in which a secret could appear, longest first: itself, as JSON, in a URL, a URL's password."""
     found: set[str] = set()
     for secret in secrets:
         value = secret.reveal()
@@ -103,7 +103,7 @@ def spellings(secrets: Iterable[Secret]) -> list[str]:
 
 
 class _Masking(logging.Formatter):
-    """The last line of defence: no code should log a secret, and if some does, it is masked here."""
+    """Masks secrets as a last line of defence: no code should log one."""
 
     def __init__(self, form: logging.Formatter, secrets: Iterable[Secret]) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        # A field never hides one of the entry's own names.
+        # A field never replaces one of the entry's own names.
         entry.update({name if name not in entry else f"{name}_": value for name, value in _fields(record).items()})
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)

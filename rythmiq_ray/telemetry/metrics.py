@@ -1,7 +1,7 @@
-"""Metrics of a driver: what each one is, and how the driver's events become them.
+"""The metrics of a driver: their catalog, and a method for each event that changes them.
 
-Names and units follow Prometheus' conventions. Labels are few and their values fixed, never an id: a job costs no
-series. Everything is counted in the driver, so a driver is one target, however many Ray workers come and go.
+Names and units follow Prometheus' conventions. Labels are few, with fixed values and never an id, so jobs add no
+series. Everything is counted in the driver, so a driver is one scrape target, however many Ray workers there are.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ Labels = tuple[str, ...]
 
 NO_ERROR: Final = "none"
 OTHER_QUEUES: Final = "other"
+SCOPES: Final = ("account", "queue", "user", "group")
+OUTCOMES: Final = ("delivered", "retried", "given_up")
 MAX_QUEUES: Final = 50
-"""Queues are named by users; the first of them get a series each, any further ones share :data:`OTHER_QUEUES`."""
+"""Users name queues, so their number is limited: the first get a series each, others share :data:`OTHER_QUEUES`."""
 
 
 class Kind(StrEnum):
@@ -37,7 +39,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Metric:
-    """What is measured; docs/metrics.md shows these as its table."""
+    """A metric; docs/metrics.md has a table of them."""
 
     name: str
     kind: Kind
@@ -51,21 +53,21 @@ _TICK_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.
 _PHASE_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 
 BUILD_INFO: Final = Metric(
-    name="rythmiq_build_info", kind=Kind.GAUGE, labels=("version",), help="Always 1; the label tells the version."
+    name="rythmiq_build_info", kind=Kind.GAUGE, labels=("version",), help="Always 1; the label has the version."
 )
 CHECK_OK: Final = Metric(
     name="rythmiq_check_ok",
     kind=Kind.GAUGE,
     labels=("check",),
-    help="1 while a check of /readyz holds, else 0. A breaker that is open does not hold.",
+    help="1 while a check of /readyz succeeds, else 0. It fails while its circuit breaker is open.",
 )
 LEASE_AGE: Final = Metric(
     name="rythmiq_lease_age_seconds",
     kind=Kind.GAUGE,
-    help="Since this driver's last heartbeat; at driver.lease_s others take its jobs over.",
+    help="Seconds since this driver's last heartbeat; at driver.lease_s other drivers take over its jobs.",
 )
 TICK_AGE: Final = Metric(
-    name="rythmiq_tick_age_seconds", kind=Kind.GAUGE, help="Since the loop's last tick began; about a second at most."
+    name="rythmiq_tick_age_seconds", kind=Kind.GAUGE, help="Seconds since the loop's last tick began; normally up to 1."
 )
 TICK_DURATION: Final = Metric(
     name="rythmiq_tick_duration_seconds",
@@ -77,101 +79,147 @@ QUEUE_JOBS: Final = Metric(
     name="rythmiq_queue_jobs",
     kind=Kind.GAUGE,
     labels=("queue", "state"),
-    help="Jobs that wait for a driver, of all queues, as every driver sees them. Exact up to 10,000, then an estimate.",
+    help="Jobs that wait for a driver, by queue; the same from every driver. Exact up to 10,000, then an estimate.",
 )
 QUEUE_OLDEST: Final = Metric(
     name="rythmiq_queue_oldest_claimable_age_seconds",
     kind=Kind.GAUGE,
-    help="How long the oldest claimable job has been claimable, over all queues; 0 where there is none.",
+    help="How long the oldest claimable job of all queues has been claimable; 0 if there is none.",
 )
 JOBS_IN_FLIGHT: Final = Metric(
-    name="rythmiq_jobs_in_flight", kind=Kind.GAUGE, labels=("phase",), help="Running attempts that this driver has."
+    name="rythmiq_jobs_in_flight", kind=Kind.GAUGE, labels=("phase",), help="Running attempts of this driver."
 )
 IN_FLIGHT_LIMIT: Final = Metric(
     name="rythmiq_jobs_in_flight_limit",
     kind=Kind.GAUGE,
-    help="How many attempts may run, of all drivers: the account's limit, camber.max_in_flight, or what auto found.",
+    help="Most attempts of all drivers that may run: the account's limit, camber.max_in_flight, or the limit that auto"
+    " found.",
 )
 WAITS: Final = Metric(
     name="rythmiq_waits",
     kind=Kind.GAUGE,
     labels=("wait",),
-    help="How much waits: ray = Ray tasks that have no place yet, remote_queue = remote jobs that have not started,"
-    " step = attempts that a late sync or faults hold up.",
+    help="Number of waits: ray = Ray tasks without a place yet, remote_queue = remote jobs that have not started,"
+    " step = attempts delayed by a late sync or by faults.",
 )
 LONGEST_WAIT: Final = Metric(
     name="rythmiq_longest_wait_seconds",
     kind=Kind.GAUGE,
     labels=("wait",),
-    help="How long the longest of these has waited.",
+    help="Duration of the longest of these waits.",
 )
 POLL_AGE: Final = Metric(
     name="rythmiq_poll_age_seconds",
     kind=Kind.GAUGE,
-    help="Since the last whole poll of the remote list, while anything waits; about driver.poll_interval_s.",
+    help="Seconds since the last complete poll of the remote list while attempts wait; normally up to"
+    " driver.poll_interval_s.",
 )
 INTERNAL_FAULTS: Final = Metric(
     name="rythmiq_internal_faults_total",
     kind=Kind.COUNTER,
-    help="Faults of rythmiq-ray itself, each of which ended one attempt or cost one tick.",
+    help="Faults of rythmiq-ray itself; each ended at most one attempt or one tick.",
 )
 REMOTE_JOBS: Final = Metric(
     name="rythmiq_remote_jobs",
     kind=Kind.GAUGE,
     labels=("status",),
-    help="Remote jobs of this driver's running attempts, by Camber's status as last seen.",
+    help="Remote jobs of this driver's running attempts, by their last known status at Camber.",
 )
 JOBS_CLAIMED: Final = Metric(
-    name="rythmiq_jobs_claimed_total", kind=Kind.COUNTER, help="Jobs claimed, each claim an attempt."
+    name="rythmiq_jobs_claimed_total", kind=Kind.COUNTER, help="Jobs claimed; each claim begins an attempt."
 )
 JOBS_ADOPTED: Final = Metric(
     name="rythmiq_jobs_adopted_total", kind=Kind.COUNTER, help="Running jobs taken over from other drivers."
 )
 JOBS_ENDED: Final = Metric(
-    name="rythmiq_jobs_ended_total", kind=Kind.COUNTER, labels=("state",), help="Jobs that came to their end."
+    name="rythmiq_jobs_ended_total", kind=Kind.COUNTER, labels=("state",), help="Jobs that ended."
 )
 JOB_RETRIES: Final = Metric(
     name="rythmiq_job_retries_total",
     kind=Kind.COUNTER,
     labels=("error_code",),
-    help="Attempts after which the job gets another one.",
+    help="Attempts that are followed by another attempt of the job.",
 )
 ATTEMPTS_ENDED: Final = Metric(
     name="rythmiq_attempts_ended_total",
     kind=Kind.COUNTER,
     labels=("state", "error_code"),
-    help="Attempts that came to their end.",
+    help="Attempts that ended.",
 )
 OUTCOMES_DROPPED: Final = Metric(
     name="rythmiq_outcomes_dropped_total",
     kind=Kind.COUNTER,
-    help="Outcomes that were not written because another driver had the job by then.",
+    help="Outcomes that were dropped because another driver had taken over the job.",
 )
 PHASE_DURATION: Final = Metric(
     name="rythmiq_phase_duration_seconds",
     kind=Kind.HISTOGRAM,
     labels=("phase",),
     buckets=_PHASE_BUCKETS,
-    help="How long attempts were in a phase that they left for the next, or finished. Without phases taken over.",
+    help="Time that attempts spent in a phase that they have left. Without phases that began in another driver.",
 )
 STEPS_LOST: Final = Metric(
     name="rythmiq_steps_lost_total",
     kind=Kind.COUNTER,
     labels=("step",),
-    help="Steps of attempts that were under way in a Ray task that died or hung.",
+    help="Steps that were lost with a Ray task that died or hung.",
 )
 API_CALL_DURATION: Final = Metric(
     name="rythmiq_api_call_duration_seconds",
     kind=Kind.HISTOGRAM,
     labels=("route", "outcome"),
     buckets=_CALL_BUCKETS,
-    help="Camber's time to answer, up to the head of the answer; outcome is 2xx to 5xx, or error for none. Each try"
-    " counts. Calls of a Ray task come with its results, so those of a lost one are not in it.",
+    help="Camber's time to answer, up to the answer's headers; outcome is 2xx to 5xx, or error for no answer. Each try"
+    " counts. Ray tasks report calls with their results, so calls of lost tasks are missing.",
 )
 ARTIFACT_BYTES: Final = Metric(
     name="rythmiq_artifact_bytes_total",
     kind=Kind.COUNTER,
-    help="Bytes streamed into the artifact store, of attempts whose outcome was written.",
+    help="Bytes streamed to the artifact store by attempts whose outcome was written.",
+)
+PAUSED_SCOPES: Final = Metric(
+    name="rythmiq_paused_scopes",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="How many accounts (0 or 1), queues, users and groups are paused, as every driver sees them.",
+)
+BUDGETS_REACHED: Final = Metric(
+    name="rythmiq_budgets_reached",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="How many limits have a budget that is reached; nothing new of theirs is submitted.",
+)
+BUDGET_SPENT: Final = Metric(
+    name="rythmiq_budget_spent_ratio",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="The largest share of a budget of this scope that is spent: 0.8 is the time to look, at 1 it is reached.",
+)
+UNSERVED_JOBS: Final = Metric(
+    name="rythmiq_unserved_jobs",
+    kind=Kind.GAUGE,
+    help="Jobs that wait in queues which no living driver serves; exact up to 10,000 waiting ones.",
+)
+OLDEST_GROUP: Final = Metric(
+    name="rythmiq_oldest_unfinished_group_age_seconds",
+    kind=Kind.GAUGE,
+    help="Since the oldest group was made that is not finished; 0 where there is none.",
+)
+UNSTORED: Final = Metric(
+    name="rythmiq_unstored_attempts",
+    kind=Kind.GAUGE,
+    help="Attempts of which Camber keeps what the artifact store did not take; `rythmiq collect` brings it.",
+)
+NOTIFICATIONS_WAITING: Final = Metric(
+    name="rythmiq_notifications_waiting",
+    kind=Kind.GAUGE,
+    help="Notifications that are still to be delivered, as every driver sees them.",
+)
+NOTIFICATIONS: Final = Metric(
+    name="rythmiq_notifications_total",
+    kind=Kind.COUNTER,
+    labels=("outcome",),
+    help="Tries to deliver a notification; outcome is delivered, retried or given_up.",
 )
 COST_CREDITS: Final = Metric(
     name="rythmiq_cost_credits_total", kind=Kind.COUNTER, help="Estimated cost of ended attempts, in Camber's credits."
@@ -203,16 +251,24 @@ CATALOG: Final = (
     API_CALL_DURATION,
     ARTIFACT_BYTES,
     COST_CREDITS,
+    PAUSED_SCOPES,
+    BUDGETS_REACHED,
+    BUDGET_SPENT,
+    UNSERVED_JOBS,
+    OLDEST_GROUP,
+    UNSTORED,
+    NOTIFICATIONS_WAITING,
+    NOTIFICATIONS,
 )
 
 _ENDS: Final = tuple(state for state in JobState if state.finished)
 
 
 class Sink(Protocol):
-    """A place that keeps metrics. Called from several threads; must not raise and must not wait."""
+    """Receives metrics. Called from several threads; must not raise or block."""
 
     def add(self, metric: Metric, labels: Labels, amount: float) -> None:
-        """Raises a counter by ``amount``, which may be 0: then its series is there from the start."""
+        """Increases a counter by ``amount``; 0 creates its series."""
         ...
 
     def set(self, metric: Metric, labels: Labels, value: float) -> None:
@@ -220,12 +276,12 @@ class Sink(Protocol):
         ...
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        """Notes one value in a histogram."""
+        """Adds one value to a histogram."""
         ...
 
 
 class Metrics:
-    """What the driver tells of: a method for each event or state. Without a sink, each is a call that does nothing."""
+    """The driver's events and states, a method for each. Without a sink the methods do nothing."""
 
     def __init__(self, sinks: Iterable[Sink] = ()) -> None:
         self._sinks: list[Sink] = []
@@ -236,19 +292,21 @@ class Metrics:
 
     @property
     def on(self) -> bool:
-        """Whether anybody listens; where not, what costs something to measure need not be measured."""
+        """Whether there is a sink; without one, expensive measurements can be left out."""
         return bool(self._sinks)
 
     def attach(self, sink: Sink) -> None:
-        """From now on ``sink`` is told too."""
+        """Adds a sink for all further events."""
         sink.set(BUILD_INFO, (__version__,), 1)
-        # A rate is only right from the first event on where the series was there before it.
+        # The series are created now: Prometheus can count an event in a rate only if the series existed before it.
         for metric in (JOBS_CLAIMED, JOBS_ADOPTED, OUTCOMES_DROPPED, INTERNAL_FAULTS, ARTIFACT_BYTES, COST_CREDITS):
             sink.add(metric, (), 0)
         for state in _ENDS:
             sink.add(JOBS_ENDED, (state,), 0)
         for step in Step:
             sink.add(STEPS_LOST, (step,), 0)
+        for outcome in OUTCOMES:
+            sink.add(NOTIFICATIONS, (outcome,), 0)
         self._sinks.append(sink)
 
     def claimed(self, jobs: int) -> None:
@@ -269,7 +327,7 @@ class Metrics:
         artifact_bytes: int,
         cost_credits: float | None,
     ) -> None:
-        """An attempt's outcome is written; ``retried``: its job gets another attempt."""
+        """An attempt's outcome was written; ``retried``: its job gets another attempt."""
         if not self._sinks:
             return
         code = error_code or NO_ERROR
@@ -297,7 +355,7 @@ class Metrics:
         self._observe(TICK_DURATION, (), seconds)
 
     def in_flight(self, phases: Mapping[Phase, int], statuses: Mapping[RemoteStatus, int], *, limit: int) -> None:
-        """How many running attempts there are in each phase and may be in all, and remote jobs of each status."""
+        """Numbers of running attempts by phase, of remote jobs by status, and the limit of running attempts."""
         self._set(IN_FLIGHT_LIMIT, (), limit)
         for phase in Phase:
             self._set(JOBS_IN_FLIGHT, (phase,), phases.get(phase, 0))
@@ -305,16 +363,16 @@ class Metrics:
             self._set(REMOTE_JOBS, (status,), statuses.get(status, 0))
 
     def waits(self, wait: str, count: int, longest_s: float) -> None:
-        """How much waits for one thing, and for how long."""
+        """The number of waits of one kind, and the longest in seconds."""
         self._set(WAITS, (wait,), count)
         self._set(LONGEST_WAIT, (wait,), longest_s)
 
     def polled(self, age_s: float) -> None:
-        """Since the last whole poll of the remote list."""
+        """Seconds since the last complete poll of the remote list."""
         self._set(POLL_AGE, (), age_s)
 
     def internal_fault(self) -> None:
-        """A fault of our own was met, and survived."""
+        """A fault of rythmiq-ray itself was caught."""
         self._add(INTERNAL_FAULTS, (), 1)
 
     def queue_depth(self, jobs: Mapping[tuple[str, str], int], oldest_claimable_s: float) -> None:
@@ -330,8 +388,28 @@ class Metrics:
             self._set(QUEUE_JOBS, labels, count)
         self._set(QUEUE_OLDEST, (), oldest_claimable_s)
 
+    def bounds(self, bounds: Iterable[tuple[str, int, int, float]]) -> None:
+        """By scope: how many are paused, how many budgets are reached, and the largest share of one that is spent."""
+        known = {scope: (paused, over, spent) for scope, paused, over, spent in bounds}
+        for scope in SCOPES:
+            paused, over, spent = known.get(scope, (0, 0, 0.0))
+            self._set(PAUSED_SCOPES, (scope,), paused)
+            self._set(BUDGETS_REACHED, (scope,), over)
+            self._set(BUDGET_SPENT, (scope,), spent)
+
+    def left_over(self, *, unserved: int, oldest_group_s: float, unstored: int, notifications: int) -> None:
+        """What has to be looked at if it grows."""
+        self._set(UNSERVED_JOBS, (), unserved)
+        self._set(OLDEST_GROUP, (), oldest_group_s)
+        self._set(UNSTORED, (), unstored)
+        self._set(NOTIFICATIONS_WAITING, (), notifications)
+
+    def told(self, outcome: str) -> None:
+        """One try to deliver a notification; ``outcome`` is one of :data:`OUTCOMES`."""
+        self._add(NOTIFICATIONS, (outcome,), 1)
+
     def status(self, status: Status) -> None:
-        """How the driver is, as /readyz and /livez tell it."""
+        """The driver's health, as for /readyz and /livez."""
         for name, check in status.checks.items():
             self._set(CHECK_OK, (name,), check.ok)
         if status.lease_age_s is not None:
@@ -360,7 +438,7 @@ class PrometheusSink:
         self._registry = prometheus_client.CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self._registry)
         self._metrics = {metric: self._open(metric) for metric in CATALOG}
-        # Half of a call's time would go into finding the series by its labels. There are few of them.
+        # Cached, because the lookup of a series by its labels would take half of a call's time. There are few series.
         self._series = cache(self._find)
 
     def add(self, metric: Metric, labels: Labels, amount: float) -> None:
@@ -373,7 +451,7 @@ class PrometheusSink:
         self._series(metric, labels).observe(value)
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """All metrics in the form that a scrape's ``Accept`` header asks for, and that form's content type."""
+        """All metrics in the format that a scrape's ``Accept`` header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 

@@ -1,1 +1,1 @@
-"""The console, ``rythmiq web``, and the report: pages that are made on this side, and no build step."""
+"""The console, ``rythmiq web``, and the report: pages rendered on the server, without a build step."""

@@ -1,4 +1,4 @@
-"""The console as an ASGI application: its routes, and what stands before them."""
+"""The console as an ASGI application: its routes and middleware."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def make_app(console: Console) -> ASGIApp:
 
 
 async def events(request: Request) -> Response:
-    """Stream ``/events``: an event whenever pages should look again."""
+    """Stream ``/events``: an event whenever pages should reload their data."""
     console = console_of(request)
 
     async def stream() -> AsyncIterator[str]:
@@ -115,6 +115,6 @@ def _http(request: Request, error: Exception) -> Response:
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
-    # Not its words: they may hold a row's values. The guard logs where it was.
+    # Without the message, which may contain a row's values. The guard logs where it arose.
     fault = f"A fault of the console itself: {type(error).__name__} at {place_of(error)}."
     return page(request, "fault.html", status=500, title="Not shown", live=False, said=None, fault=fault)

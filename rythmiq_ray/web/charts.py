@@ -1,4 +1,4 @@
-"""Charts as SVG, made on this side: no script is needed to see them, and none is in the report.
+"""Charts as SVG, rendered on the server: no script is needed to see them, and the report has none.
 
 Each fills the width that it is given; words stand beside it in HTML, so that they keep their size on a narrow screen.
 Colours are classes of the style sheet, for dark and light.
@@ -15,7 +15,7 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-from rythmiq_ray.web import words
+from rythmiq_ray.console import words
 
 _WIDE: Final = 1000
 """Units across a chart."""
@@ -50,7 +50,7 @@ class Part:
 
 
 def strip(parts: Iterable[Part], label: str, *, height: int = 14, total: float | None = None) -> Markup:
-    """Stretches beside each other; what there is at all is seen."""
+    """Segments beside each other; every segment above 0 is wide enough to be seen."""
     shown = [part for part in parts if part.amount > 0]
     whole = max(total or 0.0, sum(part.amount for part in shown)) or 1.0
     least = 4.0
@@ -111,7 +111,7 @@ def columns(data: Sequence[Column], label: str, *, height: int = 120) -> Markup:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Numbers as colours: each of :data:`BINS` classes takes a like stretch, of logarithms where they spread far."""
+    """Numbers as colours: :data:`BINS` classes of equal width, on a logarithmic scale if the numbers spread far."""
 
     low: float
     high: float
@@ -124,7 +124,7 @@ class Scale:
         if not found:
             return None
         low, high, middle = min(found), max(found), statistics.median(found)
-        # Far apart, and most of them near the low end: by their differences they would all have one colour.
+        # Most numbers are near the low end of a wide range: on a linear scale they would all have one colour.
         return cls(low, high, log=low > 0 and high > 200 * low and middle - low < 0.1 * (high - low))
 
     def place(self, value: float) -> float:
@@ -134,7 +134,7 @@ class Scale:
         if self.log:
             whole = math.log(self.high) - math.log(self.low)
             return min(1.0, max(0.0, (math.log(max(value, self.low)) - math.log(self.low)) / whole))
-        # The difference of two very large numbers may be none.
+        # The difference of two very large numbers may be 0.
         return min(1.0, max(0.0, value / (self.high - self.low) - self.low / (self.high - self.low)))
 
     def bin(self, value: float | None) -> str:
@@ -156,8 +156,8 @@ class Scale:
 
 
 def cells(marks: Mapping[str, Sequence[tuple[int, int]]], across: int, down: int, label: str) -> Markup:
-    """A heat map: of each class the cells that have it, as one path, so that ten thousand are some 100 kB."""
-    # Cells of a small map stand apart; between ten thousand there is no room for that.
+    """A heat map. All cells of a class are one path, so that ten thousand cells take about 100 kB."""
+    # Cells of a small map have gaps; ten thousand have no room for that.
     side, start = (0.94, 0.03) if across <= 60 and down <= 40 else (1, 0)
     shape = f"h{side}v{side}h-{side}z"
     content = "".join(

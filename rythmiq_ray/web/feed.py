@@ -1,4 +1,4 @@
-"""Tells open pages that something has changed: Postgres says when jobs end, and a slow look finds the rest."""
+"""Tells open pages about changes: Postgres notifies of jobs' ends, and a slow poll finds all else."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rythmiq_ray.queue.connection import connect, fetch
 from rythmiq_ray.secret import Secret
 
 SLOW_S: Final = 5.0
-"""Between two looks that nothing asked for: a job's phase changes without a notification."""
+"""The interval of polls, because changes of a job's phase are not notified."""
 _SOON_S: Final = 0.4
-"""So long further notifications are waited for after the first: many jobs end at once."""
+"""How long to wait for more notifications after the first, because many jobs may end at once."""
 _LEAST_S: Final = 1.0
-"""Between two times that pages are told, whatever happens."""
+"""The shortest time between two events for pages."""
 _AWAY_S: Final = 2.0
 MOST_LISTENERS: Final = 200
 
 
 class Feed:
-    """One thread and one connection for all open pages; both are there only while a page is."""
+    """One thread and one connection for all open pages; both exist only while a page is open."""
 
     def __init__(self, url: Secret, *, slow_s: float = SLOW_S) -> None:
         self._url = url
@@ -41,7 +41,7 @@ class Feed:
         self._tell()
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yields whenever pages should look again; ends when the console does."""
+        """Yields whenever pages should reload their data; ends with the console."""
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
         with self._lock:

@@ -1,4 +1,4 @@
-"""What jobs left, for a browser: hostile until it is shown to be a picture, a table or text.
+"""Shows jobs' files in a browser. They are not trusted: only pictures, tables and text are shown.
 
 A file is sent as a download, of a type that nothing is run of. Pictures alone are sent to be shown; SVG and HTML are no
 pictures here, because a browser runs what is in them.
@@ -19,10 +19,10 @@ from uuid import UUID
 
 from rythmiq_ray import access, results
 from rythmiq_ray.artifacts import is_own, read_manifest
+from rythmiq_ray.console.database import Database
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.queue import inspect
-from rythmiq_ray.web.database import Database
 
 PICTURES: Final = MappingProxyType(
     {
@@ -35,7 +35,7 @@ PICTURES: Final = MappingProxyType(
         ".bmp": "image/bmp",
     }
 )
-"""Formats in which nothing can be run."""
+"""Image formats that cannot contain scripts."""
 _TABLES: Final = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
 _TEXT: Final = frozenset(
     (
@@ -51,7 +51,7 @@ MOST_COLUMNS: Final = 40
 
 
 def kind_of(name: str, size: int) -> str:
-    """How a file can be shown in place: ``picture``, ``table``, ``text`` or, not at all, nothing."""
+    """How a file can be shown in place: ``picture``, ``table`` or ``text``; empty = not at all."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in PICTURES and size <= MOST_PICTURE:
         return "picture"
@@ -61,7 +61,7 @@ def kind_of(name: str, size: int) -> str:
 
 
 def file_of(database: Database, job_id: UUID, attempt: int, name: str) -> Artifact:
-    """A file that an attempt stored. Raises NotFound, also where its row names what is not the job's own."""
+    """A stored file of an attempt. Raises NotFound, also if its row names a file that is not the job's."""
     with database.read() as connection:
         files = inspect.artifacts(connection, job_id, attempt)
     for _, file in files:
@@ -73,7 +73,7 @@ def file_of(database: Database, job_id: UUID, attempt: int, name: str) -> Artifa
 
 
 def headers_of(file: Artifact, *, show: bool) -> tuple[str, dict[str, str]]:
-    """Type and headers with which a file is sent: to be shown where that is asked for and it is a picture."""
+    """The content type and headers for a file: a picture is shown if ``show`` asks for it, all else is a download."""
     suffix = PurePosixPath(file.name).suffix.lower()
     picture = show and suffix in PICTURES
     last = PurePosixPath(file.name).name

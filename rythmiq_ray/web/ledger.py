@@ -1,4 +1,4 @@
-"""What was spent by day. A day that is over is summed once, in the background: pages never wait for it."""
+"""Costs by day. A day that is over is summed once, in the background, so pages never wait for it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+from rythmiq_ray.console.database import FAULTS, Database, said_of
 from rythmiq_ray.queue import console
 from rythmiq_ray.queue.console import Spent
-from rythmiq_ray.web.database import FAULTS, Database, said_of
 
 DAYS: Final = 30
 _MOST_NAMES: Final = 50
 _FRESH_S: Final = 10.0
-"""For so long the sums of today are good."""
+"""How long the sums of today are used, in seconds."""
 _OVER_S: Final = 3600.0
-"""For so long those of a day that is over; its jobs may still be retried or pruned."""
+"""How long the sums of an earlier day are used; its jobs may still be retried or pruned."""
 _SETTLED: Final = timedelta(minutes=10)
-"""So long after its end all ends of a day are written, by whatever clock."""
+"""How long after the end of a day all its jobs' ends are certainly written, whatever the clocks."""
 _AGAIN_S: Final = 10.0
 """After a fault."""
 
@@ -62,7 +62,7 @@ class Ledger:
         self._fault: str | None = None
 
     def days(self, count: int = DAYS, *, now: datetime | None = None, wait_s: float = 0.1) -> list[Day | None]:
-        """The last days, the newest first; None for one that is not summed yet, which is begun."""
+        """The last days, the newest first; None for a day that is not summed yet, whose sum is then begun."""
         now = (now or datetime.now(UTC)).astimezone(UTC)
         today = now.date()
         wanted = [today - timedelta(days=back) for back in range(count)]

@@ -1,4 +1,4 @@
-"""A group's members as a picture: a heat map by two parameters, a scatter by one, else each in its place."""
+"""A group's members as a chart: a heat map by two parameters, a scatter plot by one, otherwise by place."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from uuid import UUID
 
 from markupsafe import Markup
 
+from rythmiq_ray.console import words
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue.console import Point
-from rythmiq_ray.web import charts, words
+from rythmiq_ray.web import charts
 from rythmiq_ray.web.charts import Scale
 
 _ROW: Final = 100
@@ -57,7 +58,7 @@ class Picture:
     y: Axis | None
     legend: Sequence[Legend]
     said: str
-    """For who cannot see it."""
+    """A text alternative for screen readers."""
     across: int = 1
     down: int = 1
     y_ticks: Sequence[str] = ()

@@ -12,7 +12,8 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rythmiq_ray import __version__
-from rythmiq_ray.web import words
+from rythmiq_ray.console import words
+from rythmiq_ray.web import times
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -49,8 +50,8 @@ def environment() -> Environment:
         "duration": words.duration,
         "rough": words.rough,
         "size": words.size,
-        "moment": words.moment,
-        "ago": words.ago,
+        "moment": times.moment,
+        "ago": times.ago,
         "called": words.called,
         "stage": words.stage,
         "segment": lambda text: quote(str(text), safe=""),

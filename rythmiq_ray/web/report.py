@@ -1,4 +1,4 @@
-"""The report: one file with the pictures of the console, which asks nobody for anything and prints well."""
+"""The report: one file with the console's charts, which loads nothing from a network and can be printed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from uuid import UUID
 
 from markupsafe import Markup
 
+from rythmiq_ray.console import words
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import JobState
 from rythmiq_ray.outlook import outlook_of
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import listing
 from rythmiq_ray.queue.console import Point
-from rythmiq_ray.web import charts, members, words
+from rythmiq_ray.web import charts, members
 from rythmiq_ray.web.charts import Column
 from rythmiq_ray.web.ledger import tally
 from rythmiq_ray.web.members import Gauge, Picture

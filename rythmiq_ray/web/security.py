@@ -1,4 +1,4 @@
-"""Who may see the console: a token, then a cookie; and what a browser is told not to do with its pages.
+"""Access to the console: a token, then a cookie; and headers that restrict what a browser does with its pages.
 
 The token is in the URL once; the cookie that takes its place is HttpOnly and SameSite=Strict, so that no other site's
 page sends it. Names in the Host header are checked, because a name of somebody else's may lead to a loopback address.
@@ -56,7 +56,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Keys:
-    """What follows from the token: none of it leads back to it."""
+    """Values derived from the token; the token cannot be computed from them."""
 
     token: Secret
     _salt: bytes = field(default_factory=lambda: secrets.token_bytes(32))
@@ -68,7 +68,7 @@ class Keys:
 
     @property
     def csrf(self) -> str:
-        """What every form of an action carries, and no other site can know."""
+        """The CSRF token that every form of an action contains."""
         return self._derived("csrf")
 
     def fits(self, token: str) -> bool:
@@ -81,12 +81,12 @@ class Keys:
 
 
 def same(given: str, expected: str) -> bool:
-    """In a time that does not tell how much of it is right."""
+    """Compares in constant time."""
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
 class Guard:
-    """Stands before every route, and before the static files too."""
+    """Middleware in front of every route and the static files."""
 
     def __init__(
         self, app: ASGIApp, *, keys: Keys, hosts: Collection[str], base: str, cookie: str, secure: bool
@@ -135,7 +135,7 @@ class Guard:
         return None
 
     def _foreign(self, headers: Headers) -> Response | None:
-        """A second look beside the CSRF token: browsers say where a form was, with a referrer policy that lets them."""
+        """A check beside the CSRF token: browsers send a form's origin, with a referrer policy that allows it."""
         site = headers.get("sec-fetch-site", "same-origin")
         origin = headers.get("origin")
         if site not in ("same-origin", "none") or (
@@ -145,10 +145,10 @@ class Guard:
         return None
 
     def _admitted(self, path: str, scope: Scope) -> Response:
-        # A redirect would still count as the other site's from which the address was opened, and a strict cookie is not
-        # sent then; a page that goes on by itself is this site's own.
+        # A redirect would still belong to the site from which the address was opened, so the browser would not send a
+        # SameSite=Strict cookie. A page that forwards by itself belongs to this site.
         rest = [(k, v) for k, v in parse_qsl(scope["query_string"].decode("latin-1")) if k != "token"]
-        # Two slashes at its start would name another host.
+        # A path that starts with two slashes would name another host.
         target = f"{self._base}/{quote(path.lstrip('/'))}" + (f"?{urlencode(rest)}" if rest else "")
         target = target.replace("&", "&amp;").replace('"', "%22")
         response = Response(

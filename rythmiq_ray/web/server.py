@@ -1,4 +1,4 @@
-"""How the console is served: on loopback, or by TLS, or against an explicit word."""
+"""Serves the console: on loopback, or with TLS, or without both only if ``--insecure`` says so."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from urllib.parse import urlencode
 
 import uvicorn
 
+from rythmiq_ray.console.why import Why
 from rythmiq_ray.errors import ConfigurationError
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.web.app import make_app
 from rythmiq_ray.web.security import is_loopback
-from rythmiq_ray.web.state import Console, Settings, Why
+from rythmiq_ray.web.state import Console, Settings
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _ANY: Final = ("0.0.0.0", "::", "")  # noqa: S104 - addresses that are asked about here, not bound to
@@ -26,7 +27,7 @@ _LEAST_TOKEN: Final = 16
 
 @dataclass(frozen=True)
 class Serving:
-    """What the command line says."""
+    """The options of the command line."""
 
     host: str = "127.0.0.1"
     port: int = 8266
@@ -91,7 +92,7 @@ class Server:
             self.console,
             uvicorn.Config(
                 make_app(self.console),
-                # Not the access log: the first address holds the token.
+                # No access log, because the first address contains the token.
                 access_log=False,
                 log_config=None,
                 log_level="warning",
@@ -108,7 +109,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where a browser begins; it holds the token."""
+        """The address for a browser; it contains the token."""
         host = self._serving.host if self._serving.host not in _ANY else socket.gethostname()
         name = f"[{host}]" if ":" in host else host
         scheme = "https" if self._serving.secure else "http"
@@ -121,7 +122,7 @@ class Server:
     def run(self) -> None:
         """Serves until SIGINT or SIGTERM."""
         if threading.current_thread() is threading.main_thread():
-            # Uvicorn ends in order, and then sends itself the signal again, as if nothing had been done about it.
+            # After an orderly end, Uvicorn raises the signal again, which must not end the process.
             signal.signal(signal.SIGTERM, lambda *_: None)
             signal.signal(signal.SIGINT, lambda *_: None)
         self._server.run(sockets=[self._socket])
@@ -137,7 +138,7 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Ends streams first: they would else be waited for, and then be broken off with an error."""
+    """Ends streams first: otherwise the server would wait for them, and then abort them with an error."""
 
     def __init__(self, console: Console, config: uvicorn.Config) -> None:
         super().__init__(config)

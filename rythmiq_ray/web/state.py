@@ -1,4 +1,4 @@
-"""What all pages of one console share."""
+"""The state that all pages of one console share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rythmiq_ray.access import Backends
+from rythmiq_ray.console.database import FAULTS, Database
+from rythmiq_ray.console.why import Why
 from rythmiq_ray.queue import listing
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.web.database import FAULTS, Database
 from rythmiq_ray.web.feed import SLOW_S, Feed
 from rythmiq_ray.web.ledger import Ledger
 from rythmiq_ray.web.security import Keys
@@ -25,25 +26,10 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from starlette.requests import Request
 
-    from rythmiq_ray.model import Job
-
 _T = TypeVar("_T")
 _COUNTED_S: Final = 2.0
 """For so long the counts of all jobs are good, however many pages ask."""
 _MOST_SAID: Final = 100
-
-
-class Reason(Protocol):
-    """What keeps a job from running, and what would change it."""
-
-    @property
-    def message(self) -> str: ...
-
-    @property
-    def remedy(self) -> str: ...
-
-
-Why = Callable[["Connection", "Job"], Iterable[Reason]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +70,7 @@ class Console:
         return self.kept("counts", _COUNTED_S, lambda: listing.counts(connection))
 
     def kept(self, name: str, for_s: float, look: Callable[[], _T]) -> _T:
-        """What ``look`` finds, or found no longer ago than that: open pages of many people cost one look."""
+        """The result of ``look``, cached for a time, so that many open pages cost one query."""
         with self._lock:
             at, found = self._kept.get(name, (0.0, None))
         if not at or time.monotonic() - at > for_s:
@@ -99,20 +85,20 @@ class Console:
             self._kept.clear()
 
     def warm(self) -> None:
-        """Does what the first page would else wait for; what is wrong is said there."""
+        """Prepares what the first page would otherwise wait for; errors are ignored, as that page will show them."""
         with suppress(*FAULTS), self.database.read() as connection:
             listing.counts(connection)
             self.ledger.days(wait_s=0.0)
 
     async def ends_within(self, seconds: float) -> bool:
-        """Waits, and says whether the console is to end meanwhile."""
+        """Waits; returns whether the console is ending."""
         until = time.monotonic() + seconds
         while not self.ending and time.monotonic() < until:
             await asyncio.sleep(min(0.25, seconds))
         return self.ending
 
     def end(self) -> None:
-        """Lets streams end, which would else hold up the end of the server."""
+        """Ends streams, which would otherwise delay the end of the server."""
         self.ending = True
         self.feed.close()
 

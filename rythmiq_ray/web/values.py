@@ -1,4 +1,4 @@
-"""Numbers from members' output files, read in the background: ten thousand files take longer than a page may."""
+"""Numbers from members' output files, read in the background because ten thousand files take long."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uuid import UUID
 
 from rythmiq_ray import access, results
 from rythmiq_ray.artifacts import is_own
+from rythmiq_ray.console.database import FAULTS, Database, said_of
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact
 from rythmiq_ray.queue import listing
-from rythmiq_ray.web.database import FAULTS, Database, said_of
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -59,7 +59,7 @@ class Values:
         self._closed.set()
 
     def of(self, group_id: UUID, file: str, members: Sequence[UUID]) -> Numbers:
-        """What is known of the file of these members that have ended; what is not is begun."""
+        """The numbers read so far for these members that have ended; starts to read the missing ones."""
         with self._lock:
             numbers = self._tables.setdefault((group_id, file), Numbers())
             self._tables.move_to_end((group_id, file))
@@ -121,7 +121,7 @@ def _numbers_of(member: UUID, file: Artifact | None, read: Read) -> dict[str, fl
         rows = results.fields_of(file, read)
     except (NotFound, ValueError, RecursionError):
         return {}
-    # Of a table the last row: where training writes a line for each epoch, that is how it ended.
+    # The last row of a table: if training writes a line for each epoch, that is the final result.
     row = rows[-1] if rows else {}
     return {
         str(name): float(value)

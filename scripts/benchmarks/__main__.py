@@ -19,7 +19,10 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.measure import Bench, Row
 
-ROWS = ("pace", "cost", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "groups", "scale")
+ROWS = (
+    *("pace", "cost", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "groups", "limits"),
+    *("console", "rest", "growth", "scale"),
+)
 Choice = StrEnum("Choice", ["all", *ROWS])  # type: ignore[misc]  # made of the names of the modules
 QUICK_NOTE = "measured in small, by --quick; the goals are set for the full sizes"
 MEMORY_FILES = Path("/dev/shm")
@@ -37,7 +40,7 @@ def main(
     docs: Annotated[bool, typer.Option("--docs", help="put figures and picture into docs/benchmarks.md")] = False,
     root: Annotated[Path | None, typer.Option(help="where Postgres, S3 and emulator keep their files")] = None,
 ) -> None:
-    """Measures rows P1 to P11, each side by side with what it is compared with.
+    """Measures rows P1 to P14, each side by side with what it is compared with.
 
     Rows that were measured before stay in the JSON file and the picture until they are measured again.
 

@@ -256,7 +256,7 @@ def test_a_ray_address_that_answers_otherwise_ends_in_one_line(start: Start) -> 
     with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_address[1]}"
-        one_line(start(RAY_ADDRESS=address), 1, f"what answers at RAY_ADDRESS {address} is no Ray head")
+        one_line(start(RAY_ADDRESS=address), 1, f"what answers at RAY_ADDRESS {address} is not a Ray head")
         server.shutdown()
 
 

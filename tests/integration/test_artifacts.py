@@ -608,7 +608,7 @@ def test_a_store_that_does_not_know_the_new_checksums_is_told_with_its_cure(
 
 def test_a_store_that_gives_back_other_bytes_is_not_usable(fake_s3: type[_FakeS3]) -> None:
     fake_s3.behaviour = "changes"
-    with pytest.raises(StoreUnavailable, match="gives back other bytes"):
+    with pytest.raises(StoreUnavailable, match="returns other bytes"):
         open_store(s3_config()).check()
     assert fake_s3.objects == {}
 

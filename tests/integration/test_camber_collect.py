@@ -66,7 +66,7 @@ def collected(backend: CamberExecutionBackend, job: Job, folder: Path) -> tuple[
     ("damage", "warning"),
     [
         ("rm -rf ./*", None),
-        (": >rythmiq-log.txt", "log: the command cut"),
+        (": >rythmiq-log.txt", "log: the command truncated"),
         ('cd / && rm -rf "$OLDPWD"', "the command removed its own working directory"),
         ('d=$PWD; cd / && rm -rf "$d" && : >"$d"', "result_missing: "),
         ("mkdir -p rythmiq-result.json/x; chmod 000 .", None),

@@ -142,7 +142,7 @@ def test_filters_mean_the_same_everywhere(shell: Shell, rythmiq: Client) -> None
     shell("wait", "--label", "n=none", code=4)
     for command in ("jobs", "groups", "cancel"):
         shell(command, "--name", "[z-a]", code=2)
-        assert "--name: is no pattern" in shell.err
+        assert "--name: is not a pattern" in shell.err
     shell("gather", "--name", "job-0", "-o", "table.xlsx", code=2)
     assert "table.xlsx: a table is written as one of .csv, .json, .jsonl" in shell.err
     shell("gather", "--name", "job-0", "-o", "table.json", "--json", code=2)

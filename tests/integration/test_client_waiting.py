@@ -184,6 +184,15 @@ def test_who_waits_is_told_that_the_client_was_closed(client: Client, connection
     assert client.submit_many([NewJob(spec=SPEC)]), "a later call opens another"
 
 
+def test_a_client_is_closed_between_two_polls(client: Client) -> None:
+    job = client.submit(SPEC)
+    changes = client._waiting.changes([listing.Found(job.id, True)])
+    assert next(changes)
+    client.close()
+    with pytest.raises(DatabaseUnavailable, match="was closed"):
+        next(changes)
+
+
 def test_a_group_that_is_not_there_is_no_empty_one(client: Client) -> None:
     sweep = client.sweep(SPEC, grid(N=[1]))
     sweep.id = uuid4()

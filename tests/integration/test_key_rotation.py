@@ -81,6 +81,6 @@ def test_the_key_is_changed_without_a_restart(database_url: str, camber: Emulato
     assert {inspect.job(connection, job).attempt for job in jobs} == {1}, "an attempt was burned"
     connection.close()
     text = log.read_text()
-    assert text.count("Camber's API key was read anew") == 1
+    assert text.count("Camber's API key was read again") == 1
     assert API_KEY not in text
     assert NEW_KEY not in text

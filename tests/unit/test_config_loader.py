@@ -127,7 +127,7 @@ def test_every_fault_is_reported_at_once() -> None:
         ([], {"DATABASE_URL": "mysql://root@db/x"}, ["database.url", "postgresql://"]),
         ([], {"CAMBER_API_ENDPOINT": "https://api.camber.cloud/v1"}, ["placeholder", "api-v2.cambercloud.com"]),
         ([], {"CAMBER_API_ENDPOINT": "http://camber.example"}, ["plain http", "use https"]),
-        ([], {"CAMBER_API_ENDPOINT": "camber"}, ["no http(s) URL"]),
+        ([], {"CAMBER_API_ENDPOINT": "camber"}, ["not an http(s) URL"]),
         ([], {"CAMBER_API_KEY": "two words"}, ["white space"]),
         (["retry.base_delay_s=700"], {}, ["above retry.max_delay_s"]),
         (["artifacts.prefix=../up"], {}, ["artifacts.prefix"]),

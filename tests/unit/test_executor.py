@@ -379,13 +379,13 @@ def test_the_services_log_is_kept_where_the_wrappers_is_cut_or_does_not_come(tmp
     cut = Collecting(tmp_path, path)
     result = cut.done()
     assert cut.content(result) == {"log.txt": b"service"}
-    assert result.warnings[0].startswith("log: the command cut")
+    assert result.warnings[0].startswith("log: the command truncated")
     path = PathInMemory({}, left({}, log))
     missing = Collecting(tmp_path, path)
     assert isinstance(missing.collect(), NotYet)
     result = missing.done(final=True)
     assert (result.state, missing.content(result)) == (JobState.SUCCEEDED, {"log.txt": b"service"})
-    assert result.warnings[0].startswith("log: the wrapper's log did not come back")
+    assert result.warnings[0].startswith("log: the wrapper's log could not be fetched")
     path.service_log = None
     assert missing.done(final=True).artifacts == ()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import parse
 
@@ -17,6 +18,7 @@ from rythmiq_ray.model import JobState, Phase, Step
 from rythmiq_ray.telemetry.metrics import CATALOG, MAX_QUEUES, Kind, Labels, Metric, Metrics, PrometheusSink
 
 ROOT = Path(__file__).resolve().parents[2]
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "rythmiq.json"
 SUFFIXES = {Kind.COUNTER: ("",), Kind.GAUGE: ("",), Kind.HISTOGRAM: ("_bucket", "_sum", "_count")}
 
@@ -146,3 +148,27 @@ def test_a_sink_that_comes_later_is_told_from_then_on() -> None:
     metrics.claimed(3)
     assert page(first)["rythmiq_jobs_claimed_total", ()] == 5
     assert page(second)["rythmiq_jobs_claimed_total", ()] == 3
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
+    return list(group["rules"])
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_is_promql_over_metrics_that_exist_and_says_what_to_do(rule: dict[str, Any]) -> None:
+    parse(rule["expr"])
+    known = {f"{metric.name}{suffix}" for metric in CATALOG for suffix in SUFFIXES[metric.kind]}
+    used = set(re.findall(r"\brythmiq_\w+", rule["expr"]))
+    assert used
+    assert used <= known
+    assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert set(rule["annotations"]) == {"summary", "description"}
+    labels = {label for metric in CATALOG for label in metric.labels} | {"instance"}
+    assert set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"]))) <= labels
+
+
+def test_alerts_have_names_of_their_own() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names)

@@ -29,6 +29,9 @@ def imports(path: Path) -> Iterator[str]:
         ("uvicorn", {"web/server.py"}),
         ("jinja2", {"web/render.py"}),
         ("rythmiq_ray.web", {"web", "cli/web.py", "cli/report.py"}),
+        ("textual", {"top"}),
+        ("rythmiq_ray.top", {"top", "cli/top.py"}),
+        ("rythmiq_ray.console", {"console", "web", "top", "cli"}),
         ("rythmiq_ray.assembly", {"driver/lifecycle.py", "access.py", "cli/doctor.py", "diagnosis.py", "testing.py"}),
     ],
 )

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 import requests
 from web_console import TOKEN, Serve, Served
-from web_rows import Connection, Rows
 
 from rythmiq_ray.cli.operations import reasons_of
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.web.server import Server, Serving
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[Connection]:
-    connection = psycopg2.connect(database_url)
-    connection.autocommit = True
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
-def rows(connection: Connection, tmp_path: Path) -> Rows:
-    return Rows.of(connection, tmp_path / "store")
 
 
 @pytest.fixture

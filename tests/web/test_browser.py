@@ -130,6 +130,9 @@ def full(rows: Rows, connection: Connection) -> dict[str, str]:
         " VALUES (%s, '0 2 * * *', '{\"command\": \"x\"}', now(), now(), %s)",
         *(HOSTILE[:150], f"not enqueued: {HOSTILE}"),
     )
+    execute(connection, "SELECT rythmiq.set_limit('user', %s, 3, 60)", HOSTILE)
+    execute(connection, "SELECT rythmiq.set_budget('user', '*', 20, 'day', false)")
+    execute(connection, "SELECT rythmiq.pause('queue', 'night', %s, false)", HOSTILE)
     return {
         "overview": "/",
         "jobs": "/jobs?user=&state=failed&state=queued&name=*",

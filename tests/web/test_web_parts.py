@@ -12,13 +12,14 @@ import pytest
 from samples import NOW, job
 from web_rows import HOSTILE, LONG
 
+from rythmiq_ray.console import words
+from rythmiq_ray.console.filters import Asked
 from rythmiq_ray.model import Artifact, JobState, Phase, RemoteStatus
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
 from rythmiq_ray.queue.console import Point, id_at
 from rythmiq_ray.queue.inspect import Attempt
-from rythmiq_ray.web import charts, files, members, words
+from rythmiq_ray.web import charts, files, members, times
 from rythmiq_ray.web.charts import Column, Part, Scale
-from rythmiq_ray.web.filters import Asked
 from rythmiq_ray.web.members import Gauge
 from rythmiq_ray.web.pages.job import time_lines
 
@@ -74,13 +75,13 @@ def test_numbers_sizes_and_counts() -> None:
 
 
 def test_times_say_their_zone() -> None:
-    assert words.moment(NOW) == '<time datetime="2026-01-07T10:30:00Z">2026-01-07 10:30:00 UTC</time>'
-    ago = words.ago(NOW, NOW + timedelta(minutes=5))
+    assert times.moment(NOW) == '<time datetime="2026-01-07T10:30:00Z">2026-01-07 10:30:00 UTC</time>'
+    ago = times.ago(NOW, NOW + timedelta(minutes=5))
     assert ago == '<time datetime="2026-01-07T10:30:00Z" title="2026-01-07 10:30:00 UTC">5 min ago</time>'
-    assert "in 3 h" in words.ago(NOW + timedelta(hours=3), NOW)
-    assert words.ago(None) == words.moment(None) == "\u2013"
-    assert words.ago(EARLIEST) == "long ago"
-    assert words.moment(LATEST) == "never"
+    assert "in 3 h" in times.ago(NOW + timedelta(hours=3), NOW)
+    assert times.ago(None) == times.moment(None) == "\u2013"
+    assert times.ago(EARLIEST) == "long ago"
+    assert times.moment(LATEST) == "never"
 
 
 def test_no_character_of_a_name_is_unseen() -> None:

@@ -1,8 +1,8 @@
-"""What every backend puts into an attempt's path: inputs, a file of variables where there are any, and one script.
+"""The bundle that every backend uploads to an attempt's path: inputs, a file of variables if there are any, a script.
 
-The remote command is always ``bash run.sh``, because Camber shows commands in plain and people's quoting breaks in
-them (camber-api, 3.7). ``run.sh`` is the packaged wrapper with the job written into its head; it unpacks ``job.json``
-and the command itself, so a job without inputs and variables is a single upload.
+The remote command is always ``bash run.sh``, because Camber shows commands in plain text and breaks their quoting
+(camber-api, 3.7). ``run.sh`` is the packaged wrapper with the job's data at its top. It writes ``job.json`` and the
+command to files itself, so a job without inputs and variables needs a single upload.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CANCEL_NAME: Final = "rythmiq-cancel"
 LOG_NAME: Final = "rythmiq-log.txt"
 RESULT_NAME: Final = "rythmiq-result.json"
 INPUTS_NAME: Final = "rythmiq-inputs.json"
-"""What the inputs were: for the manifest, and to tell them from outputs."""
+"""A record of the inputs: for the manifest, and to tell inputs from outputs."""
 
 _TEMPLATE: Final = "run.sh"
 _MARK: Final = "#@parameters@\n"
@@ -45,18 +45,18 @@ OWNED_BY_BASH: Final = frozenset(
         *("EPOCHREALTIME", "EPOCHSECONDS", "FUNCNAME", "GROUPS", "HISTCMD", "LINENO", "RANDOM", "SECONDS", "SRANDOM"),
     }
 )
-"""Variables that a starting bash sets or computes itself, and that lose this meaning when they are unset."""
+"""Variables that bash sets or computes itself when it starts; they lose this behaviour when they are unset."""
 _HEAD_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopTimes:
-    """How patient the wrapper is, in seconds."""
+    """How long the wrapper waits, in seconds."""
 
     grace_s: float = 10.0
-    """From TERM to KILL, for a command that is to stop."""
+    """From SIGTERM to SIGKILL when it stops a command."""
     drain_s: float = 5.0
-    """For the log of a command that has ended, where a process that got away holds it open."""
+    """After the command's end, for the end of its log, which a process left behind may hold open."""
 
 
 def is_own(name: str) -> bool:
@@ -65,7 +65,7 @@ def is_own(name: str) -> bool:
 
 
 def attempt_path(job: Job) -> str:
-    """The attempt's own path. Raises NotFound where it has none, or one so short that others' files lie in it."""
+    """The attempt's own path. Raises NotFound if it has none, or one so short that it would contain others' files."""
     path = (job.remote_path or "").strip("/")
     if "/" not in path or not stays_inside(path):
         raise NotFound(f"job {job.job_id} has no path of its own")
@@ -73,7 +73,7 @@ def attempt_path(job: Job) -> str:
 
 
 def file_path(job: Job, name: str) -> str:
-    """Where a file of the attempt's path is; raises NotFound for a name that leads out of the path."""
+    """The full path of a file in the attempt's path; raises NotFound for a name that leads out of it."""
     if not stays_inside(name):
         raise NotFound(f"no file of a job can be named {name[:200]!a}")
     return f"{attempt_path(job)}/{name}"
@@ -93,16 +93,16 @@ def check_input_names(job: Job) -> None:
 
 
 def left_by_command(job: Job, files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """Of the files in the attempt's path, those that are not the bundle's, the wrapper's or inputs; by name."""
+    """The files in the attempt's path that are not the bundle's, the wrapper's or inputs, sorted by name."""
     inputs = {file.name for file in job.spec.inputs}
     left = (file for file in files if not is_own(file.name) and file.name not in inputs)
     return sorted(left, key=lambda file: file.name)
 
 
 def script(job: Job, *, timeout_s: float, cpus: int | None = None, times: StopTimes | None = None) -> bytes:
-    """The ``run.sh`` of an attempt; it holds the command and the outputs' globs, and no variable's value.
+    """The ``run.sh`` of an attempt. It contains the command and the globs of outputs, but no variable's value.
 
-    ``cpus``: of a node, which numeric libraries cannot find out there; None = not known.
+    ``cpus``: CPUs of a node, which numeric libraries cannot find out by themselves there; None = not known.
     """
     times = times or StopTimes()
     spec = job.spec
@@ -128,9 +128,9 @@ def script(job: Job, *, timeout_s: float, cpus: int | None = None, times: StopTi
 
 
 def env_file(spec: JobSpec, secrets: Mapping[str, Secret]) -> bytes | None:
-    """The variables as shell code, any value kept exactly; None where the job has none. A secret goes over a variable.
+    """The variables as shell code, with every value kept exactly; None if the job has none. Secrets override variables.
 
-    Raises SecretMissing for a secret that is named and not given, SpecRejected for a name that no variable can have.
+    Raises SecretMissing for a secret that is not given, SpecRejected for an invalid name or value.
     """
     values = dict(spec.env)
     for name in spec.secrets:
@@ -154,7 +154,7 @@ def env_file(spec: JobSpec, secrets: Mapping[str, Secret]) -> bytes | None:
 
 
 class InputRecorder:
-    """Opens inputs, and knows afterwards what each of them was."""
+    """Opens inputs, and records name, URI, size and SHA-256 of each."""
 
     def __init__(self, open_input: Callable[[str], AbstractContextManager[BinaryIO]]) -> None:
         self._open_input = open_input
@@ -162,7 +162,7 @@ class InputRecorder:
 
     @contextmanager
     def open(self, file: Input) -> Iterator[BinaryIO]:
-        """Opens one for streaming, again for each try; noted is what was read by the last."""
+        """Opens an input for streaming. It may be opened again for another try; the last one is recorded."""
         with self._open_input(file.uri) as source:
             measured = _Measured(source)
             yield cast(BinaryIO, measured)
@@ -179,7 +179,7 @@ class InputRecorder:
 
 
 def without_query(uri: str) -> str:
-    """A presigned URL's query is a credential, and must get into no message and no manifest."""
+    """The URI without its query: that of a presigned URL is a credential, which no message or manifest may contain."""
     if not uri.startswith(("http://", "https://")):
         return uri
     parts = urlsplit(uri)
@@ -209,9 +209,9 @@ class _Measured:
 
 
 class Upload(Iterable[bytes]):
-    """An opened input as the body of a request: read in pieces, of a length known beforehand where that is cheap.
+    """An opened input as the body of a request, read in pieces. Its length is known if that is cheap to find out.
 
-    A fault in reading becomes InputUnreadable, so that it is not taken for a fault of the connection it is sent over.
+    An error while reading becomes InputUnreadable, so that it is not taken for an error of the upload's connection.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -219,7 +219,7 @@ class Upload(Iterable[bytes]):
         self._sent = 0
         self._head = self._take(_HEAD_BYTES)
         self.len: int | None = self._find_length()
-        """Bytes in all; None = not known. The name is the one that requests looks for."""
+        """Size in bytes; None = not known. The library requests looks for an attribute of this name."""
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, at most ``size``; b'' at the end."""
@@ -268,7 +268,7 @@ class Upload(Iterable[bytes]):
 
 
 def _description(job: Job, timeout_s: float) -> str:
-    """``job.json``, for a person who looks into the path. URIs may be signed, and values secret: names only."""
+    """``job.json``, for people who look into the path. It has names only: URIs may be signed, and values secret."""
     spec = job.spec
     about = {
         "job_id": str(job.job_id),
@@ -278,20 +278,20 @@ def _description(job: Job, timeout_s: float) -> str:
         "outputs": list(spec.outputs),
         "variables": sorted({*spec.env, *spec.secrets}),
     }
-    # A line for each; json's own indentation is made in Python, for ten times the processor time.
+    # Written by hand, because the indentation of the json module takes ten times the CPU time.
     lines = ",\n".join([f'  "{name}": {json.dumps(value)}' for name, value in about.items()])
     return f"{{\n{lines}\n}}\n"
 
 
 def _plain(glob: str) -> str:
-    """Without empty and ``.`` segments, so that one file has one name."""
+    """The glob without empty and ``.`` segments, so that each file has one name."""
     return "/".join(part for part in glob.split("/") if part not in ("", "."))
 
 
 def _folders(spec: JobSpec) -> list[str]:
-    """The folders that outputs are to be in, up to the first wildcard, so that a command need not make them.
+    """The folders of outputs, up to the first wildcard; the wrapper makes them, so that the command need not.
 
-    None for a command that makes folders: its ``mkdir results`` would fail.
+    An empty list for a command that makes folders itself: its ``mkdir results`` would fail.
     """
     if "mkdir" in spec.command:
         return []

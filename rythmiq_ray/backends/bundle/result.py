@@ -1,4 +1,4 @@
-"""Reads ``rythmiq-result.json``, which the wrapper writes last; the user's command could have written it too."""
+"""Reads ``rythmiq-result.json``, which the wrapper writes last. Not trusted: the command could have written it too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_OUTPUTS: Final = 100_000
 
 
 def read_result(chunks: Iterable[bytes]) -> RemoteResult:
-    """The result from its file, in pieces: its size is the command's choice. Raises ArtifactCorrupt."""
+    """Parses the file from pieces, because the command could make it any size. Raises ArtifactCorrupt."""
     raw = bytearray()
     for chunk in chunks:
         raw += chunk
@@ -33,10 +33,10 @@ def read_result(chunks: Iterable[bytes]) -> RemoteResult:
 
 
 def parse_result(raw: bytes) -> RemoteResult | None:
-    """The result; None while it is not whole, and where it is not what the wrapper writes.
+    """The result; None if the file is incomplete or is not what the wrapper writes.
 
-    A name's bytes that are no UTF-8 become lone surrogates (PEP 383). Names are as they were written: they are to be
-    checked before they are used. Fields that are not known are a newer wrapper's, and are passed over.
+    Bytes of a name that are not UTF-8 become lone surrogates (PEP 383). Names are not checked here; check them before
+    use. Unknown fields are ignored: a newer wrapper may have written them.
     """
     if len(raw) > MAX_RESULT_BYTES:
         return None

@@ -1,4 +1,4 @@
-"""Camber Cloud as an execution backend. What is inferred about its API is data, in ``conf/camber.yaml``."""
+"""Camber Cloud as an execution backend. Inferred facts about its API are data, in ``conf/camber.yaml``."""
 
 from rythmiq_ray.backends.camber.backend import CamberExecutionBackend
 

@@ -1,4 +1,4 @@
-"""What Camber's answers mean: the envelope, the errors, the job object. Pure functions of bytes that are not trusted.
+"""Parses Camber's answers: the envelope, errors, job objects. Pure functions of bytes that are not trusted.
 
 Facts come from camber-api, sections 1, 2 and 5.
 """
@@ -33,14 +33,14 @@ MAX_MESSAGE: Final = 500
 _MAX_RETRY_AFTER_S: Final = 3600.0
 _EARLIEST_YEAR: Final = 2000
 _LATEST_YEAR: Final = 9000
-"""Dates before and after are no dates of a service, and would be the end of Python's arithmetic."""
+"""Dates outside of these years cannot be a service's, and would overflow in Python's arithmetic."""
 _MAX_DETAILS: Final = 20
 _VALIDATION_FAILED: Final = 1
 _DOMAIN_FAILURE: Final = 2
 _NO_AGENT: Final = 10
 _LOG_REFUSED: Final = 15
 _FREE_TIER: Final = 1005
-"""Comes with 403, and is about the job that was asked for, not about the key."""
+"""A code that comes with status 403 and concerns the requested job, not the key."""
 _MISSING: Final = re.compile(r"not found|no such|(does not|doesn't) exist|not exist", re.IGNORECASE)
 _KEY_UNKNOWN: Final = "user not found"
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
@@ -51,14 +51,14 @@ _STASH_ROOT: Final = re.compile(r"^stash://[^/]+/")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, read whole."""
+    """One complete answer."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     envelope: str = "data"
     names: Mapping[str, str] = field(default_factory=dict)
-    """The service's names for the contract's, theirs to ours."""
+    """Names of fields: the service's to the contract's."""
 
     @property
     def ok(self) -> bool:
@@ -66,12 +66,12 @@ class Answer:
 
     @property
     def accepted(self) -> bool:
-        """:attr:`ok`, and its envelope says so too. Not to be asked of a file's bytes, which may look like one."""
+        """Whether it is :attr:`ok` and its envelope says so too. Not for a file's bytes, which may look like one."""
         return self.ok and not (self.code and not self.json.get(self.envelope))
 
     @cached_property
     def json(self) -> Any:
-        """The body; None where it is not JSON. What is odd in one value of many hides none of the others."""
+        """The body; None if it is not JSON. An odd value does not hide the others."""
         return renamed(self._parsed, self.names) if self.names else self._parsed
 
     @property
@@ -90,19 +90,19 @@ class Answer:
 
     @property
     def data(self) -> Any:
-        """The body without the envelope, where there is one."""
+        """The body without its envelope, if it has one."""
         body = self.json
         return body[self.envelope] if isinstance(body, dict) and self.envelope in body else body
 
     @property
     def code(self) -> int | None:
-        """The envelope's code; 0 = ok."""
+        """The envelope's code, 0 = ok; None if there is none."""
         code = self.json.get("code") if isinstance(self.json, dict) else None
         return code if isinstance(code, int) and not isinstance(code, bool) else None
 
     @property
     def date(self) -> datetime | None:
-        """When it was given, by the server's clock; None where it does not say."""
+        """The time of the answer by the server's clock; None if the answer has no date."""
         value = self._header("date")
         date = None if value is None else _http_date(value)
         return None if date is None or not _EARLIEST_YEAR <= date.year < _LATEST_YEAR else date
@@ -127,7 +127,7 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """The server's own words with each field that it complains about, safe to print; '' where it gave none."""
+        """The server's message with each field that it complains about, safe to print; '' if there is none."""
         body = self.json
         if not isinstance(body, dict):
             return ""
@@ -136,7 +136,7 @@ class Answer:
         for detail in details[:_MAX_DETAILS] if isinstance(details, list) else ():
             if isinstance(detail, dict):
                 field, said = detail.get("field") or detail.get("key"), detail.get("message")
-                # Text alone: what is nested deeply enough cannot even be shown.
+                # Only text: a deeply nested value could not be shown.
                 words.append(": ".join(word if isinstance(word, str) else "?" for word in (field, said)))
         return printable("; ".join(words))
 
@@ -174,10 +174,10 @@ def printable(text: str) -> str:
 
 
 def error_of(answer: Answer, operation: str) -> RythmiqError:
-    """The error that an answer to an idempotent call is.
+    """The error for a failed answer to an idempotent call.
 
-    A code 2 that names something missing is NotFound, whatever the status; any other may be transient, so it is
-    BackendUnavailable, and the caller bounds how often it tries.
+    A code 2 that says that something is missing becomes NotFound, whatever the status. Any other may be transient, so
+    it becomes BackendUnavailable, and the caller limits how often it tries.
     """
     words = answer.message
     said = f"Camber answered {operation} with {answer.status}" + (f": {words}" if words else "")
@@ -199,7 +199,7 @@ def error_of(answer: Answer, operation: str) -> RythmiqError:
 
 
 def create_error_of(answer: Answer) -> RythmiqError:
-    """The error that an answer to a create is: what does not say for certain that nothing was made is uncertain."""
+    """The error for a failed answer to a create: CreateUncertain, unless nothing can have been created."""
     error = error_of(answer, "create")
     if isinstance(error, BackendRefusedKey | BackendBusy | SpecRejected):
         return error
@@ -209,7 +209,7 @@ def create_error_of(answer: Answer) -> RythmiqError:
 
 
 def job_of(data: object) -> RemoteJob | None:
-    """The job object in an unwrapped answer, which may lie one level deeper; None where there is none."""
+    """The job object in an unwrapped answer, possibly one level deeper; None if there is none."""
     if not isinstance(data, dict):
         return None
     for candidate in (data, *data.values()):
@@ -226,13 +226,13 @@ def job_of(data: object) -> RemoteJob | None:
 
 
 def _status_of(item: Mapping[str, object]) -> RemoteStatus:
-    """The CLI's objects say ``job_status``, the SDK's ``status``."""
+    """The status: the vendor's CLI has it as ``job_status``, the SDK as ``status``."""
     words = (item.get("job_status"), item.get("status"))
     return RemoteStatus(next((word.strip().upper() for word in words if isinstance(word, str) and word), ""))
 
 
 def job_id_of(item: Mapping[str, object]) -> int | None:
-    """The ``job_id`` of a job object; None where it is no whole number above 0."""
+    """The ``job_id`` of a job object; None if it is not a whole number above 0."""
     value = item.get("job_id")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -250,7 +250,7 @@ def path_of(item: Mapping[str, object]) -> str:
 
 
 def _http_date(value: str) -> datetime | None:
-    """The date of a header; None for anything else, of which the parser has errors of many kinds."""
+    """The date of a header; None if it is not one, for which the parser raises errors of many kinds."""
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, TypeError, LookupError, OverflowError):
@@ -259,9 +259,9 @@ def _http_date(value: str) -> datetime | None:
 
 
 def items_of(answer: Answer, *keys: str) -> list[dict[str, Any]] | None:
-    """The array of objects that have one of ``keys``, whatever its own key; empty where it is empty or null.
+    """The array of objects that have one of ``keys``, under whatever key; empty if it is empty or null.
 
-    None where the answer holds nothing of the kind: a proxy's page must not pass for an empty list.
+    None if the answer has no such array: a proxy's page must not pass for an empty list.
     """
     data = answer.data
     candidates = [data, *data.values()] if isinstance(data, dict) else [data]
@@ -273,7 +273,7 @@ def items_of(answer: Answer, *keys: str) -> list[dict[str, Any]] | None:
 
 
 def total_of(answer: Answer) -> int | None:
-    """How many things a paged list says it has; None where it does not say."""
+    """The total that a paged list reports; None if it reports none."""
     for holder in (answer.data, answer.json):
         total = holder.get("total") if isinstance(holder, dict) else None
         if isinstance(total, int) and not isinstance(total, bool):

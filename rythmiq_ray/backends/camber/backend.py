@@ -1,4 +1,4 @@
-"""The protocol's verbs in Camber's terms: the attempt's path in the owner's stash, the list, the marker file."""
+"""The execution backend for Camber: maps the protocol to the owner's stash, the job list and the cancel marker."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResul
 from rythmiq_ray.secret import Secret
 
 _CLOCK_SKEW: Final = timedelta(minutes=1)
-"""Between those of Camber's clocks that date jobs and answers."""
+"""How far Camber's clocks that date jobs and answers may be apart."""
 _LONGEST_SEARCH_S: Final = 10 * 365 * 86400.0
 _OUTAGE: Final = 3
-"""So many jobs in a row without a clear answer look like one."""
+"""This many jobs in a row without a clear answer are taken for an outage."""
 _STUCK_PAGES: Final = 3
-"""Pages in a row that reach no older job: the list moves faster than it is read, or does not page."""
+"""This many pages in a row without an older job: the list grows faster than it is read, or has no pages."""
 
 
 class CamberExecutionBackend:
@@ -60,11 +60,11 @@ class CamberExecutionBackend:
         threads: int = 32,
         on_call: OnCall | None = None,
     ) -> None:
-        """``threads``: how many call at once; ``on_call`` is told of every call, for metrics.
+        """``threads``: how many threads call at once; ``on_call`` is called for every call, for metrics.
 
-        ``key`` is asked for the key of each call; without it, that is the configuration's.
+        ``key`` returns the API key for each call; without it, the configuration's key is used.
 
-        Raises ConfigurationError for a key that cannot go into a header. Makes no call.
+        Raises ConfigurationError for a key that cannot be sent in a header. Makes no call.
         """
         self._config = config
         self.client: Final[CamberCalls] = (
@@ -99,7 +99,7 @@ class CamberExecutionBackend:
             self.client.stash_write(self._uri(job, INPUTS_NAME), recorder.as_bytes())
         if variables is not None:
             self.client.stash_write(self._uri(job, ENV_NAME), variables)
-        # Last, so that a path with a script in it is whole.
+        # Last, so that a path with a script is complete.
         self.client.stash_write(self._uri(job, SCRIPT_NAME), wrapper)
 
     def create(self, job: Job) -> RemoteJob:
@@ -128,10 +128,10 @@ class CamberExecutionBackend:
         *,
         paths: Collection[str] = frozenset(),
     ) -> Iterator[list[RemoteJob | Unclear]]:
-        """See the protocol. What the list does not show is asked for by itself before it is taken for gone.
+        """See the protocol. A job that the list does not show is queried by its id before it counts as gone.
 
-        Where only few are left and they are old, that is cheaper than going on: after as many pages without a find as
-        there are jobs left, one call for each costs no more than what was spent.
+        For the last few old jobs that is cheaper than to read on: after as many pages without a find as there are jobs
+        left, one call for each costs no more than those pages did.
         """
         searched, paths = _bare(searched), _bare(paths)
         unseen, unseen_paths = set(waiting), set(searched)
@@ -142,7 +142,7 @@ class CamberExecutionBackend:
         for page in self._pages(to_the_end=bool(unseen_paths)):
             walk.note(page)
             if horizon is None and page.at is not None:
-                # Camber's dates are compared with Camber's clock alone.
+                # Camber's dates are compared only with Camber's own clock.
                 horizon = page.at - timedelta(seconds=min(search_age_s, _LONGEST_SEARCH_S)) - _CLOCK_SKEW
             barren += 1
             found: list[RemoteJob | Unclear] = []
@@ -171,7 +171,7 @@ class CamberExecutionBackend:
                 break
         yield from self._ask_for_each(unseen)
         if unseen_paths and not walk.whole:
-            # Else a create would be repeated that a later page may show.
+            # A later page may show the job of an uncertain create, which would then be created twice.
             raise BackendUnavailable("Camber's list broke off before its end")
 
     def read_result(self, job: Job) -> RemoteResult | None:
@@ -182,7 +182,7 @@ class CamberExecutionBackend:
             return None
 
     def list_files(self, job: Job) -> list[RemoteFile]:
-        """See the protocol. The inputs and the wrapper's log are left out too: they are there, but nobody's output."""
+        """See the protocol. Inputs and the wrapper's log are left out too, because they are not outputs."""
         try:
             entries = self.client.stash_list(self._folder_uri(job))
         except NotFound:
@@ -198,7 +198,7 @@ class CamberExecutionBackend:
 
     @contextmanager
     def open_log(self, job: Job) -> Iterator[Iterator[bytes]]:
-        """See the protocol. Where the service refuses its log (PENDING, CANCELLED), the wrapper's copy is read."""
+        """See the protocol. If the service refuses its log (PENDING, CANCELLED), the wrapper's copy is read."""
         with ExitStack() as stack:
             yield self._open_any_log(job, stack)
 
@@ -221,11 +221,11 @@ class CamberExecutionBackend:
         return hours * an_hour
 
     def _size(self, job: Job) -> NodeSize | None:
-        """The size of a node of the job, as the catalog has it."""
+        """The size of the job's nodes in the catalog; None if it is not there."""
         return self._config.catalog.size(job.spec)
 
     def _pages(self, *, to_the_end: bool) -> Iterator[JobPage]:
-        """The list, newest first. ``to_the_end``: only an empty page ends it, whatever its total and sizes say."""
+        """Pages of the list, newest first. ``to_the_end``: only an empty page ends it, whatever total and sizes say."""
         number, lowest, stuck, full = 0, None, 0, 0
         while stuck < _STUCK_PAGES:
             number += 1
@@ -233,7 +233,7 @@ class CamberExecutionBackend:
             if not page.jobs:
                 return
             yield page
-            # The server may give fewer than were asked for; the first page shows how many it gives.
+            # The server may return shorter pages than requested; the first page shows their length.
             full = full or len(page.jobs)
             counted = page.total is not None and len(page.jobs) <= page.total <= number * full
             if not to_the_end and (counted or len(page.jobs) < full):
@@ -242,9 +242,9 @@ class CamberExecutionBackend:
             lowest = _lowest(page) if lowest is None else min(lowest, _lowest(page))
 
     def _ask_for_each(self, remote_ids: Collection[int]) -> Iterator[list[RemoteJob | Unclear]]:
-        """What cannot be found is left out. A fault about a job is that job's, unless the service answers nobody.
+        """Queries jobs one by one; those not found are left out. A fault counts as that job's, unless it is an outage.
 
-        Each answer is told at once; where one call ends it all, the next look begins with the job after that.
+        Each answer is yielded at once. If a call raises, the next poll begins with the job after that one.
         """
         in_a_row = 0
         for remote_id in sorted(remote_ids, key=lambda remote_id: (remote_id <= self._asked_last, remote_id)):
@@ -256,7 +256,7 @@ class CamberExecutionBackend:
             except RythmiqError as error:
                 in_a_row += 1
                 if in_a_row % _OUTAGE == 0:
-                    self.check()  # Raises where this is an outage.
+                    self.check()  # Raises if this is an outage.
                 yield [Unclear(remote_id=remote_id, error=ErrorInfo.of(error))]
             self._asked_last = remote_id
 
@@ -276,12 +276,12 @@ class CamberExecutionBackend:
         return f"stash://{self._stash_owner()}/{place}"
 
     def _stash_owner(self) -> str:
-        """Asked for once in a process (by each thread that comes before the first answer)."""
+        """The stash's owner, queried once in a process (or once by each thread before the first answer)."""
         return self._owner or self.check()
 
 
 class _Walk:
-    """How far the pages of one look went."""
+    """How far the pages of one poll have reached."""
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
@@ -301,10 +301,10 @@ class _Walk:
 
     @property
     def whole(self) -> bool:
-        """Whether they went to the list's end, as far as can be told."""
+        """Whether they reached the list's end, as far as can be told."""
         if self._total is not None and len(self._ids - {None}) + self._others >= self._total:
             return True
-        if self._repeats:  # The server does not page: it gave all at once, or the first of them again and again.
+        if self._repeats:  # The server has no pages: it returned all jobs at once, or the first ones repeatedly.
             return self._first > self._page_size
         return self._total is None or self._last < self._first
 
@@ -314,14 +314,14 @@ def _bare(paths: Collection[str]) -> frozenset[str]:
 
 
 def _file_of(entry: Mapping[str, Any], path: str) -> RemoteFile | None:
-    """An entry of a stash listing; None for a folder and for what cannot be a file of ``path``."""
+    """The file of an entry of a stash listing; None for a folder and for a file that is not below ``path``."""
     size, kind = entry.get("size", 0), entry.get("type", "file")
     place, name = entry.get("path"), entry.get("name")
     if kind != "file" or not isinstance(size, int) or isinstance(size, bool) or size < 0:
         return None
     relative = None
     if isinstance(place, str):
-        # The path is this attempt's alone, so wherever it stands in a URI, what follows is the name.
+        # The path is this attempt's alone, so wherever it occurs in a URI, the name follows it.
         relative = place.partition(f"{path}/")[2]
     if not relative and isinstance(name, str):
         relative = name.removeprefix(f"{path}/")
@@ -337,6 +337,6 @@ def _lowest(page: JobPage) -> int:
 
 
 def _reaches_before(page: JobPage, horizon: datetime | None) -> bool:
-    """Whether the page's last job was created before ``horizon``; False where either is not known."""
+    """Whether the page's last job was created before ``horizon``; False if either is not known."""
     created_at = time_of(page.jobs[-1].get("created_at"))
     return horizon is not None and created_at is not None and created_at < horizon

@@ -1,4 +1,4 @@
-"""What the backend asks of Camber, whichever way it travels: over HTTP, or through the vendor's program."""
+"""The interface of the calls to Camber, which are made over HTTP or by the vendor's program."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rythmiq_ray.model import RemoteJob
 
 @dataclass(frozen=True, kw_only=True)
 class JobPage:
-    """A page of the list: job objects as they came."""
+    """A page of the list: job objects as the service sent them."""
 
     jobs: list[dict[str, Any]]
     total: int | None
-    """How many jobs the whole list has, where the server says."""
+    """How many jobs the whole list has; None if the server does not say."""
     at: datetime | None = None
-    """When the server answered, by its own clock, where it says."""
+    """When the server answered, by its own clock; None if it does not say."""
 
 
 class CamberCalls(Protocol):
     """The calls of the contract, one method each. Thread-safe.
 
-    Every method raises BackendUnavailable, BackendRefusedKey or BackendBusy, beside what it names itself. All but
-    ``create`` change nothing when they are made again, and are repeated within bounds.
+    Every method may raise BackendUnavailable, BackendRefusedKey or BackendBusy, and the errors that it names. All but
+    ``create`` are idempotent, and are repeated a limited number of times.
     """
 
     calls: Counter[str]
-    """Calls made so far, by operation; each try counts."""
+    """The number of calls so far, by operation; each try counts."""
 
     def close(self) -> None:
-        """Gives back what the calls hold; none is under way then."""
+        """Frees connections and temporary files. No call may be running."""
         ...
 
     def me(self) -> str:
@@ -42,10 +42,10 @@ class CamberCalls(Protocol):
         ...
 
     def create(self, body: Mapping[str, object]) -> RemoteJob:
-        """Creates a job from the fields of the contract; one call, never repeated.
+        """Creates a job from the fields of the contract, with one call that is never repeated.
 
-        Raises CreateUncertain where the call was sent and nothing readable says what became of it, SpecRejected where
-        the service refused the job; any other error means that nothing was created.
+        Raises CreateUncertain if the call was sent and had no readable answer, SpecRejected if the service refused the
+        job; any other error means that nothing was created.
         """
         ...
 
@@ -58,39 +58,39 @@ class CamberCalls(Protocol):
         ...
 
     def cancel(self, remote_id: int) -> bool:
-        """Asks for the end of a job; False where the service refuses or cannot."""
+        """Asks a job to end; returns False if the service refuses or has no such call."""
         ...
 
     def open_log(self, remote_id: int) -> AbstractContextManager[Iterator[bytes]]:
-        """Streams a job's log. Raises NotFound where the service has none, as for a PENDING or CANCELLED job."""
+        """Streams a job's log. Raises NotFound if there is none, as for a PENDING or CANCELLED job."""
         ...
 
     def stash_list(self, uri: str) -> list[dict[str, Any]]:
-        """The entries below a ``stash://`` folder, as they came. Raises NotFound."""
+        """The entries below a ``stash://`` folder, as the service sent them. Raises NotFound."""
         ...
 
     def stash_read(self, uri: str) -> bytes:
-        """A small file, whole. Raises NotFound."""
+        """The content of a small file. Raises NotFound."""
         ...
 
     def stash_open(self, uri: str, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:
         """Streams a file from byte ``start``, in constant memory.
 
-        Raises NotFound, and ArtifactCorrupt where the file changed meanwhile.
+        Raises NotFound, and ArtifactCorrupt if the file changed meanwhile.
         """
         ...
 
     def stash_write(self, uri: str, data: bytes) -> None:
-        """Writes a file; folders above it are made."""
+        """Writes a file; missing folders above it are created."""
         ...
 
     def stash_stream(self, uri: str, open_source: Callable[[], AbstractContextManager[BinaryIO]]) -> None:
         """Writes a file in constant memory; ``open_source`` is called again for each try, and its errors are passed on.
 
-        Raises InputUnreadable where reading the source breaks off.
+        Raises InputUnreadable if reading the source fails.
         """
         ...
 
     def stash_remove(self, uri: str) -> None:
-        """Removes a folder with all that is in it. Raises NotFound where the service minds that it is gone."""
+        """Removes a folder with its content. May raise NotFound if the folder does not exist."""
         ...

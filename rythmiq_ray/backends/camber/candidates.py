@@ -1,7 +1,7 @@
-"""What the service may have instead of what the contract says (camber-api, section 5); the probe tries them in order.
+"""Routes and names that the service may have instead of the contract's (camber-api, section 5), for the probe to try.
 
-For each the likeliest first, from the vendor's SDK and from how services of the kind name things. Names that differ
-in case alone are left out: the service's decoder takes them for equal.
+The most likely come first: those of the vendor's SDK, then those that similar services use. Names that differ only in
+case are left out, because the service's decoder takes them as equal.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ROUTES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("POST", "/stash/rm"),
     ),
 }
-"""Other methods and paths than the configured ones. None of them creates a job with what the probe sends."""
+"""Alternatives to the configured methods and paths. None of them creates a job from what the probe sends."""
 
 CREATE: Final[dict[str, tuple[str, ...]]] = {
     "command": ("command", "cmd", "commands", "run_command", "shell_command", "script", "entrypoint"),
@@ -74,7 +74,7 @@ CREATE: Final[dict[str, tuple[str, ...]]] = {
     "mount_dir": ("mount_dir", "path", "mountDir", "stash_path", "working_dir", "workdir", "mount_path"),
     "tags": ("tags", "labels", "job_tags"),
 }
-"""Fields of a create. The command comes first: what is sent always holds one of its names with a wrong type."""
+"""Fields of a create. The command comes first: each request has one of its names with a value of a wrong type."""
 
 JOB: Final[dict[str, tuple[str, ...]]] = {
     "job_id": ("job_id", "id", "jobId", "run_id"),
@@ -98,7 +98,7 @@ PAGING: Final[tuple[tuple[str, str], ...]] = (
 """Query parameters of a list, for the page's number and its length."""
 
 STASH_PATH: Final = ("path", "uri", "stash_path", "file", "key", "file_path", "name")
-"""What a stash call names its file by."""
+"""Parameters by which a stash call names its file."""
 STASH_ENTRY: Final[dict[str, tuple[str, ...]]] = {
     "name": ("name", "filename", "file_name", "key"),
     "size": ("size", "bytes", "file_size", "size_bytes", "length"),

@@ -1,7 +1,7 @@
-"""Camber's API over HTTP: pooled connections, a deadline for every call, errors of ours, bounded retries.
+"""Camber's API over HTTP: pooled connections, a deadline for every call, our own error classes, bounded retries.
 
-A call is repeated only where that changes nothing, so never a create. Which method and path a call has is
-configuration (``camber.routes``), because much of the contract is inferred (camber-api, section 5).
+Only idempotent calls are repeated, so never a create. Each call's method and path are configuration
+(``camber.routes``), because much of the contract is inferred (camber-api, section 5).
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ from rythmiq_ray.secret import MASK, Secret
 
 _MAX_BACKOFF_S: Final = 5.0
 _MAX_PATIENCE_S: Final = 15.0
-"""A server that asks for a longer pause gets it from the driver, which holds no thread meanwhile."""
+"""The longest pause before a retry here. For a longer one the driver waits, which blocks no thread."""
 _QUOTED_ASCII: Final = {code: quote(chr(code), safe="") for code in range(128)}
 _GLOBAL: Final = frozenset({"me", "list"})
-"""Operations about no thing in particular: a 404 to one is the endpoint's fault."""
+"""Operations that name no job or file: if they answer 404, the endpoint is wrong."""
 
 
 class CamberClient:
-    """The calls of the contract, one method each. Thread-safe.
+    """:class:`~rythmiq_ray.backends.camber.calls.CamberCalls` over HTTP. Thread-safe.
 
-    Every method raises BackendUnavailable, BackendRefusedKey or BackendBusy, beside what it names itself.
+    Every method may raise BackendUnavailable, BackendRefusedKey or BackendBusy, and the errors that it names.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class CamberClient:
         on_call: OnCall | None = None,
         backoff_s: float = 0.2,
     ) -> None:
-        """``threads``: how many may call at once on a pooled connection; ``backoff_s``: before the first retry.
+        """``threads``: how many connections the pool keeps; ``backoff_s``: seconds before the first retry.
 
-        ``key`` is asked for the key of each call; without it, that is the configuration's.
+        ``key`` returns the API key for each call; without it, the configuration's key is used.
 
-        Raises ConfigurationError for a key that cannot go into a header, and BackendUnavailable where the certificates
+        Raises ConfigurationError for a key that cannot be sent in a header, and BackendUnavailable if the certificates
         that the environment names cannot be read.
         """
         self._config = config
@@ -87,7 +87,7 @@ class CamberClient:
         self._received |= {"stash_list": _inverse(fields.stash)}
         self._count = threading.Lock()
         self.calls: Counter[str] = Counter()
-        """Calls made so far, by operation; each try counts."""
+        """The number of calls so far, by operation; each try counts."""
         self._backoff = wait_random_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S)
         self._retrying = Retrying(
             stop=stop_after_attempt(config.call_attempts),
@@ -115,10 +115,10 @@ class CamberClient:
         return name
 
     def create(self, body: Mapping[str, object]) -> RemoteJob:
-        """Creates a job; one call, never repeated.
+        """Creates a job with one call, which is never repeated.
 
-        Raises CreateUncertain where the call was sent and no readable answer says what became of it, SpecRejected
-        where the server refused the job; any other error means that nothing was created.
+        Raises CreateUncertain if the call was sent and had no readable answer, SpecRejected if the server refused the
+        job; any other error means that nothing was created.
         """
         try:
             answer = self._once("create", json=body, timeout_s=self._config.create_timeout_s, fresh=True)
@@ -147,7 +147,7 @@ class CamberClient:
         return JobPage(jobs=jobs, total=total_of(answer), at=answer.date)
 
     def cancel(self, remote_id: int) -> bool:
-        """Asks for the end of a job; False where the server refuses or cannot (404, 405, a finished job)."""
+        """Asks a job to end; returns False if the server refuses or has no such route (404, 405, a finished job)."""
 
         def attempt() -> bool:
             answer = self._try_once("cancel", job_id=remote_id)
@@ -166,35 +166,35 @@ class CamberClient:
         return self._retrying(attempt)
 
     def open_log(self, remote_id: int) -> AbstractContextManager[Iterator[bytes]]:
-        """Streams a job's log. Raises NotFound where the service has none, as for a PENDING or CANCELLED job."""
+        """Streams a job's log. Raises NotFound if there is none, as for a PENDING or CANCELLED job."""
         return self._stream("logs", 0, job_id=remote_id)
 
     def stash_list(self, uri: str) -> list[dict[str, Any]]:
-        """The entries below a ``stash://`` folder, as they came. Raises NotFound."""
+        """The entries below a ``stash://`` folder, as the service sent them. Raises NotFound."""
         files = items_of(self._call("stash_list", json={"path": uri, "recursive": True}), "path", "name")
         if files is None:
             raise BackendUnavailable("Camber's answer to stash_list holds no list of files")
         return files
 
     def stash_read(self, uri: str) -> bytes:
-        """A small file, whole. Raises NotFound."""
+        """The content of a small file. Raises NotFound."""
         return self._call("stash_read", params={"path": uri}).body
 
     def stash_open(self, uri: str, start: int = 0) -> AbstractContextManager[Iterator[bytes]]:
-        """Streams a file from byte ``start``; a transfer that breaks off is taken up where it stopped.
+        """Streams a file from byte ``start``; an interrupted transfer is resumed where it stopped.
 
-        Raises NotFound, and ArtifactCorrupt where the file changed meanwhile.
+        Raises NotFound, and ArtifactCorrupt if the file changed meanwhile.
         """
         return self._stream("stash_read", start, params={"path": uri})
 
     def stash_write(self, uri: str, data: bytes) -> None:
-        """Writes a file; folders above it are made."""
+        """Writes a file; missing folders above it are created."""
         self._call("stash_write", params={"path": uri}, data=data)
 
     def stash_stream(self, uri: str, open_source: Callable[[], AbstractContextManager[BinaryIO]]) -> None:
         """Writes a file in constant memory; ``open_source`` is called again for each try, and its errors are passed on.
 
-        Raises InputUnreadable where reading the source breaks off.
+        Raises InputUnreadable if reading the source fails.
         """
 
         def attempt() -> None:
@@ -206,11 +206,11 @@ class CamberClient:
         self._retrying(attempt)
 
     def stash_remove(self, uri: str) -> None:
-        """Removes a folder with all that is in it. Raises NotFound where the server minds that it is gone."""
+        """Removes a folder with its content. May raise NotFound if the folder does not exist."""
         self._call("stash_remove", params={"path": uri, "recursive": "true"})
 
     def _call(self, operation: str, **parts: Any) -> Answer:
-        """An idempotent call, repeated within bounds."""
+        """Makes an idempotent call, with a limited number of tries."""
         return self._retrying(self._checked, operation, **parts)
 
     def _checked(self, operation: str, **parts: Any) -> Answer:
@@ -307,7 +307,7 @@ class CamberClient:
         return time.monotonic()
 
     def _end(self, operation: str, status: int | None, began: float) -> None:
-        """Tells of a call; ``status`` None: no answer came."""
+        """Reports a call; ``status`` None: no answer came."""
         if self._on_call is not None:
             outcome = "error" if status is None else f"{status // 100}xx"
             self._on_call(operation, outcome, time.monotonic() - began)
@@ -318,9 +318,9 @@ class CamberClient:
         return max(self._backoff(state), asked_s or 0.0)
 
     def _masked(self, error: RythmiqError) -> RythmiqError:
-        """The same error without the key, should the server have echoed it."""
+        """The same error without the key, in case the server has echoed it."""
         message = error.message
-        # Where the key was changed meanwhile, it may be either.
+        # If the key has changed meanwhile, it may be either.
         for key in (self._config.api_key, self._key()):
             message = message.replace(key.reveal(), MASK)
         return error if message == error.message else type(error)(message, error.retry_after_s)

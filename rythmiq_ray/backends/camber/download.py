@@ -1,4 +1,4 @@
-"""A streamed body that is taken up where it broke off, so that its reader sees one unbroken stream."""
+"""A download that resumes after interruptions, so that its reader sees one continuous stream."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PLAIN: Final = ("", "identity")
 
 
 class Download:
-    """The bytes of a resource from ``start`` on, in constant memory. To be iterated once, and closed.
+    """The bytes of a resource from ``start`` on, in constant memory. Iterate once, then close.
 
-    ``open_at`` opens the resource from a byte on, by ``Range`` where the server honours it (206, or 416 at its very
-    end) and from its start where not (200). An answer that is encoded (``Content-Encoding``) is decoded; its ranges
-    count the encoded bytes, so it is read from its start. ``attempts`` bounds the breaks in a row that got no
-    further, by :data:`~rythmiq_ray.http_adapter.STEP_BYTES` at least, than those before.
+    ``open_at`` opens the resource at a byte: by ``Range`` if the server supports it (206, or 416 at the very end),
+    otherwise from its start (200). An answer with ``Content-Encoding`` is decoded; its ranges count encoded bytes, so
+    it is always read from its start. ``attempts``: how many interruptions in a row are allowed without progress of at
+    least :data:`~rythmiq_ray.http_adapter.STEP_BYTES`.
 
     Iterating raises BackendUnavailable when that bound is reached, ArtifactCorrupt when the resource has changed
     since it was opened, and what ``open_at`` raises.
@@ -74,12 +74,12 @@ class Download:
     def _read(self) -> bytes:
         if self._response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return b""
-        # What is there, rather than a full chunk: a break then loses nothing that came before it.
+        # read1 returns what has arrived instead of waiting for a full chunk, so an interruption loses nothing.
         data: bytes = self._response.raw.read1(_CHUNK_BYTES, decode_content=True)
         return data
 
     def _bytes_to_skip(self) -> int:
-        """Of the answer just opened; notes how long the resource is."""
+        """How many bytes of the opened answer precede the wanted position; also notes the resource's length."""
         headers = self._response.headers
         skip, total = 0, None
         if self._response.status_code == HTTPStatus.PARTIAL_CONTENT:

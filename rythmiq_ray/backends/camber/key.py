@@ -1,4 +1,4 @@
-"""The API key, which may change while we run."""
+"""The API key, which may change while the driver runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rythmiq_ray.secret import Secret, read_secret
 
 
 class ApiKey:
-    """The key that a call is to be made with: what ``camber.api_key_file`` holds now, or ``camber.api_key``.
+    """The key for a call: the present content of ``camber.api_key_file``, or ``camber.api_key``.
 
-    The driver alone reads the file, and sends the key with each task: a Ray node needs neither. The file is read for
-    each use, some 20 microseconds for a call that takes milliseconds: nothing is to be noticed or missed. While it
-    cannot be read, or holds what is no key, the last one stays. Thread-safe.
+    Only the driver reads the file, and sends the key with each task, so Ray nodes need no file. It is read for each use
+    (about 20 microseconds), so no change is missed. While the file cannot be read or holds no valid key, the last key
+    is used. Thread-safe.
     """
 
     def __init__(self, config: CamberConfig, *, on_change: Callable[[Secret], None] = lambda _key: None) -> None:
-        """``on_change`` is told of a new key before it is used."""
+        """``on_change`` is called with a new key before it is used."""
         self._file = None if config.api_key_file is None else Path(config.api_key_file)
         self._key = config.api_key
         self._on_change = on_change
@@ -37,6 +37,6 @@ class ApiKey:
 
 
 def usable(key: Secret) -> bool:
-    """Whether a key can go into a header."""
+    """Whether a key can be sent in a header."""
     text = key.reveal()
     return bool(text) and text.isascii() and text.isprintable() and " " not in text

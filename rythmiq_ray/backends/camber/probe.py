@@ -1,7 +1,7 @@
-"""What the live service has where the contract is inferred: routes, names of fields, the envelope.
+"""Finds out which routes, field names and envelope the live service has, because that part of the contract is inferred.
 
-Nothing is created, changed or removed. What is sent is of a wrong type, names a job or a file that cannot be there, or
-is read alone; the service's complaint says what it knows. Which other routes and names are tried is data
+Nothing is created, changed or removed. A request only reads, or has a value of a wrong type, or names a job or file
+that cannot exist; the service's error message then shows what it knows. The routes and names to try are data
 (:mod:`rythmiq_ray.backends.camber.candidates`).
 """
 
@@ -23,9 +23,9 @@ from rythmiq_ray.errors import BackendRefusedKey, BackendUnavailable
 from rythmiq_ray.secret import MASK, Secret
 
 _NO_JOB: Final = 2**53 - 1
-"""An id that no job has: they are small and grow."""
+"""An id that no job has, because ids are small."""
 _WRONG: Final[dict[str, object]] = {}
-"""A value that none of the fields can take: an object."""
+"""A value that no field accepts: an object."""
 _TYPE_FAULT: Final = re.compile(r"Unmarshal type error.*\bfield=([\w.\-]+)", re.IGNORECASE)
 _GONE: Final = re.compile(r"not found|no such|not exist|unknown (job|file|path)", re.IGNORECASE)
 _DOMAIN_FAILURE: Final = 2
@@ -35,27 +35,27 @@ _STASH: Final = ("stash_list", "stash_read", "stash_write", "stash_remove")
 
 @dataclass(frozen=True)
 class Note:
-    """What was found out about one operation."""
+    """The finding about one operation."""
 
     operation: str
     outcome: str
-    """``ok`` as it is configured, ``differs`` and the layer says how, ``unknown``, or ``fault``."""
+    """``ok`` = as configured, ``differs`` = as the layer says, ``unknown``, or ``fault``."""
     said: str
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """All that a probe found out."""
+    """All findings of a probe."""
 
     notes: Sequence[Note]
     layer: Mapping[str, Any]
-    """What differs from the configuration, as a tree of it; empty where nothing does."""
+    """The differences from the configuration, as a configuration layer; empty if there are none."""
 
 
 def probe(config: CamberConfig, key: Callable[[], Secret]) -> Learnt:
-    """Asks the service about each inferred route and name.
+    """Tests each inferred route and name with the service.
 
-    Raises BackendUnavailable where it does not answer and BackendRefusedKey.
+    Raises BackendUnavailable if it does not answer, and BackendRefusedKey.
     """
     transport = Transport(config.endpoint, key, 1)
     try:
@@ -79,7 +79,7 @@ class _Probe:
     _envelope: str | None = None
     _owner: str = ""
     _stranger: tuple[int, str] = (HTTPStatus.NOT_FOUND, "Not Found")
-    """Status and words of the answer to a route that is not there."""
+    """Status and message of the answer to a route that does not exist."""
 
     def run(self) -> None:
         stranger = self._ask(CamberRoute(method="GET", path=f"/rythmiq-{uuid4().hex[:12]}"))

@@ -1,4 +1,4 @@
-"""Temporary folders that go whatever becomes of the process that made them."""
+"""Temporary folders that are removed even if the process that made them is killed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PREFIX: Final = "rythmiq-camber-"
 class Spool:
     """A private folder of one process below the system's temporary one, made when it is first needed. Thread-safe.
 
-    Its lock, which the kernel gives up when the process ends, tells the folders of the living from those of the
-    killed; whoever makes a folder removes the latter.
+    The process holds a lock on its folder, which the kernel releases when the process ends. A process that makes a
+    folder removes those that nobody has locked.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Spool:
             yield Path(folder)
 
     def close(self) -> None:
-        """Removes the folder; it is made anew if it is needed again."""
+        """Removes the folder; it is made again if it is needed."""
         with self._making:
             if self._drop is not None:
                 self._drop()
@@ -53,7 +53,7 @@ class Spool:
 def _locked_folder() -> tuple[Path, int]:
     while True:
         root = Path(tempfile.mkdtemp(prefix=PREFIX))
-        # Another process's sweep may take it away until it is locked.
+        # Until the folder is locked, another process's sweep may remove it.
         with suppress(FileNotFoundError):
             lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
             with suppress(OSError):  # A file system without locks: nothing there is swept either.
@@ -69,7 +69,7 @@ def _remove(root: Path, lock: int) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes our user's folders whose process is gone."""
+    """Removes folders of this user whose process has ended."""
     for root in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
             lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -1,4 +1,4 @@
-"""Processes of the node as an execution backend: no service and no key, for tests and for people without Camber.
+"""An execution backend that runs jobs as processes of the node: for tests and for people without Camber.
 
 A command runs as the node's user and can read what that user can: it is not kept apart from anything.
 """

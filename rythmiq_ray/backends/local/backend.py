@@ -1,4 +1,4 @@
-"""The protocol's verbs as files and processes of the node, below one folder."""
+"""The local execution backend: maps the protocol to files below one folder, and processes of the node."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class LocalExecutionBackend:
         return type(self).__name__
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no connections."""
 
     def check(self) -> str:
         """See the protocol: that entries can be made and locked, and the name of the user that commands run as."""
@@ -109,7 +109,7 @@ class LocalExecutionBackend:
         self._write(folder, folder / SCRIPT_NAME, [wrapper])
 
     def create(self, job: Job) -> RemoteJob:
-        """See the protocol. A path that has a job already gets no second one: that one is the answer."""
+        """See the protocol. If the path has a job already, returns that one instead of creating a second."""
         path, folder = attempt_path(job), self._folder(job)
         remote_id = id_of(path)
         with self._translated():
@@ -199,7 +199,7 @@ class LocalExecutionBackend:
                     (self._root / parent).rmdir()
 
     def cost_credits(self, job: Job, remote: RemoteJob) -> None:
-        """See the protocol. Nobody bills it."""
+        """See the protocol. None: these jobs cost nothing."""
 
     def _start(self, remote_id: int, folder: Path, descriptor: int) -> None:
         """Starts the job of a new entry. Where it certainly was not started, the entry is gone again."""
@@ -235,7 +235,7 @@ class LocalExecutionBackend:
         return self._root / file_path(job, name)
 
     def _require_ledger(self) -> None:
-        """Raises OSError where the folder is away: without this, all in it would count as gone for good."""
+        """Raises OSError if the folder is missing, as when it is unmounted: its jobs must not count as lost then."""
         self._ledger.folder.stat()
 
     def _write(self, folder: Path, place: Path, chunks: Iterable[bytes]) -> None:
@@ -258,7 +258,7 @@ class LocalExecutionBackend:
 
     @contextmanager
     def _opened(self, place: Path) -> Iterator[BinaryIO]:
-        """A plain file; raises NotFound for all else. What its reader raises is passed on."""
+        """Opens a regular file; raises NotFound for anything else. Errors of the reader are passed on."""
         with self._translated():
             try:
                 descriptor = os.open(

@@ -1,4 +1,4 @@
-"""An action is asked for on a page of its own, and done by its form."""
+"""The confirmation page of an action, and the form that carries it out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
+from rythmiq_ray.console import filters, words
+from rythmiq_ray.console.actions import Action, Kind, Target, action_of, job_ids
 from rythmiq_ray.errors import NotFound, RythmiqError
 from rythmiq_ray.queue import inspect, listing
-from rythmiq_ray.web import filters, words
-from rythmiq_ray.web.actions import Action, Target, action_of, job_ids
 from rythmiq_ray.web.render import page
 from rythmiq_ray.web.security import MOST_BODY, same
 from rythmiq_ray.web.state import Console, console_of
@@ -36,7 +36,7 @@ async def act(request: Request) -> Response:
     return await run_in_threadpool(_do, request, console, option=form.get("option") == "1")
 
 
-def _target(request: Request, console: Console, kind: str) -> tuple[Target, str, str]:
+def _target(request: Request, console: Console, kind: Kind) -> tuple[Target, str, str]:
     """The target, what it is called, and where it is shown."""
     with console.database.read() as connection:
         match kind:
@@ -53,13 +53,20 @@ def _target(request: Request, console: Console, kind: str) -> tuple[Target, str,
             case "filter":
                 asked = filters.read(request.query_params.multi_items(), connection)
                 return Target("filter", asked=asked), f"all jobs with {asked.command}", f"jobs?{asked.query}"
+            case "account":
+                return Target("account"), "everything", "queues"
+            case "queue" | "user":
+                name = request.path_params["name"]
+                return Target(kind, name=name), f"{kind} {name}", "queues"
     raise NotFound("There is no such thing to act on")
 
 
 def _ask(request: Request, console: Console) -> Response:
     action, target, called, back = _what(request, console)
-    with console.database.patient() as connection:
-        count = len(job_ids(connection, target, action.states))
+    count = None
+    if action.states is not None:
+        with console.database.patient() as connection:
+            count = len(job_ids(connection, target, action.states))
     return page(
         request,
         "act.html",
@@ -86,7 +93,7 @@ def _do(request: Request, console: Console, *, option: bool) -> Response:
 
 
 def _what(request: Request, console: Console) -> tuple[Action, Target, str, str]:
-    kind = request.path_params.get("kind", "filter")
+    kind: Kind = request.path_params.get("kind", "filter")  # checked by action_of
     action = action_of(request.path_params["action"], kind)
     target, called, back = _target(request, console, kind)
     return action, target, called, back

@@ -13,14 +13,15 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rythmiq_ray.console import filters, words
+from rythmiq_ray.console.actions import Target, of_scope, offered
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Group, JobState
 from rythmiq_ray.outlook import outlook_of
 from rythmiq_ray.queue import console as looks
-from rythmiq_ray.queue import listing
+from rythmiq_ray.queue import control, listing
 from rythmiq_ray.queue.console import Point
-from rythmiq_ray.web import charts, files, filters, members, values, words
-from rythmiq_ray.web.actions import Target, offered
+from rythmiq_ray.web import charts, files, members, values
 from rythmiq_ray.web.members import Axis, Gauge, Picture
 from rythmiq_ray.web.pages.jobs import uuid_of
 from rythmiq_ray.web.render import page
@@ -94,6 +95,9 @@ def group(request: Request) -> Response:
         rows = looks.page(connection, listing.Filter(groups=[group_id]), limit=_ROWS)
         points = looks.points(connection, group_id)
         names = looks.file_names(connection, group_id, most_bytes=values.MOST_BYTES)
+        limits = control.limits(connection)
+    paused = any(limit.paused for limit in limits if (limit.scope, limit.name) == ("group", str(group_id)))
+    pausing = of_scope(paused=paused) if paused or found.unfinished else []
     states = {str(state): sum(count.jobs for count in counts if count.state is state) for state in JobState}
     shown = shown_of(console, group_id, points, request.query_params, names)
     return page(
@@ -120,7 +124,7 @@ def group(request: Request) -> Response:
         reading=shown.reading,
         files=shown.files,
         query=urlencode({name: getattr(shown.choice, name) for name in ("x", "y", "colour", "file")}),
-        offered=offered("group", [state for state in JobState if states[str(state)]]),
+        offered=offered("group", [state for state in JobState if states[str(state)]]) + pausing,
         target=Target("group", id=group_id),
     )
 

@@ -15,13 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from rythmiq_ray.artifact_names import LOG_NAME
+from rythmiq_ray.console import joblog, words
+from rythmiq_ray.console.actions import Target, offered
 from rythmiq_ray.errors import RULES, ErrorCode, NotFound, RythmiqError
 from rythmiq_ray.model import Job, JobState
 from rythmiq_ray.queue import inspect, listing
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
 from rythmiq_ray.queue.inspect import Attempt
-from rythmiq_ray.web import charts, files, joblog, words
-from rythmiq_ray.web.actions import Target, offered
+from rythmiq_ray.web import charts, files
 from rythmiq_ray.web.charts import Part
 from rythmiq_ray.web.render import page
 from rythmiq_ray.web.security import FILE_POLICY

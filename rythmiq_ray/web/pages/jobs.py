@@ -1,4 +1,4 @@
-"""Jobs by the one set of filters, a page at a time."""
+"""Jobs by filters, a page at a time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from rythmiq_ray.console import filters
+from rythmiq_ray.console.actions import Target, offered
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import listing
-from rythmiq_ray.web import filters
-from rythmiq_ray.web.actions import Target, offered
 from rythmiq_ray.web.render import page
 from rythmiq_ray.web.state import console_of
 

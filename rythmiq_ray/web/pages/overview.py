@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rythmiq_ray.console import words
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import control, listing, schedules
-from rythmiq_ray.web import charts, words
+from rythmiq_ray.web import charts
 from rythmiq_ray.web.charts import Column
 from rythmiq_ray.web.ledger import Day
 from rythmiq_ray.web.render import page
-from rythmiq_ray.web.state import console_of
+from rythmiq_ray.web.state import Console, console_of
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -26,12 +27,24 @@ if TYPE_CHECKING:
 SPANS: Final = {"hour": (3_600.0, 60.0), "day": (86_400.0, 1_800.0)}
 """How far back the throughput goes, and by which steps, in seconds; beyond that it is the ledger's, by day."""
 _MONTH: Final = "30 days"
+DAYS: Final = 30
+"""Of which the cost is shown."""
+COST_S: Final = 5.0
 _DAY_S: Final = 5.0
 _ENDS_S: Final = 2.0
 """So long the counts of a day are good, and those of a chart."""
 _LONG_PENDING_S: Final = 1_800.0
 _LONG_WAIT_S: Final = 600.0
 _ENDS: Final = (JobState.FAILED, JobState.CANCELLED, JobState.SUCCEEDED)
+
+
+@dataclass(frozen=True)
+class DayCost:
+    """What was spent on a day, in UTC."""
+
+    day: date
+    credits: float
+    jobs: int
 
 
 @dataclass(frozen=True)
@@ -68,9 +81,11 @@ def overview(request: Request) -> Response:
         errors = looks.errors(connection, since=yesterday)
         troubles = list(_troubles(connection, queues, drivers, errors, now))
         groups = listing.groups(connection, unfinished=True, limit=5)
-    month = console.ledger.days(wait_s=0.05)
-    days = month[:7]
-    shown = throughput(ends, now, length_s, step_s) if span in SPANS else by_day([*reversed(month)])
+        week = spent_by_day(console, connection)[-7:]
+    if span in SPANS:
+        shown = throughput(ends, now, length_s, step_s)
+    else:
+        shown = by_day([*reversed(console.ledger.days(wait_s=0.05))])
     return page(
         request,
         "overview.html",
@@ -86,9 +101,8 @@ def overview(request: Request) -> Response:
         span=span,
         spans=[*SPANS, _MONTH],
         throughput=shown,
-        today=days[0],
-        cost=cost_chart([*reversed(days)]),
-        cost_known=sum(each.credits for each in days if each is not None),
+        today=week[-1],
+        cost=cost_chart(week),
         troubles=troubles,
         errors=errors,
         groups=groups,
@@ -163,24 +177,33 @@ def by_day(days: Sequence[Day | None]) -> dict[str, object]:
     }
 
 
-def cost_chart(days: Sequence[Day | None], *, height: int = 120) -> dict[str, object]:
+def spent_by_day(console: Console, connection: Connection) -> list[DayCost]:
+    """What was spent on each of the last days, the oldest first; with what runs."""
+    first = datetime.now(UTC).date() - timedelta(days=DAYS - 1)
+    found = console.kept("cost by day", COST_S, lambda: control.cost(connection, by="day", since=first))
+    by_day = {each.key: each for each in found}
+    days = (first + timedelta(days=n) for n in range(DAYS))
+    return [
+        DayCost(day, by_day[f"{day}"].credits, by_day[f"{day}"].jobs) if f"{day}" in by_day else DayCost(day, 0.0, 0)
+        for day in days
+    ]
+
+
+def cost_chart(days: Sequence[DayCost], *, height: int = 120) -> dict[str, object]:
     """Credits by day, the oldest first."""
-    known = [day for day in days if day is not None]
     data = [
         Column(
             datetime(day.day.year, day.day.month, day.day.day, tzinfo=UTC),
             {"cost": day.credits},
-            f"{day.day} UTC: {words.credits(day.credits)}, {words.plural(day.jobs, 'job')} ended",
+            f"{day.day} UTC: {words.credits(day.credits)}, {words.plural(day.jobs, 'job')}",
         )
-        for day in known
+        for day in days
     ]
-    most = max((day.credits for day in known), default=0.0)
-    total = sum(day.credits for day in known)
+    total = sum(day.credits for day in days)
     return {
-        "svg": charts.columns(data, f"{words.credits(total)} in {words.plural(len(known), 'day')}", height=height),
-        "first": f"{known[0].day}" if known else "",
-        "most": words.credits(most),
-        "missing": len(days) - len(known),
+        "svg": charts.columns(data, f"{words.credits(total)} in {words.plural(len(days), 'day')}", height=height),
+        "first": f"{days[0].day}",
+        "most": words.credits(max(day.credits for day in days)),
         "total": total,
     }
 

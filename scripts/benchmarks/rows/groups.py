@@ -39,7 +39,7 @@ def measure(bench: Bench) -> Row:
         group_id, _ = enqueue_group(
             connection, NewGroup(name="sweep"), expand(NewJob(spec=SPEC), grid(N=range(members)))
         )
-        _fill(environment, table)
+        fill(environment, table)
         for name, look in _looks(environment, group_id).items():
             row.add(f"{name}, of {table:,} rows", "ms", _median_ms(look))
         row.add(f"cancel {members:,} members", "s", _seconds(lambda: inspect.cancel(connection, groups=[group_id])))
@@ -83,7 +83,8 @@ def _release(environment: Environment, members: int) -> float:
     return took * 1000
 
 
-def _fill(environment: Environment, count: int) -> None:
+def fill(environment: Environment, count: int) -> None:
+    """Adds ended jobs of many users and queues."""
     with environment.connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO rythmiq.jobs (job_id, user_id, queue, spec, state, finished_at, created_at, error_code)"

@@ -55,6 +55,7 @@ COMMENT ON COLUMN rythmiq.groups.finished_at IS 'when the last member ended; NUL
 
 CREATE INDEX groups_name ON rythmiq.groups (name, created_at DESC);
 CREATE INDEX groups_created ON rythmiq.groups (created_at DESC, group_id DESC);
+CREATE INDEX groups_unfinished ON rythmiq.groups (created_at) WHERE finished_at IS NULL;
 
 CREATE TABLE rythmiq.dependencies (
     job_id      uuid NOT NULL REFERENCES rythmiq.jobs ON DELETE CASCADE,

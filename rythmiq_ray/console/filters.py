@@ -1,4 +1,4 @@
-"""The filters of the command line as a query string, both ways; what cannot be read is said, not guessed."""
+"""Converts the CLI's filters to a query string and back; invalid values are reported, not ignored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST: Final = 100
 
 @dataclass(frozen=True)
 class Asked:
-    """What a query string asks for."""
+    """The filters of a query string."""
 
     given: tuple[tuple[str, str], ...]
     """Name and value of each filter, as it was given."""
@@ -42,6 +42,13 @@ class Asked:
         import shlex
 
         return " ".join(f"--{name} {shlex.quote(value)}" for name, value in self.given)
+
+    @property
+    def text(self) -> str:
+        """As :func:`items_of` reads it."""
+        import shlex
+
+        return " ".join(f"{name}={shlex.quote(value)}" for name, value in self.given)
 
     def values(self, name: str) -> list[str]:
         """What was given for a filter."""
@@ -90,6 +97,29 @@ def read(items: Iterable[tuple[str, str]], connection: Connection) -> Asked:
                 found.append(each.id)
         wanted = replace(wanted, groups=found)
     return replace(asked, filter=wanted, faults=tuple(faults))
+
+
+def items_of(text: str) -> list[tuple[str, str]]:
+    """``queue=night state=failed 'name=fit *'``: names and values; a word alone is a part of a job's name.
+
+    Raises ValueError, with a sentence for whoever typed it.
+    """
+    import shlex
+
+    items = []
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"it cannot be read: {error}") from None
+    for word in words:
+        name, mark, value = word.partition("=")
+        if not mark:
+            items.append(("name", word if set(word) & set("*?[") else f"*{word}*"))
+        elif name not in NAMES:
+            raise ValueError(f"no filter is called {name!r}; there are {', '.join(NAMES)}")
+        else:
+            items.append((name, value))
+    return items
 
 
 def _time(name: str, asked: Asked, faults: list[str]) -> datetime | None:

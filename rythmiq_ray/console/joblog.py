@@ -1,4 +1,4 @@
-"""A job's log for a page: its last lines, the lines that a search finds, and what comes while it runs."""
+"""A job's log for a page: its last lines, the lines that a search finds, and new lines while it runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from rythmiq_ray import access
 from rythmiq_ray.access import Backends
 from rythmiq_ray.artifact_names import LOG_NAME
 from rythmiq_ray.artifacts import is_own
+from rythmiq_ray.console.database import Database
 from rythmiq_ray.errors import ConfigurationError, NotFound, RythmiqError
 from rythmiq_ray.model import Artifact, Job, JobState
 from rythmiq_ray.queue import inspect
-from rythmiq_ray.web.database import Database
 
 LAST_LINES: Final = 1_000
 MOST_FOUND: Final = 500
 MOST_READ: Final = 256 * 1024 * 1024
-"""Bytes of a log that one look reads; a longer one is for `rythmiq logs`."""
+"""The most bytes of a log that a page reads; for longer ones use `rythmiq logs`."""
 LONGEST_LINE: Final = 4_000
 """Characters of a line that are shown."""
 _LOOK_S: Final = 1.0
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;:]*m")
 _PATIENCE: Final = 4
-"""The live log comes whole each time, so after each look this many times as long as it took is waited."""
+"""Each read fetches the whole live log, so the pause after it is this many times as long as the read took."""
 _MOST_NEW: Final = 256 * 1024
 """Bytes that a page gets at once; of more, the last."""
 
@@ -93,7 +93,7 @@ def _looked(chunks: Iterable[bytes], search: str, *, live: bool) -> Look:
             whole = False
             break
         number += 1
-        # Of what a progress bar wrote over itself, what it showed last.
+        # After carriage returns, as progress bars use them, only the last text counts.
         text = plain(line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2])
         if not wanted or wanted in text.casefold():
             found += 1
@@ -131,7 +131,7 @@ def plain(text: str) -> str:
 
 
 def unreadable(error: RythmiqError) -> str:
-    """Why a log cannot be shown, also to who has no key of the service's, or no configuration at all."""
+    """Why a log cannot be shown; covers a missing key and a missing configuration."""
     first = error.message.splitlines()[0]
     if isinstance(error, ConfigurationError):
         return (
@@ -141,7 +141,7 @@ def unreadable(error: RythmiqError) -> str:
 
 
 class Follower:
-    """Follows an attempt's log from ``at`` bytes on: whoever holds it looks, and waits ``pause_s`` between looks."""
+    """Follows an attempt's log from byte ``at`` on; the caller waits ``pause_s`` seconds between reads."""
 
     def __init__(self, database: Database, backends: Backends, job_id: UUID, attempt: int, at: int) -> None:
         self._database = database

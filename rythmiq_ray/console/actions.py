@@ -1,4 +1,4 @@
-"""What a page may change, where the console was started with ``--actions``: each is asked for once, then done.
+"""What a console may change: each is asked for once, then done.
 
 An action is a line of :data:`ACTIONS`. Its pages, its buttons and its CSRF token follow from that.
 """
@@ -10,26 +10,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
+from rythmiq_ray.console import words
+from rythmiq_ray.console.filters import Asked
 from rythmiq_ray.errors import InvalidJob, NotFound
 from rythmiq_ray.model import JobState
-from rythmiq_ray.queue import inspect, listing
-from rythmiq_ray.web import words
-from rythmiq_ray.web.filters import Asked
+from rythmiq_ray.queue import control, inspect, listing
+from rythmiq_ray.queue.control import Scope
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-Kind = Literal["job", "group", "filter", "queue", "user", "schedule"]
-"""What an action is done to; a queue, a user and a schedule are named by their name."""
+Kind = Literal["job", "group", "filter", "account", "queue", "user"]
+"""What an action is done to; a queue and a user are named by their name, and there is one account."""
 UNFINISHED: Final = frozenset({JobState.BLOCKED, JobState.QUEUED, JobState.RETRYING, JobState.RUNNING})
 ENDED_BADLY: Final = frozenset({JobState.FAILED, JobState.CANCELLED})
 MOST_CHANGED: Final = 100_000
-"""Jobs that one action by filter may change; more is for the command line."""
+"""The most jobs that one action by filter may change; for more, use the command line."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What an action is done to."""
+    """The target of an action."""
 
     kind: Kind
     id: UUID | None = None
@@ -46,7 +47,12 @@ class Target:
 
         if self.kind == "filter":
             return f"filter?{self.asked.query if self.asked else ''}"
-        return f"{self.kind}/{self.id or quote(self.name, safe='')}"
+        return f"{self.kind}/{self.id or quote(self.name or 'all', safe='')}"
+
+    @property
+    def scope(self) -> Scope:
+        """What a pause of it is about."""
+        return Scope(self.kind, str(self.id or self.name))
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,8 @@ class Action:
     meaning: str
     """What will happen, in a sentence."""
     kinds: Collection[Kind]
-    states: Collection[JobState]
-    """Jobs in one of these are changed; a button is only there where there can be one. None: it is not about jobs."""
+    states: Collection[JobState] | None
+    """Jobs in one of these are changed; a button is only there where there can be one. None: it is about a scope."""
     run: Callable[[Connection, Target, bool], str]
     """Does it, and says what was done. The last argument is the box that ``option`` names."""
     option: str = ""
@@ -115,6 +121,18 @@ def _retry(connection: Connection, target: Target, downstream: bool) -> str:
     return f"Queued {words.plural(len(queued), 'job')} again{f'; {left:,} were left alone' if left else ''}."
 
 
+def _pause(connection: Connection, target: Target, cancel_running: bool) -> str:
+    running = control.pause(connection, target.scope, reason="by the console", cancel_running=cancel_running)
+    stopped = f" {words.plural(running, 'running job')} will be stopped." if cancel_running else ""
+    return f"Paused: nothing new is begun.{stopped}"
+
+
+def _resume(connection: Connection, target: Target, _option: bool) -> str:
+    control.resume(connection, target.scope)
+    return "Resumed."
+
+
+_SCOPES: Final[tuple[Kind, ...]] = ("account", "queue", "user", "group")
 ACTIONS: Final = {
     action.name: action
     for action in (
@@ -136,6 +154,24 @@ ACTIONS: Final = {
             run=_retry,
             option="Those too that were cancelled because they needed one of these",
         ),
+        Action(
+            name="pause",
+            label="Pause",
+            meaning="Nothing new of it is submitted until it is resumed; what runs goes on.",
+            kinds=_SCOPES,
+            states=None,
+            run=_pause,
+            option="What runs is cancelled too",
+            danger=True,
+        ),
+        Action(
+            name="resume",
+            label="Resume",
+            meaning="What waits is submitted again, as limits and budgets allow.",
+            kinds=_SCOPES,
+            states=None,
+            run=_resume,
+        ),
     )
 }
 
@@ -150,4 +186,9 @@ def action_of(name: str, kind: str) -> Action:
 
 def offered(kind: Kind, states: Collection[JobState]) -> list[Action]:
     """Those that can change something of what is in these states."""
-    return [action for action in ACTIONS.values() if kind in action.kinds and set(action.states) & set(states)]
+    return [action for action in ACTIONS.values() if kind in action.kinds and set(action.states or ()) & set(states)]
+
+
+def of_scope(*, paused: bool) -> list[Action]:
+    """Those for a scope that is paused, or is not."""
+    return [ACTIONS["resume" if paused else "pause"]]

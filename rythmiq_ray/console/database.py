@@ -1,4 +1,4 @@
-"""Connections of the console: a few that can only read, shared by its threads, and one of its own for each action."""
+"""The console's connections: a few read-only ones that its threads share, and a separate one for each action."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rythmiq_ray.queue.schema import connect_checked
 from rythmiq_ray.secret import Secret
 
 _MOST: Final = 8
-"""Pages are quick; more would only take connections from drivers."""
+"""The most shared connections. Pages are quick, and more would only take connections from drivers."""
 _PATIENCE_S: Final = 5.0
 _STATEMENT_S: Final = 10.0
 _LONG_S: Final = 120.0
@@ -29,12 +29,12 @@ FAULTS: Final = (RythmiqError, psycopg2.Error)
 
 
 def said_of(error: Exception) -> str:
-    """A sentence for people; the words of an error that is not ours may quote a row."""
+    """A sentence for people; messages of foreign errors are not shown, because they may quote a row."""
     return error.message if isinstance(error, RythmiqError) else f"Postgres does not answer: {type(error).__name__}"
 
 
 class Database:
-    """Thread-safe. Raises DatabaseUnavailable and ConfigurationError where Postgres cannot be had."""
+    """A pool of connections. Thread-safe. Raises DatabaseUnavailable and ConfigurationError."""
 
     def __init__(self, url: Secret) -> None:
         self.url = url
@@ -75,7 +75,7 @@ class Database:
 
     @contextmanager
     def patient(self) -> Iterator[Connection]:
-        """A connection for what takes long, beside the pages; it can only read."""
+        """A separate read-only connection for long reads, beside those of the pages."""
         connection = self._open(_LONG_S)
         # Pages are not to wait for what nobody does.
         fetch(connection, "SET max_parallel_workers_per_gather = 0", {})
@@ -107,7 +107,7 @@ class Database:
 
 
 def _usable(connection: Connection) -> bool:
-    """Whether the server is still there: a restart closes what was idle, and nothing says so before the next use."""
+    """Whether the connection still works: a restart of the server closes idle ones, which shows only on use."""
     if connection.closed:
         return False
     try:

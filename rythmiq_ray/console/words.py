@@ -1,21 +1,36 @@
-"""How values are said on a page: numbers with units, times with their zone, texts that cannot pretend to be others."""
+"""Formats values for the consoles: numbers with units, durations, texts with visible control characters."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from markupsafe import Markup, escape
+from rythmiq_ray.model import Group, Job, JobState, Phase
 
-from rythmiq_ray.model import Job, JobState, Phase
-from rythmiq_ray.queue.connection import EARLIEST, LATEST
+if TYPE_CHECKING:
+    from rythmiq_ray.queue.listing import DriverState
 
 NOTHING: Final = "\u2013"
 _KEPT: Final = "\n\t"
+STATE_STYLES: Final = {
+    "BLOCKED": "dim",
+    "RUNNING": "cyan",
+    "RETRYING": "yellow",
+    "SUCCEEDED": "green",
+    "FAILED": "bold red",
+    "CANCELLED": "magenta",
+}
+"""On a terminal, as rich names styles."""
+BAR_SIGNS: Final = {
+    JobState.SUCCEEDED: "#",
+    JobState.FAILED: "x",
+    JobState.CANCELLED: "-",
+    JobState.RUNNING: "~",
+}
+"""What a group's bar is made of; a dot stands for what waits."""
 
 
 def visible(value: object) -> str:
-    """Text in which every character is seen: what steers the direction of others or is none is written out."""
+    """Text in which every character is visible: control and direction characters are written as escapes."""
     text = NOTHING if value is None or value == "" else str(value)
     if text.isprintable():
         return text
@@ -24,6 +39,11 @@ def visible(value: object) -> str:
 
 def _written(character: str) -> str:
     return "" if character == "\r" else repr(character)[1:-1]
+
+
+def on_one_line(value: object) -> str:
+    """The same without a break: what a row of a table can hold."""
+    return " ".join(visible(value).split("\n")).replace("\t", " ")
 
 
 def number(value: float | None, *, bounded: bool = False) -> str:
@@ -92,30 +112,6 @@ def size(count: int | None) -> str:
     return f"{amount:.1f} {unit}"
 
 
-def moment(time: datetime | None) -> Markup:
-    """A date and time, in UTC, to the second."""
-    if time is None:
-        return escape(NOTHING)
-    if time in (EARLIEST, LATEST):
-        return escape("long ago" if time == EARLIEST else "never")
-    at = time.astimezone(UTC)
-    return Markup('<time datetime="{}">{}</time>').format(f"{at:%Y-%m-%dT%H:%M:%SZ}", f"{at:%Y-%m-%d %H:%M:%S} UTC")
-
-
-def ago(time: datetime | None, now: datetime | None = None) -> Markup:
-    """``3 min ago``, with the time itself beside it for who points at it."""
-    if time is None:
-        return escape(NOTHING)
-    if time in (EARLIEST, LATEST):
-        return moment(time)
-    at = time.astimezone(UTC)
-    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
-    text = f"in {rough(-seconds)}" if seconds < -0.5 else f"{rough(max(0.0, seconds))} ago"
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        f"{at:%Y-%m-%dT%H:%M:%SZ}", f"{at:%Y-%m-%d %H:%M:%S} UTC", text
-    )
-
-
 def rough(seconds: float | None) -> str:
     """A duration to its largest unit: ``12 s``, ``3 min``, ``5 h``, ``2 d``."""
     if seconds is None:
@@ -146,3 +142,29 @@ def stage(job: Job) -> str:
     if job.phase is Phase.WAITING and job.remote_status is not None:
         return "running" if job.remote_status.started else "pending"
     return str(job.phase)
+
+
+def bar(group: Group, running: int, columns: int) -> str:
+    """``[####xx--~~....]``: succeeded, failed, cancelled, running, waiting; ``columns`` beside the brackets."""
+    numbers = {
+        JobState.SUCCEEDED: group.succeeded,
+        JobState.FAILED: group.failed,
+        JobState.CANCELLED: group.cancelled,
+        JobState.RUNNING: running,
+    }
+    members = max(1, group.members)
+    text = ""
+    total = 0
+    for state, sign in BAR_SIGNS.items():
+        total += numbers[state]
+        # What there is at all is seen.
+        end = max(round(columns * min(total, members) / members), len(text) + (1 if numbers[state] else 0))
+        text += sign * (min(end, columns) - len(text))
+    return f"[{text.ljust(columns, '.')}]"
+
+
+def driver_state(driver: DriverState) -> str:
+    """In a word: ``alive``, ``draining``, ``stopped``, or ``lost`` where it went without a word."""
+    if driver.alive:
+        return "draining" if driver.draining else "alive"
+    return "stopped" if driver.stopped_at else "lost"

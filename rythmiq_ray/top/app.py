@@ -1,0 +1,223 @@
+"""``rythmiq top`` put together: the screens, the thread that reads for them, and what is done at their keys."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import ClassVar, Final
+
+from textual.app import App
+from textual.binding import BindingType
+from textual.message import Message
+from textual.screen import Screen
+
+from rythmiq_ray.console import words
+from rythmiq_ray.console.database import Database
+from rythmiq_ray.console.why import Why
+from rythmiq_ray.secret import Secret
+from rythmiq_ray.top import deeds
+from rythmiq_ray.top.base import Base, Keys
+from rythmiq_ray.top.deeds import Deed, Ready
+from rythmiq_ray.top.insides import HelpScreen
+from rythmiq_ray.top.main import MainScreen
+from rythmiq_ray.top.source import Source
+from rythmiq_ray.top.watch import Seen, Watcher
+
+INTERVAL_S: Final = 2.0
+_SAID_S: Final = 20.0
+"""So long it is shown what was done."""
+
+HELP: Final[Sequence[tuple[str, Keys]]] = (
+    (
+        "Where one goes",
+        (
+            ("1 2 3 4, tab", "queues, groups, jobs, drivers"),
+            ("\u2191 \u2193, j k", "a row down or up; page up and down, g and G go far"),
+            ("enter", "look inside: a queue's jobs, a group, a job, a driver"),
+            ("esc", "back; in the tables it takes the filter away"),
+            ("> <", "older jobs, and back to the newest"),
+            ("l", "the log of a job, which is followed as long as its end is on the screen"),
+            ("space", "look now"),
+            ("q", "quit"),
+        ),
+    ),
+    (
+        "What one does; each is asked for first",
+        (
+            ("c", "cancel a job, a group, or all of a queue"),
+            ("r", "retry what FAILED or was CANCELLED"),
+            ("p", "pause a queue or a group, or let it go on"),
+            ("P", "pause the account, or let it go on"),
+            ("d", "drain a driver"),
+        ),
+    ),
+    (
+        "Filter",
+        (
+            ("/", "the filters of the command line: queue=night state=failed user=alice since=2h label=team=ml"),
+            ("", "group, name and error too; a word alone is a part of a job's name; an empty line takes all away"),
+        ),
+    ),
+    (
+        "What is shown",
+        (
+            ("WAITING", "QUEUED and RETRYING jobs; a plus says that there are more than were counted"),
+            ("RUNNING", "jobs that run, of how many may where there is a limit"),
+            ("OLDEST", "for how long the oldest job that may be claimed has waited"),
+            ("ENDED", "how many ended in each of the last minutes; A MINUTE: in the last whole one"),
+            ("[##x-~..]", "# succeeded, x failed, - cancelled, ~ running, . waiting"),
+        ),
+    ),
+)
+
+
+class Top(App[None]):
+    """The console in a terminal."""
+
+    CSS = """
+    Screen { background: ansi_default; color: ansi_default; overflow: hidden; }
+    Lines { height: 1; width: 1fr; background: ansi_default; color: ansi_default; }
+    Scrolled { height: 1fr; }
+    #summary { height: 2; }
+    #foot { height: 1; }
+    #at { width: 13; }
+    #filter { height: 1; background: ansi_default; color: ansi_default; }
+    """
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = []
+
+    class Told(Message):
+        """From the thread that reads."""
+
+        def __init__(self, seen: Seen) -> None:
+            super().__init__()
+            self.seen = seen
+
+    class Prepared(Message):
+        """A deed to ask for, or why there is none."""
+
+        def __init__(self, deed: Deed | str) -> None:
+            super().__init__()
+            self.deed = deed
+
+    class Done(Message):
+        """What was done, or why not."""
+
+        def __init__(self, said: str) -> None:
+            super().__init__()
+            self.said = said
+
+    def __init__(
+        self,
+        url: Secret,
+        why: Why,
+        *,
+        view: str = "queues",
+        given: Sequence[tuple[str, str]] = (),
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        super().__init__(ansi_color=True)
+        self.source = Source(Database(url), why)
+        self.watcher = Watcher(lambda seen: self._post(self.Told(seen)), interval_s=interval_s)
+        self.said = ""
+        self.clock = clock
+        self._view = view
+        self._given = tuple(given)
+        self._busy = False
+
+    def get_default_screen(self) -> Screen[None]:
+        return MainScreen(view=self._view, given=self._given)
+
+    def run_in_terminal(self) -> None:
+        """Runs until somebody quits. The terminal's own selection of text goes on working: the mouse is not taken."""
+        self.run(mouse=False)
+        if self._exception is not None:
+            raise self._exception
+
+    def _fatal_error(self) -> None:
+        # Textual's own would print a traceback with the values of all variables; who runs this says what went wrong.
+        self._close_messages_no_wait()
+
+    def on_mount(self) -> None:
+        self.theme = "ansi-dark"
+        self.animation_level = "none"
+        self.watcher.start()
+        if not self.is_headless:
+            # A terminal that is closed, or a stop from outside, leaves the terminal as it was.
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, self.exit)
+
+    def on_unmount(self) -> None:
+        self.watcher.end()
+        self.source.database.close()
+
+    def _post(self, message: Message) -> None:
+        """From any thread; nobody is there to be told once the program ends."""
+        with suppress(RuntimeError):
+            self.post_message(message)
+
+    def on_top_told(self, message: Told) -> None:
+        screen = self.screen
+        if isinstance(screen, Base) and message.seen.look is screen.look:
+            screen.told(message.seen)
+
+    def help(self) -> None:
+        """Shows every key."""
+        self.push_screen(HelpScreen(HELP))
+
+    def say(self, text: str) -> None:
+        """Shows a line below the table for a while."""
+        self.said = text
+        self._draw()
+        self.set_timer(_SAID_S, lambda: self._unsay(text))
+
+    def _unsay(self, text: str) -> None:
+        if self.said == text:
+            self.said = ""
+            self._draw()
+
+    def _draw(self) -> None:
+        if isinstance(self.screen, Base):
+            self.screen.draw()
+
+    # ---------------------------------------------------------------------------------------------------------- changes
+
+    def propose(self, verb: str, ready: Ready) -> None:
+        """Makes a change ready and asks for it, where the login may do it."""
+        rights = self.source.rights
+        refused = None if rights is None else deeds.refusal(rights, verb)
+        if refused is not None:
+            self.say(refused)
+        elif not self._busy:
+            self._busy = True
+            self._in_background(lambda: self.Prepared(deeds.prepare(self.source.database, ready)))
+
+    def on_top_prepared(self, message: Prepared) -> None:
+        self._busy = False
+        if isinstance(message.deed, str):
+            self.say(message.deed)
+        elif isinstance(self.screen, Base):
+            self.said = ""
+            self.screen.ask(message.deed)
+
+    def answered(self, deed: Deed, *, yes: bool) -> None:
+        """Does what was asked for, if the answer was yes."""
+        if not yes:
+            self.say(f"{deed.label}: nothing was done.")
+            return
+        self.say(f"{deed.label} …")
+        self._in_background(lambda: self.Done(deeds.do(self.source.database, deed)))
+
+    def on_top_done(self, message: Done) -> None:
+        self.source.forget()
+        self.say(words.on_one_line(message.said))
+        if isinstance(self.screen, Base):
+            self.screen.look_again()
+
+    def _in_background(self, work: Callable[[], Message]) -> None:
+        threading.Thread(target=lambda: self._post(work()), name="top-change", daemon=True).start()

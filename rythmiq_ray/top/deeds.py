@@ -1,0 +1,152 @@
+"""What keys may change: each is made ready in the background, asked for once, then done, and says what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from rythmiq_ray.console import filters, words
+from rythmiq_ray.console.actions import ACTIONS, Target, job_ids
+from rythmiq_ray.console.database import FAULTS, Database, said_of
+from rythmiq_ray.errors import InvalidJob
+from rythmiq_ray.model import Job, JobState
+from rythmiq_ray.queue import control
+from rythmiq_ray.queue.control import Rights
+from rythmiq_ray.queue.listing import DriverState
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+
+@dataclass(frozen=True)
+class Deed:
+    """Something that was asked for and is not done yet."""
+
+    label: str
+    """``Cancel``."""
+    question: str
+    meaning: str
+    run: Callable[[Connection], str]
+    """Does it, and says what was done."""
+
+
+_LONGEST: Final = 60
+"""Characters of a name in a question."""
+Ready = Callable[[Database], Deed]
+"""Looks at what would be changed. Raises as the database does, and InvalidJob where that is nothing."""
+
+
+def refusal(rights: Rights, verb: str) -> str | None:
+    """Why the login may not do this; None where it may."""
+    if getattr(rights, "pause" if verb == "resume" else verb):
+        return None
+    return f"The login {words.on_one_line(rights.login)} may not {verb}: that needs the role rythmiq_operator."
+
+
+def on_jobs(verb: str, target: Target, what: str) -> Ready:
+    """``cancel`` and ``retry``, as the other console and the command line do them."""
+    action = ACTIONS[verb]
+
+    def ready(database: Database) -> Deed:
+        with database.read() as connection:
+            count = len(job_ids(connection, target, action.states or list(JobState)))
+        if not count:
+            raise InvalidJob([f"nothing of {what} is left to {verb}"])
+        these = what if target.kind == "job" else f"{words.plural(count, 'job')} of {what}"
+        return Deed(
+            action.label,
+            f"{action.label} {these}?",
+            action.meaning,
+            lambda connection: action.run(connection, target, False),
+        )
+
+    return ready
+
+
+def called(kind: str, name: object) -> str:
+    """``queue night``; a name that would take the question's place is cut."""
+    return f"{kind} {words.short(str(name), _LONGEST)}"
+
+
+def job_target(job: Job) -> tuple[Target, str]:
+    """And what it is called."""
+    return Target("job", id=job.job_id), f"job {str(job.job_id)[:13]} ({words.short(words.called(job), _LONGEST)})"
+
+
+def group_target(group_id: UUID, name: str | None) -> tuple[Target, str]:
+    return Target("group", id=group_id), called("group", name or group_id)
+
+
+def queue_target(connection: Connection, queue: str) -> tuple[Target, str]:
+    """All that is unfinished in it."""
+    return Target("filter", asked=filters.read([("queue", queue)], connection)), called("queue", queue)
+
+
+def on_queue(verb: str, queue: str) -> Ready:
+    """As :func:`on_jobs`, of a queue."""
+
+    def ready(database: Database) -> Deed:
+        with database.read() as connection:
+            target, what = queue_target(connection, queue)
+        return on_jobs(verb, target, what)(database)
+
+    return ready
+
+
+def pause(target: Target, what: str, *, paused: bool) -> Ready:
+    """Pauses a queue, a group or the account, or lets it go on where it is paused."""
+    action = ACTIONS["resume" if paused else "pause"]
+
+    def run(connection: Connection) -> str:
+        action.run(connection, target, False)
+        return f"{_first(what)} {'goes on' if paused else 'is paused'}."
+
+    def ready(_database: Database) -> Deed:
+        return Deed(action.label, f"{action.label} {what}?", action.meaning, run)
+
+    return ready
+
+
+def drain(driver: DriverState) -> Ready:
+    """Lets a driver go once it has ended what it has."""
+    driver_called = f"{called('the driver on', driver.hostname)}, process {driver.pid}"
+
+    def run(connection: Connection) -> str:
+        control.drain(connection, driver.driver_id)
+        return f"{_first(driver_called)} is being drained."
+
+    def ready(_database: Database) -> Deed:
+        if not driver.alive:
+            raise InvalidJob([f"{driver_called} is gone already"])
+        return Deed("Drain", f"Drain {driver_called}?", "It ends what it has, takes nothing new, and goes.", run)
+
+    return ready
+
+
+def prepare(database: Database, ready: Ready) -> Deed | str:
+    """The deed to ask for, or why there is none."""
+    try:
+        return ready(database)
+    except FAULTS as error:
+        return _sentence(error)
+
+
+def do(database: Database, deed: Deed) -> str:
+    """What was done, or why not."""
+    try:
+        with database.write() as connection:
+            return deed.run(connection)
+    except FAULTS as error:
+        return f"{deed.label} was not done: {_sentence(error)}"
+
+
+def _sentence(error: Exception) -> str:
+    said = error.faults[0] if isinstance(error, InvalidJob) and error.faults else said_of(error)
+    said = words.on_one_line(_first(said))
+    return said if said.endswith((".", "!", "?")) else f"{said}."
+
+
+def _first(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,80 @@
+"""The thread that reads: screens say what they want to see, and are told what was found or what is wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg2
+
+from rythmiq_ray.console.database import said_of
+from rythmiq_ray.errors import NotFound, RythmiqError, place_of
+
+Look = Callable[[], object]
+_PATIENCE: Final = 4
+"""After each look this many times as long as it took is waited: a slow database is not asked more often."""
+_LONGEST_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look found, or why it found nothing."""
+
+    look: Look
+    found: object | None
+    fault: str | None = None
+    gone: bool = False
+    """What was looked for is not there: no fault of the connection."""
+
+
+class Watcher:
+    """Looks every ``interval_s``, and at once when something else is wanted. ``tell`` is called on its thread."""
+
+    def __init__(self, tell: Callable[[Seen], None], *, interval_s: float) -> None:
+        self._tell = tell
+        self._interval_s = interval_s
+        self._look: Look | None = None
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+        # A daemon: a statement that hangs must not hold up the end of the program.
+        self._thread = threading.Thread(target=self._run, name="top-watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def want(self, look: Look | None) -> None:
+        """Looks at this from now on, at once; None: at nothing."""
+        self._look = look
+        self._wake.set()
+
+    def end(self) -> None:
+        """Ends the thread after the look that goes on."""
+        self._ending.set()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            self._wake.clear()
+            began = time.monotonic()
+            if (look := self._look) is not None:
+                seen = told_of(look)
+                if not self._ending.is_set():
+                    self._tell(seen)
+            took = time.monotonic() - began
+            self._wake.wait(max(self._interval_s, min(_LONGEST_S, _PATIENCE * took)))
+
+
+def told_of(look: Look) -> Seen:
+    """Looks, and turns whatever goes wrong into words."""
+    try:
+        return Seen(look, look())
+    except NotFound as error:
+        return Seen(look, None, error.message, gone=True)
+    except (RythmiqError, psycopg2.Error) as error:
+        return Seen(look, None, said_of(error))
+    except Exception as error:  # noqa: BLE001 - a screen that stands still without a word would be worse
+        # Not its words: they may hold a row's values.
+        return Seen(look, None, f"a fault of this program: {type(error).__name__} at {place_of(error)}")

@@ -1,0 +1,75 @@
+"""What metrics tell of all drivers together: brakes, and what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import psycopg2.extras
+import pytest
+
+from rythmiq_ray import JobSpec, NewJob, enqueue
+from rythmiq_ray.errors import ErrorCode
+from rythmiq_ray.model import ErrorInfo, JobState, NewGroup
+from rythmiq_ray.queue import Bounds, Ending, Queue, control, enqueue_group
+from rythmiq_ray.queue.control import Scope
+from rythmiq_ray.secret import Secret
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[Any]:
+    connection = psycopg2.connect(database_url, cursor_factory=psycopg2.extras.RealDictCursor)
+    connection.autocommit = True
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def queue(database_url: str) -> Iterator[Queue]:
+    queue = Queue(Secret(database_url), queues=["default"], lease_s=30.0)
+    queue.register()
+    yield queue
+    queue.close()
+
+
+def test_pauses_and_budgets_by_scope(connection: Any, queue: Queue) -> None:
+    assert queue.bounds() == []
+    control.pause(connection, Scope("queue", "gpu"), reason="moved")
+    control.pause(connection, Scope("queue", "cpu"))
+    control.set_budget(connection, Scope("user", "ann"), 10.0, "day")
+    control.set_budget(connection, Scope("user", "bob"), 4.0, "day")
+    control.set_budget(connection, Scope("user", "bob"), 100.0, "all")
+    for user in ("ann", "bob"):
+        enqueue(connection, JobSpec(command="x"), user_id=user)
+    ended = [Ending(job_id=job.job_id, attempt=1, state=JobState.SUCCEEDED, cost_credits=4.0) for job in queue.claim(2)]
+    queue.finish(ended)
+    queue.look_round([])
+    found = {each.scope: each for each in queue.bounds()}
+    assert found["queue"] == Bounds(scope="queue", paused=2, over=0, spent=0.0)
+    assert found["user"] == Bounds(scope="user", paused=0, over=1, spent=1.0)
+    control.unset_budget(connection, Scope("user", "bob"), period="day")
+    assert {each.scope: each.spent for each in queue.bounds()}["user"] == 0.4
+
+
+def test_what_is_left_over(connection: Any, queue: Queue) -> None:
+    assert (queue.left_over().oldest_group_s, queue.left_over().unstored) == (0.0, 0)
+    enqueue_group(connection, NewGroup(name="old"), [NewJob(spec=JobSpec(command="x"))])
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE rythmiq.groups SET created_at = now() - interval '1 hour'")
+    (job,) = queue.claim(1)
+    error = ErrorInfo(code=ErrorCode.ARTIFACTS_NOT_STORED, message="refused")
+    queue.finish([Ending(job_id=job.job_id, attempt=1, state=JobState.FAILED, error=error, keep_s=3600.0)])
+    assert queue.left_over().unstored == 1
+    assert queue.left_over().oldest_group_s == 0.0, "its group has ended"
+    enqueue_group(connection, NewGroup(), [NewJob(spec=JobSpec(command="x"), notify="https://example.org/")])
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE rythmiq.groups SET created_at = now() - interval '1 hour'")
+    assert 3600.0 <= queue.left_over().oldest_group_s < 7200.0
+    assert queue.left_over().notifications == 0
+    queue.finish(Ending(job_id=job.job_id, attempt=1, state=JobState.SUCCEEDED) for job in queue.claim(1))
+    assert queue.left_over().notifications == 1
+
+
+def test_queues_that_nobody_serves(queue: Queue) -> None:
+    assert queue.unserved(["default", "misspelt"]) == {"misspelt"}
