@@ -19,15 +19,27 @@ from rythmiq_ray import job_fields as of
 from rythmiq_ray.checks import Between, Several, Text, kind_of, meant, place, quote, sentence
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.job_fields import Duration, OneLine, default_name
-from rythmiq_ray.model import FORMER_NAMES, Input, JobSpec, NewJob
+from rythmiq_ray.model import FORMER_NAMES, Input, JobSpec, NewGroup, NewJob
 
 if TYPE_CHECKING:
     from rythmiq_ray.config import CamberCatalog
 
-__all__ = ["Line", "check", "check_all", "default_name", "json_schema", "parse", "parse_lines", "read_spec"]
+__all__ = [
+    "Line",
+    "check",
+    "check_all",
+    "check_group",
+    "default_name",
+    "json_schema",
+    "parse",
+    "parse_lines",
+    "read_spec",
+]
 
 MAX_TIMEOUT_S: Final = 30 * 86_400
 MAX_DELAY_S: Final = 365 * 86_400
+MAX_INTEGER: Final = 2**31 - 1
+"""What a column of Postgres holds."""
 
 
 def _names(former: str) -> Any:
@@ -91,6 +103,18 @@ class Line(TypedDict, total=False):
     """The trace that its attempts belong to, as W3C Trace Context writes it."""
 
 
+@with_config(ConfigDict(hide_input_in_errors=True))
+class GroupFields(TypedDict):
+    """What a new group has."""
+
+    name: of.Name | None
+    user_id: Annotated[Text, OneLine(0, 200)] | None
+    labels: of.Labels
+    max_parallel: Annotated[of.Integer, Between(1, MAX_INTEGER)] | None
+    stop_after_failures: Annotated[of.Integer, Between(1, MAX_INTEGER)] | None
+    notify: of.Notify | None
+
+
 class Own(TypedDict):
     """The fields in which members of a sweep differ from each other."""
 
@@ -99,6 +123,7 @@ class Own(TypedDict):
 
 
 _LINE: Final = TypeAdapter(Line)
+_GROUP: Final = TypeAdapter(GroupFields)
 _FIELDS: Final = tuple(sorted(Line.__annotations__))
 _INPUT_FIELDS: Final = ("uri", "name")
 _SPEC_FIELDS: Final = frozenset(field.name for field in fields(JobSpec))
@@ -155,6 +180,15 @@ def check_all(jobs: Iterable[NewJob], catalog: CamberCatalog, *, local: bool = F
         faults = check(job, catalog, local=local)
         checked = None if faults else job
         yield faults
+
+
+def check_group(group: NewGroup) -> list[str]:
+    """All faults of a new group, as :func:`check` says them."""
+    try:
+        _GROUP.validator.validate_python(vars(group))
+    except ValidationError as error:
+        return list(_sentences(error))
+    return []
 
 
 def _differ_in_own_alone(job: NewJob, other: NewJob) -> bool:

@@ -163,6 +163,8 @@ def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
     if not rows:
         raise InvalidJob(["params: there are none, so the sweep has no members"])
     _refuse_too_many([rows])
+    if job.unique_key is not None:
+        raise InvalidJob(["unique_key: is of one job alone, and a sweep has many: leave it out"])
     names = set(rows[0])
     if odd := next((at for at, row in enumerate(rows) if row.keys() != names), None):
         raise InvalidJob([f"params[{odd}]: has not the names of params[0], {', '.join(sorted(names))}"])

@@ -64,7 +64,7 @@ GRANT UPDATE (artifact_uri) ON rythmiq.attempts TO rythmiq_retention;
 GRANT DELETE ON rythmiq.jobs, rythmiq.artifacts TO rythmiq_retention;
 
 -- Whoever puts jobs in: an API gateway, a cron. It sees of others' jobs their ids, states and unique keys, which tell
--- it who holds a key, and no spec, no user and no result.
+-- it who holds a key, and no spec, no user and no result; triggers let it add to its own groups alone.
 GRANT INSERT (job_id, user_id, queue, priority, spec, max_attempts, next_visible_at, unique_key, name, labels, params,
               group_id, group_index, waits_for, notify, traceparent, state)
     ON rythmiq.jobs TO rythmiq_enqueue;

@@ -20,6 +20,7 @@ _BATCH: Final = 500
 """Jobs in a batch: few enough that nobody waits long for its locks."""
 _AT_ONCE: Final = 16
 _REASONS: Final = {
+    "unfinished": "it has not ended; `rythmiq cancel` ends it",
     "uncleaned": "a path at Camber is still to be removed, which drivers do once they run",
     "kept": "what could not be stored is kept at Camber; `rythmiq collect` brings it in",
     "odd": "its rows name files that are not its own, or that no store has",
@@ -68,10 +69,12 @@ def prune(
         needs_some(context, references, wanted)
     seconds = 0.0 if older_than is None else age_s(older_than)
     only: list[UUID] | None = None
+    unfinished = 0
     if references or wanted.given:
         with database() as connection:
             states = chosen(connection, references, wanted)
         only = [job_id for job_id, state in states.items() if state.finished]
+        unfinished = len(states) - len(only)
         if wanted.given and not dry_run:
             confirm(len(only), "Delete", yes=yes)
     jobs = files = 0
@@ -98,7 +101,13 @@ def prune(
             break
     with database() as connection:
         stays = inspect.unprunable(connection, older_than_s=seconds)
-    left = {"uncleaned": stays.uncleaned, "kept": stays.kept, "in_use": len(locked), "odd": len(odd)}
+    left = {
+        "unfinished": unfinished,
+        "uncleaned": stays.uncleaned,
+        "kept": stays.kept,
+        "in_use": len(locked),
+        "odd": len(odd),
+    }
     if as_json:
         print_json({"jobs": jobs, "files": files, "dry_run": dry_run, "left": left})
         return

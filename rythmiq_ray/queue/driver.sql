@@ -523,7 +523,8 @@ FROM (
 LIMIT %(limit)s
 
 -- name: expired_artifacts
--- Attempts of ended jobs whose stored files are to be deleted, oldest first, each with their URIs. Nothing is locked.
+-- Attempts of ended jobs whose stored files are to be deleted, oldest first, each with their URIs; not what an unfinished
+-- job depends on, which may have them as inputs. Nothing is locked.
 SELECT a.job_id, a.attempt,
        array(SELECT x.uri FROM rythmiq.artifacts AS x WHERE x.job_id = a.job_id AND x.attempt = a.attempt
              UNION
@@ -532,6 +533,10 @@ FROM rythmiq.attempts AS a JOIN rythmiq.jobs AS j USING (job_id)
 WHERE a.artifact_uri IS NOT NULL AND a.finished_at < coalesce(%(now)s, now()) - make_interval(secs => %(older_than_s)s)
   AND a.cleaned_at <= coalesce(%(now)s, now()) -- not what may be collected again, under the same names
   AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+  AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
+                  WHERE d.on_job_id = j.job_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
+  AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
+                  WHERE d.on_group_id = j.group_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
   AND NOT a.job_id = ANY(%(but)s::uuid[])
 ORDER BY a.finished_at
 LIMIT %(limit)s
@@ -576,6 +581,8 @@ WHERE job_id IN (
           AND NOT EXISTS (SELECT FROM rythmiq.groups AS g WHERE g.group_id = j.group_id AND g.finished_at IS NULL)
           AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
                           WHERE d.on_job_id = j.job_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
+          AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
+                          WHERE d.on_group_id = j.group_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
         ORDER BY j.finished_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
@@ -633,18 +640,18 @@ FROM (SELECT next_visible_at FROM heads LIMIT 100) AS oldest
 
 -- name: stored_inputs
 -- What jobs that SUCCEEDED stored and others have as inputs: of one job, or of each member of a group. A log is meant
--- only where it is named.
-WITH asked AS (
-    SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb)
-        AS a(place integer, number integer, job_id uuid, group_id uuid, pattern text, literal text)
+-- only where it is named. Whoever put the asking job in gets what they may see: a spec may name any id.
+WITH asked AS MATERIALIZED (
+    SELECT a.*, rythmiq.sees_all(a.asker) AS sees_all FROM jsonb_to_recordset(%(asked)s::jsonb)
+        AS a(place integer, number integer, job_id uuid, group_id uuid, pattern text, literal text, asker name)
 ), source AS (
     SELECT a.place, a.number, a.pattern, a.literal, j.job_id, j.attempt, j.group_index
     FROM asked AS a JOIN rythmiq.jobs AS j ON j.job_id = a.job_id
-    WHERE j.state = 'SUCCEEDED'
+    WHERE j.state = 'SUCCEEDED' AND (j.enqueued_by = a.asker OR a.sees_all)
     UNION ALL
     SELECT a.place, a.number, a.pattern, a.literal, j.job_id, j.attempt, j.group_index
     FROM asked AS a JOIN rythmiq.jobs AS j ON j.group_id = a.group_id
-    WHERE j.state = 'SUCCEEDED'
+    WHERE j.state = 'SUCCEEDED' AND (j.enqueued_by = a.asker OR a.sees_all)
 )
 SELECT s.place, s.number, s.group_index, x.name, x.uri
 FROM source AS s JOIN rythmiq.artifacts AS x ON x.job_id = s.job_id AND x.attempt = s.attempt

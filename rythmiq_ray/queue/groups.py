@@ -25,6 +25,8 @@ _CHARACTERS: Final = 64 * 1024
 _NULL: Final = "\\N"
 MAX_DEPENDENCIES: Final = 1_000_000
 """The most dependencies of one enqueue; a dependency on a group counts as one, however many members it has."""
+NO_MEMBERS: Final = "group: has no new jobs: unfinished jobs hold their unique keys, or they name other groups"
+"""The fault of a new group that would have no members, and so would never end."""
 
 Connection = psycopg2.extensions.connection
 
@@ -62,17 +64,22 @@ class Plan:
 
 
 def plan(
-    connection: Connection, jobs: Sequence[NewJob], ids: Sequence[UUID], group: tuple[UUID, NewGroup] | None
+    connection: Connection,
+    jobs: Sequence[NewJob],
+    ids: Sequence[UUID],
+    group: tuple[UUID, NewGroup] | None,
+    held: Collection[int] = (),
 ) -> Plan:
     """Finds groups and dependencies of ``jobs``, which will have these ``ids``. Writes nothing.
 
-    ``group``: a new group for jobs that name none. Raises InvalidJob with a fault for each unknown name, and for jobs
-    that would wait for themselves.
+    ``group``: a new group for jobs that name none. ``held``: places of jobs that are not added, because unfinished jobs
+    hold their unique keys; their ids are those of the holders, and other jobs can name them. Raises InvalidJob with a
+    fault for each unknown name, for jobs that would wait for themselves, and for a new group without members.
     """
-    joined = _Joined(connection, jobs, group)
+    joined = _Joined(connection, [job for at, job in enumerate(jobs) if at not in held] if held else jobs, group)
     groups = [joined.of(job) for job in jobs]
     limits = joined.limits()
-    waits = _Waits(connection, jobs, ids, groups, joined)
+    waits = _Waits(connection, jobs, ids, groups, joined, held)
     places = []
     counts: Counter[UUID] = Counter()
     dependencies: list[tuple[UUID, Source, str]] = []
@@ -80,6 +87,9 @@ def plan(
     last: UUID | None = None
     limited, first = False, 0
     for at, job in enumerate(jobs):
+        if at in held:
+            places.append(Place())
+            continue
         found = waits.of(at, job) if waits.wanted else {}
         if waits.wanted and stored_inputs(job.spec):
             specs[at] = waits.spec_of(at, job, found)
@@ -96,11 +106,13 @@ def plan(
         places.append(Place(group_id, number, len(found), blocked=limited or bool(found)))
     if len(dependencies) > MAX_DEPENDENCIES:
         waits.faults.append(f"after: {len(dependencies):,} dependencies; the most is {MAX_DEPENDENCIES:,}: use a group")
+    if group is not None and not counts[group[0]]:
+        waits.faults.append(NO_MEMBERS)
     if waits.faults:
         raise InvalidJob(waits.faults)
     if dependencies:
         waits.refuse_circles(dependencies)
-    new = set(ids)
+    new = {job_id for at, job_id in enumerate(ids) if at not in held}
     sources = {source for _, source, _ in dependencies if source.id not in new and source.id not in joined.made}
     return Plan(places, dependencies, sources, joined.made, specs)
 
@@ -120,12 +132,11 @@ def write_groups(connection: Connection, plan: Plan) -> None:
         fetch(connection, _SQL["create"], parameters)
 
 
-def write_dependencies(connection: Connection, plan: Plan, skipped: Collection[UUID]) -> None:
-    """Inserts the dependencies of all added jobs, but not of ``skipped``, and counts those that are satisfied."""
+def write_dependencies(connection: Connection, plan: Plan) -> None:
+    """Inserts the dependencies of all added jobs, and counts those that are satisfied."""
     lines = (
         f"{job_id}\t{source.id if source.is_job else _NULL}\t{_NULL if source.is_job else source.id}\t{needs}\n"
         for job_id, source, needs in plan.dependencies
-        if job_id not in skipped
     )
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
         cursor.copy_expert(_SQL["copy_dependencies"], cast("TextIO", Stream(lines)), _CHARACTERS)
@@ -155,7 +166,7 @@ class _Joined:
             raise InvalidJob(faults)
 
     def of(self, job: NewJob) -> UUID | None:
-        return self._default if job.group is None else self._ids[str(job.group)]
+        return self._default if job.group is None else self._ids.get(str(job.group))
 
     @property
     def old(self) -> list[UUID]:
@@ -164,7 +175,10 @@ class _Joined:
 
     def limits(self) -> dict[UUID, tuple[bool, int]]:
         """For each group: whether it limits running members, and the next member's place."""
-        rows = fetch(self._connection, _SQL["limits"], {"ids": self.old}) if self.old else []
+        rows = []
+        if self.old:
+            fetch(self._connection, _SQL["lock_groups"], {"ids": self.old})
+            rows = fetch(self._connection, _SQL["limits"], {"ids": self.old})
         made = {group_id: (group.max_parallel is not None, 0) for group_id, group in self.made.items()}
         return made | {row["group_id"]: (row["limited"], row["next_index"]) for row in rows}
 
@@ -188,6 +202,7 @@ class _Waits:
         ids: Sequence[UUID],
         groups: Sequence[UUID | None],
         joined: _Joined,
+        held: Collection[int],
     ) -> None:
         self._connection = connection
         self._jobs, self._ids, self._groups, self._joined = jobs, ids, groups, joined
@@ -196,13 +211,15 @@ class _Waits:
         self._known: dict[UUID, Source] = {}
         self._groups_named: dict[str, UUID] = {}
         self.faults: list[str] = []
-        waiting = (job for job in jobs if job.after or job.after_ended or stored_inputs(job.spec))
-        self.wanted = wanted = {str(reference) for job in waiting for reference in _references(job)}
+        new = (job for at, job in enumerate(jobs) if at not in held) if held else jobs
+        waiting = (job for job in new if job.after or job.after_ended or stored_inputs(job.spec))
+        self.wanted = wanted = {str(reference) for job in waiting for reference in references(job)}
         """Ids and names that some of them wait for."""
         if not wanted:
             return
         for at, job in enumerate(jobs):
-            if job.name is not None:
+            # One that is not added may name a group that nobody joins.
+            if job.name is not None and (groups[at] is not None or job.group is None):
                 self._named[groups[at], job.name].append(ids[at])
         asked = [as_id for reference in wanted if (as_id := id_of(reference)) is not None]
         if asked:
@@ -272,12 +289,16 @@ class _Waits:
             raise InvalidJob([f"after: {circle}: a circle never ends"]) from None
         if not self._joined.old:
             return
+        awaited_ids = _by_kind({source for _, source, _ in dependencies})
+        # Groups alone grow: what leads to none now never will, so that nobody need wait for others who add to groups.
+        if not fetch(self._connection, _SQL["leads_to"], awaited_ids):
+            return
         fetch(self._connection, _SQL["lock_graph"], {})
-        parameters = _by_kind({source for _, source, _ in dependencies}) | {"joined": self._joined.old}
-        for row in fetch(self._connection, _SQL["waits_for_groups"], parameters):
-            raise InvalidJob(
-                [f"after: what these jobs wait for waits for their group {row['group_id']}: a circle never ends"]
-            )
+        for row in fetch(self._connection, _SQL["leads_to"], awaited_ids):
+            if (group := row["group_id"]) in self._joined.old:
+                raise InvalidJob(
+                    [f"after: what these jobs wait for waits for their group {group}: a circle never ends"]
+                )
 
     def _resolved(self, group: UUID | None, reference: str) -> tuple[Source, ...] | None:
         key = group, reference
@@ -307,7 +328,8 @@ def stored_inputs(spec: JobSpec) -> bool:
     return bool(spec.inputs) and any(is_stored(item.uri) for item in spec.inputs)
 
 
-def _references(job: NewJob) -> Iterator[str | UUID]:
+def references(job: NewJob) -> Iterator[str | UUID]:
+    """What the job waits for: ids and names."""
     yield from job.after
     yield from job.after_ended
     for item in job.spec.inputs:

@@ -18,46 +18,40 @@ LIMIT 1
 INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify)
 VALUES (%(group_id)s, %(name)s, %(user_id)s, %(labels)s::jsonb, %(max_parallel)s, %(stop_after_failures)s, %(notify)s)
 
+-- name: lock_groups
+-- Two who add to a group at once give its members places one after the other. In one order, so that two who add to
+-- several never wait for each other both.
+SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || g.id, 0))
+FROM (SELECT unnest(%(ids)s::uuid[]) AS id ORDER BY 1) AS g
+
 -- name: limits
 -- Groups by id, whether each bounds its members, and the next one's place.
 SELECT g.group_id, coalesce(g.places, g.max_parallel) IS NOT NULL AS limited,
        coalesce((SELECT max(j.group_index) + 1 FROM rythmiq.jobs AS j WHERE j.group_id = g.group_id), 0) AS next_index
 FROM rythmiq.groups AS g
 WHERE g.group_id = ANY(%(ids)s::uuid[])
+  AND (g.enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
 
 -- name: known
--- Which of these ids are of jobs, and which of groups.
-SELECT job_id AS id, true AS is_job FROM rythmiq.jobs WHERE job_id = ANY(%(ids)s::uuid[])
+-- Which of these ids are of jobs, and which of groups, of those that the login may see.
+SELECT job_id AS id, true AS is_job FROM rythmiq.job_status WHERE job_id = ANY(%(ids)s::uuid[])
 UNION ALL
-SELECT group_id, false FROM rythmiq.groups WHERE group_id = ANY(%(ids)s::uuid[])
+SELECT group_id, false FROM rythmiq.groups
+WHERE group_id = ANY(%(ids)s::uuid[]) AND (enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
 
 -- name: members_named
 -- The name by its place in the array: the client's encoding may not hold it.
 SELECT job_id, group_id, array_position(%(names)s::text[], name) - 1 AS place
-FROM rythmiq.jobs WHERE group_id = ANY(%(groups)s::uuid[]) AND name = ANY(%(names)s::text[])
+FROM rythmiq.job_status WHERE group_id = ANY(%(groups)s::uuid[]) AND name = ANY(%(names)s::text[])
 
 -- name: groups_named
--- The newest group of each name.
+-- The newest group of each name, the login's own before others'.
 SELECT DISTINCT ON (name) group_id, array_position(%(names)s::text[], name) - 1 AS place FROM rythmiq.groups
-WHERE name = ANY(%(names)s::text[])
-ORDER BY name, created_at DESC
+WHERE name = ANY(%(names)s::text[]) AND (enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
+ORDER BY name, enqueued_by IS DISTINCT FROM session_user, created_at DESC
 
--- name: waits_for_groups
--- Those of these groups for which one of these jobs and groups waits, directly or by way of others.
-WITH RECURSIVE above(job_id, group_id) AS (
-    SELECT unnest(%(jobs)s::uuid[]), NULL::uuid
-    UNION
-    SELECT NULL::uuid, unnest(%(groups)s::uuid[])
-    UNION
-    SELECT next.job_id, next.group_id
-    FROM above CROSS JOIN LATERAL (
-        SELECT d.on_job_id AS job_id, d.on_group_id AS group_id
-        FROM rythmiq.dependencies AS d WHERE d.job_id = above.job_id AND NOT d.satisfied
-        UNION ALL
-        SELECT j.job_id, NULL FROM rythmiq.jobs AS j WHERE j.group_id = above.group_id AND j.state = 'BLOCKED'
-    ) AS next
-)
-SELECT DISTINCT group_id FROM above WHERE group_id = ANY(%(joined)s::uuid[])
+-- name: leads_to
+SELECT rythmiq.leads_to(%(jobs)s::uuid[], %(groups)s::uuid[]) AS group_id
 
 -- name: copy_dependencies
 COPY rythmiq.dependencies (job_id, on_job_id, on_group_id, needs) FROM STDIN

@@ -87,8 +87,8 @@ WHERE j.job_id = ANY(%(ids)s::uuid[])
 
 -- name: prunable
 -- Ended jobs of a certain age, oldest first, each with the URIs of what it stored. A job of which a path is still to
--- be removed from the stash, or kept there, stays until the janitor has been, and so do members of an unfinished group
--- and jobs that an unfinished one depends on. Nothing is locked: files are deleted next.
+-- be removed from the stash, or kept there, stays until the janitor has been, and so do members of an unfinished group,
+-- and jobs and members of groups that an unfinished job depends on. Nothing is locked: files are deleted next.
 SELECT old.job_id,
        array(SELECT x.uri FROM rythmiq.artifacts AS x WHERE x.job_id = old.job_id
              UNION
@@ -104,6 +104,8 @@ CROSS JOIN LATERAL (
       AND NOT EXISTS (SELECT FROM rythmiq.groups AS g WHERE g.group_id = j.group_id AND g.finished_at IS NULL)
       AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
                       WHERE d.on_job_id = j.job_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
+      AND NOT EXISTS (SELECT FROM rythmiq.dependencies AS d JOIN rythmiq.jobs AS k USING (job_id)
+                      WHERE d.on_group_id = j.group_id AND k.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING'))
       AND NOT j.job_id = ANY(%(but)s::uuid[])
       AND (%(only)s::uuid[] IS NULL OR j.job_id = ANY(%(only)s::uuid[]))
     ORDER BY j.finished_at

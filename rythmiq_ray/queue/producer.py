@@ -20,16 +20,15 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from rythmiq_ray import spec as specs
 from rythmiq_ray.config_loader import load_catalog
 from rythmiq_ray.errors import ConfigurationError, InvalidJob
-from rythmiq_ray.job_fields import fault_of_notify
 from rythmiq_ray.model import DEFAULT_MAX_ATTEMPTS, DEFAULT_QUEUE, JobSpec, NewGroup, NewJob
 from rythmiq_ray.queue import groups
 from rythmiq_ray.queue.connection import Conflict, fetch, repeated, translated
 from rythmiq_ray.queue.groups import Place
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.queue.stream import Stream
-from rythmiq_ray.spec import check_all
 
 _SQL: Final = queries("producer")
 _to_json: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -87,7 +86,7 @@ def enqueue(
 
 def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJob]) -> list[UUID]:
     """Adds jobs in the caller's transaction and returns their ids in the same order; see :func:`enqueue`."""
-    return insert(connection, _checked(jobs))
+    return insert(connection, checked(jobs))
 
 
 def enqueue_group(
@@ -97,7 +96,7 @@ def enqueue_group(
 
     Raises as :func:`enqueue`.
     """
-    return insert_group(connection, group, _checked(jobs))
+    return insert_group(connection, group, checked(jobs))
 
 
 def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
@@ -124,18 +123,22 @@ def insert_group(
 
 
 def check_group(group: NewGroup, jobs: Sequence[NewJob]) -> None:
-    """Raises InvalidJob for a group that would never end, or that nobody could be told of."""
+    """Raises InvalidJob for the group's own faults, and where it would lack members or never end."""
+    if faults := specs.check_group(group):
+        raise InvalidJob(faults)
     if not jobs:
         raise InvalidJob(["group: has no jobs; it would never end"])
-    if group.notify is not None and (fault := fault_of_notify(group.notify)):
-        raise InvalidJob([f"notify: {fault}"])
+    keys = [job.unique_key for job in jobs if job.unique_key is not None]
+    if len(set(keys)) < len(keys):
+        raise InvalidJob(["unique_key: several jobs of the group have the same one, and only the first would be added"])
 
 
-def _checked(jobs: Iterable[NewJob]) -> list[NewJob]:
+def checked(jobs: Iterable[NewJob]) -> list[NewJob]:
+    """Raises InvalidJob with every fault."""
     catalog = load_catalog()
     jobs = list(jobs)
     faults: list[str] = []
-    for number, found in enumerate(check_all(jobs, catalog), 1):
+    for number, found in enumerate(specs.check_all(jobs, catalog), 1):
         if found:
             faults.extend(found if len(jobs) == 1 else [f"job {number}: {fault}" for fault in found])
     if faults:
@@ -160,8 +163,8 @@ def _insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) 
     # Tee keeps for the caller what the rows take: the ids too are made while Postgres takes in those before them.
     of_rows, of_caller = tee(_new_job_ids(len(jobs)))
     now = _now(connection, jobs)
-    specs = _SpecTexts()
-    lines = (_line(job_id, job, specs.of(job.spec), now) + "\n" for job_id, job in zip(of_rows, jobs, strict=True))
+    texts = _SpecTexts()
+    lines = (_line(job_id, job, texts.of(job.spec), now) + "\n" for job_id, job in zip(of_rows, jobs, strict=True))
     _copy(connection, "copy", lines)
     return list(of_caller)
 
@@ -179,8 +182,7 @@ def _insert_placed(
     ids = list(_new_job_ids(len(jobs)))
     keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
     new = list(_resolve_keys(connection, jobs, ids, keyed)) if keyed else []
-    held = {ids[at] for at in keyed}.difference(ids[at] for at in new)
-    plan = groups.plan(connection, jobs, ids, group)
+    plan = groups.plan(connection, jobs, ids, group, held=set(keyed).difference(new))
     groups.write_groups(connection, plan)
     if plan.specs:
         jobs = [replace(job, spec=plan.specs.get(at, job.spec)) for at, job in enumerate(jobs)]
@@ -194,13 +196,13 @@ def _insert_placed(
         records = [_as_record(ids[at], jobs[at], plan.places[at]) for at in new]
         added = {row["job_id"] for row in fetch(connection, _SQL["insert_many"], {"jobs": _to_json(records)})}
         taken = [at for at in new if ids[at] not in added]
-        if taken and plan.dependencies:
+        if taken and (plan.dependencies or plan.groups):
             raise Conflict("Another session took a unique key of these jobs, try again")
         new = list(_resolve_keys(connection, jobs, ids, taken)) if taken else []
     else:
         raise InvalidJob(["unique_key: its holder keeps changing state; try again"])
     if plan.dependencies:
-        groups.write_dependencies(connection, plan, skipped=held)
+        groups.write_dependencies(connection, plan)
     return ids
 
 
@@ -256,7 +258,7 @@ def _copy(connection: psycopg2.extensions.connection, statement: str, lines: Ite
 
 def _placed_lines(rows: Iterable[tuple[UUID, NewJob, Place]], now: datetime | None) -> Iterator[str]:
     """Rows in the text format of COPY, with the columns behind those of :func:`_line`."""
-    specs = _SpecTexts()
+    texts = _SpecTexts()
     group: UUID | None = None
     group_text = _NULL
     for job_id, job, place in rows:
@@ -265,7 +267,7 @@ def _placed_lines(rows: Iterable[tuple[UUID, NewJob, Place]], now: datetime | No
             group_text = _NULL if group is None else str(group)
         params = None if job.params is None else _json_text(job.params)
         columns = (
-            _line(job_id, job, specs.of(job.spec, job.params, params), now),
+            _line(job_id, job, texts.of(job.spec, job.params, params), now),
             _NULL if job.name is None else _escaped(job.name),
             _json_text(job.labels) if job.labels else "{}",
             params or _NULL,

@@ -579,7 +579,7 @@ class Queue(Session):
         An input that matches no file stays unchanged; the submit then fails with InputMissing.
         """
         asked = [
-            {"place": place, "number": number, **_stored_by(item.uri)}
+            {"place": place, "number": number, "asker": job.enqueued_by, **_stored_by(item.uri)}
             for place, job in enumerate(jobs)
             if job.phase is Phase.SUBMITTING and job.spec.inputs
             for number, item in enumerate(job.spec.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 
@@ -10,6 +11,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
@@ -138,10 +140,11 @@ class Base(Screen[None]):
     def told(self, seen: Seen) -> None:
         """What a look of this screen found."""
         self._fault = seen.fault
-        if seen.found is not None:
-            self._seen_at = self.top.clock()
-            self.show(seen.found)
-        self.draw()
+        with suppress(NoMatches):  # At the end the parts of a screen go one by one, before the screen does.
+            if seen.found is not None:
+                self._seen_at = self.top.clock()
+                self.show(seen.found)
+            self.draw()
 
     def on_resize(self, _event: events.Resize) -> None:
         self.call_after_refresh(self.draw)

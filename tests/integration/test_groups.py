@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 import pytest
 
 from rythmiq_ray import JobSpec, NewGroup, NewJob, enqueue, enqueue_group, enqueue_many
-from rythmiq_ray.errors import ErrorCode, InvalidJob
-from rythmiq_ray.model import ErrorInfo, Job, JobState
-from rythmiq_ray.queue import Ending, Queue, inspect
+from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob
+from rythmiq_ray.model import ErrorInfo, Input, Job, JobState
+from rythmiq_ray.queue import Ending, Queue, inspect, listing
 from rythmiq_ray.secret import Secret
 
 Connection = psycopg2.extensions.connection
@@ -31,6 +34,15 @@ def driver(database_url: str) -> Iterator[Queue]:
 
 def new(name: str | None = None, **fields: object) -> NewJob:
     return NewJob(spec=TRUE, name=name, **fields)  # type: ignore[arg-type]
+
+
+def put(connection: Connection, path: str, **fields: Any) -> None:
+    """By the producer or by the schema's function."""
+    if path == "python":
+        enqueue(connection, TRUE, **fields)
+    else:
+        line = json.dumps({"command": "true", **fields})
+        connection.cursor().execute("SELECT rythmiq.enqueue(%s::jsonb)", [line])
 
 
 def states(connection: Connection, ids: list[UUID]) -> list[JobState]:
@@ -294,3 +306,124 @@ def test_each_end_is_told(connection: Connection, driver: Queue, database_url: s
         f'{{"job_id" : "{first}", "state" : "FAILED"}}',
         f'{{"job_id" : "{behind}", "state" : "CANCELLED"}}',
     }
+
+
+def test_a_group_stops_also_where_another_session_held_it_when_the_last_failure_came(
+    connection: Connection, driver: Queue, database_url: str
+) -> None:
+    group_id, members = enqueue_group(connection, NewGroup(stop_after_failures=1), [new() for _ in range(3)])
+    (first,) = driver.claim(1)
+    with closing(psycopg2.connect(database_url)) as holder:
+        holder.cursor().execute("SELECT FROM rythmiq.groups FOR UPDATE")
+        end(driver, first, JobState.FAILED)
+        holder.rollback()
+    while driver.settle_left(10):
+        pass
+    assert states(connection, members[1:]) == [JobState.CANCELLED] * 2
+    assert row(connection, group_id) == (3, 0, 1, 2, True, True)
+
+
+@pytest.mark.parametrize("path", ["python", "sql"])
+def test_two_who_add_to_a_group_at_once_give_their_members_places_of_their_own(
+    connection: Connection, database_url: str, path: str
+) -> None:
+    group_id, _ = enqueue_group(connection, NewGroup(), [new()])
+
+    def add(session: Connection) -> None:
+        put(session, path, group=str(group_id))
+
+    with closing(psycopg2.connect(database_url)) as one, closing(psycopg2.connect(database_url)) as two:
+        add(one)
+        other = threading.Thread(target=lambda: (add(two), two.commit()))
+        other.start()
+        with connection.cursor() as cursor:
+            while True:
+                cursor.execute("SELECT FROM pg_locks WHERE NOT granted AND pid = %s", [two.info.backend_pid])
+                if cursor.rowcount:
+                    break
+        one.commit()
+        other.join(30)
+    assert sorted(job.group_index for job in listing.jobs(connection)) == [0, 1, 2]
+
+
+def test_a_group_without_new_members_is_refused(connection: Connection, database_url: str) -> None:
+    enqueue(connection, TRUE, unique_key="kk")
+    keyed = [new(unique_key="kk")]
+    with pytest.raises(InvalidJob, match="unfinished jobs hold their unique keys"):
+        enqueue_group(connection, NewGroup(name="none"), keyed)
+    with pytest.raises(InvalidJob, match="they name other groups"):
+        enqueue_group(connection, NewGroup(name="none"), [new(group="another")])
+    with pytest.raises(InvalidJob, match="several jobs of the group have the same"):
+        enqueue_group(connection, NewGroup(name="none"), [new(unique_key="one"), new(unique_key="one")])
+    enqueue(connection, TRUE, group="named", unique_key="kk")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM rythmiq.groups")
+        assert cursor.fetchone() == (0,)
+
+
+@pytest.mark.parametrize("path", ["python", "sql"])
+def test_a_key_that_is_taken_meanwhile_leaves_no_group_without_members(
+    connection: Connection, database_url: str, path: str
+) -> None:
+    caught: list[Exception] = []
+
+    def add(session: Connection) -> None:
+        try:
+            put(session, path, group="fresh", unique_key="kk")
+        except psycopg2.errors.SerializationFailure as error:
+            caught.append(error)
+        session.commit()
+
+    with closing(psycopg2.connect(database_url)) as one, closing(psycopg2.connect(database_url)) as two:
+        enqueue(one, TRUE, unique_key="kk")
+        other = threading.Thread(target=add, args=[two])
+        other.start()
+        with connection.cursor() as cursor:
+            while True:
+                cursor.execute("SELECT FROM pg_locks WHERE NOT granted AND pid = %s", [two.info.backend_pid])
+                if cursor.rowcount:
+                    break
+        one.commit()
+        other.join(30)
+    assert len(caught) == (path == "sql"), "which cannot begin again by itself"
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM rythmiq.groups WHERE members = 0")
+        assert cursor.fetchone() == (0,)
+
+
+def test_where_a_key_is_held_nothing_else_of_the_job_is_looked_at(connection: Connection, driver: Queue) -> None:
+    source = enqueue(connection, TRUE)
+    first = enqueue(connection, TRUE, unique_key="kk", name="held", group="g", after=[source])
+    end(driver, claim(driver, source))
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM rythmiq.jobs WHERE job_id = %s", (str(source),))
+    stored = JobSpec(command="true", inputs=(Input(uri=f"job:{source}/*", name="./"),))
+    assert enqueue(connection, stored, unique_key="kk", group=uuid4(), after=[source]) == first
+    again, behind = enqueue_many(
+        connection, [new("held", unique_key="kk", group="g", after=(source,)), new(group="g", after=("held",))]
+    )
+    assert again == first
+    assert inspect.job(connection, behind).waits_for == 1, "what holds the key is still found by the name"
+    with pytest.raises(InvalidJob, match="there is no job or group 'held'"):
+        enqueue_many(connection, [new("held", unique_key="kk", group="another"), new(after=("held",))])
+
+
+@pytest.mark.parametrize("path", ["python", "sql"])
+def test_a_circle_that_a_retry_would_close_is_refused(connection: Connection, driver: Queue, path: str) -> None:
+    one, (first,) = enqueue_group(connection, NewGroup(name="one"), [new()])
+    two, _ = enqueue_group(connection, NewGroup(name="two"), [new(after=(one,))])
+    end(driver, claim(driver, first), JobState.FAILED)
+    with pytest.raises((InvalidJob, psycopg2.errors.InvalidParameterValue), match="circle"):
+        put(connection, path, group=str(one), after=[str(two)])
+
+
+def test_who_adds_what_waits_for_no_group_waits_for_nobody(connection: Connection, database_url: str) -> None:
+    group_id, (first,) = enqueue_group(connection, NewGroup(), [new()])
+    other, _ = enqueue_group(connection, NewGroup(), [new()])
+    with closing(psycopg2.connect(database_url)) as holder, connection.cursor() as cursor:
+        holder.cursor().execute("SELECT pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0))")
+        cursor.execute("SET lock_timeout = '500ms'")
+        for path in ("python", "sql"):
+            put(connection, path, group=str(group_id), after=[str(first)])
+        with pytest.raises(DatabaseUnavailable, match="lock timeout"):
+            enqueue(connection, TRUE, group=group_id, after=[other])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg2
 import pytest
 
-from rythmiq_ray import cli
+from rythmiq_ray import JobSpec, cli, enqueue
 from rythmiq_ray.errors import InvalidJob, NotFound
 from rythmiq_ray.model import Job, JobState
 from rythmiq_ray.queue import Ending, Queue, inspect, listing, schedules
@@ -102,6 +103,31 @@ def test_a_sweep_is_one_group_each_time(connection: Connection, drivers: list[Qu
     assert at(drivers, first + timedelta(days=7)) == 0, "the week before is unfinished"
     inspect.cancel(connection, groups=[group.group_id])
     assert at(drivers, first + timedelta(days=14)) == 1
+
+
+def test_a_run_joins_and_means_the_groups_of_whoever_made_the_schedule(
+    connection: Connection, drivers: list[Queue], database_url: str
+) -> None:
+    schedules.add(connection, "step", "0 * * * *", job={**JOB, "group": "steps", "after": ["load"]})
+    cursor = connection.cursor()
+    cursor.execute("CREATE ROLE a_driver LOGIN SUPERUSER")
+    try:
+        loads = []
+        for user in ("postgres", "a_driver"):
+            with closing(psycopg2.connect(database_url.replace("postgres@", f"{user}@", 1))) as other, other:
+                loads.append(inspect.job(other, enqueue(other, JobSpec(command="true"), group="load")).group_id)
+        worker = Queue(Secret(database_url.replace("postgres@", "a_driver@", 1)), lease_s=60)
+        worker.register()
+        worker.now = datetime.now(UTC) + timedelta(hours=1)
+        assert worker.fire_schedules(10) == 1
+        worker.close()
+        cursor.execute(
+            "SELECT g.enqueued_by, j.enqueued_by, d.on_group_id FROM rythmiq.jobs AS j"
+            " JOIN rythmiq.dependencies AS d USING (job_id) JOIN rythmiq.groups AS g USING (group_id)"
+        )
+        assert cursor.fetchall() == [("postgres", "postgres", loads[0])]
+    finally:
+        cursor.execute("DROP ROLE a_driver")
 
 
 def test_a_paused_one_waits_and_catches_up_as_asked(connection: Connection, drivers: list[Queue]) -> None:

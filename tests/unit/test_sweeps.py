@@ -127,6 +127,8 @@ def test_what_cannot_be_a_sweep_is_refused() -> None:
         list(expand(NewJob(spec=JobSpec(command="x")), []))
     with pytest.raises(InvalidJob, match="N: in env or secrets too"):
         list(expand(NewJob(spec=JobSpec(command="x", env={"N": "1"})), grid(N=[1])))
+    with pytest.raises(InvalidJob, match="unique_key: is of one job alone"):
+        list(expand(NewJob(spec=JobSpec(command="x"), unique_key="k"), grid(N=[1, 2])))
 
 
 def test_too_many_members_are_refused_before_they_are_made() -> None:

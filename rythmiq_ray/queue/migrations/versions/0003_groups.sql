@@ -27,6 +27,25 @@ COMMENT ON COLUMN rythmiq.jobs.notify IS 'a URL that gets a signed POST each tim
 COMMENT ON COLUMN rythmiq.jobs.traceparent IS 'the trace of whoever put it in, as W3C Trace Context writes it';
 COMMENT ON COLUMN rythmiq.jobs.enqueued_by IS 'the login that put it in; NULL for jobs from before this column';
 
+-- Whether a login may see every job: it owns the tables, or is a member of a role that reads them. NULL, the login of
+-- rows from before enqueued_by, counts as the owner; one that is gone sees nothing.
+CREATE FUNCTION rythmiq.sees_all(login name) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT login IS NULL OR EXISTS (
+        SELECT FROM pg_roles AS me JOIN pg_roles AS r ON pg_has_role(me.oid, r.oid, 'MEMBER')
+        WHERE me.rolname = login
+          AND (r.rolname IN ('rythmiq_reader', 'rythmiq_operator', 'rythmiq_worker')
+               OR r.oid = (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass)))
+$$;
+
+-- For whom jobs are being put in: the login, or who made the schedule that is due. Any login may set the setting, so it
+-- is believed only where the owner's own functions run.
+CREATE FUNCTION rythmiq.enqueuer() RETURNS name LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(CASE WHEN current_user = (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c
+                                              WHERE c.oid = 'rythmiq.jobs'::regclass)
+                         THEN nullif(current_setting('rythmiq.enqueuer', true), '')::name END, session_user)
+$$;
+
 CREATE TABLE rythmiq.groups (
     group_id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name                text,
@@ -43,7 +62,7 @@ CREATE TABLE rythmiq.groups (
     stopped_at          timestamptz,
     created_at          timestamptz NOT NULL DEFAULT now(),
     finished_at         timestamptz,
-    enqueued_by         name DEFAULT session_user
+    enqueued_by         name DEFAULT rythmiq.enqueuer()
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
 
 COMMENT ON TABLE rythmiq.groups IS 'what was submitted as one thing; it goes with its last member';
@@ -304,10 +323,12 @@ EXCEPTION WHEN OTHERS THEN
     SELECT c.job_id FROM unnest(changes) AS c
     WHERE (c.after IS NULL OR rythmiq.ended(c.after))
       AND EXISTS (SELECT FROM rythmiq.dependencies AS d WHERE d.on_job_id = c.job_id AND NOT d.satisfied);
-    INSERT INTO rythmiq.unsettled (group_id)
-    SELECT DISTINCT g.group_id
-    FROM (SELECT c.group_id FROM unnest(changes) AS c UNION SELECT unnest(refill)) AS g
-    WHERE g.group_id IS NOT NULL;
+    INSERT INTO rythmiq.unsettled (group_id, stop)
+    SELECT g.group_id, bool_or(g.stop)
+    FROM (SELECT c.group_id, coalesce(c.after IN ('FAILED', 'STOPPED'), false) AS stop FROM unnest(changes) AS c
+          UNION ALL SELECT unnest(refill), false) AS g
+    WHERE g.group_id IS NOT NULL
+    GROUP BY g.group_id;
     PERFORM pg_notify('rythmiq', 'unsettled');
 END
 $$;
@@ -355,6 +376,7 @@ BEGIN
             failed = g.failed + more.failed, cancelled = g.cancelled + more.cancelled, finished_at = NULL
         FROM more
         WHERE g.group_id = more.group_id
+          AND (g.enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))
         RETURNING g.group_id, more.placed
     )
     SELECT array_agg(c.group_id) FILTER (WHERE c.placed), count(*) INTO grown, known FROM counted AS c;
@@ -392,6 +414,21 @@ CREATE TRIGGER jobs_inserted AFTER INSERT ON rythmiq.jobs
 CREATE TRIGGER jobs_deleted AFTER DELETE ON rythmiq.jobs
     REFERENCING OLD TABLE AS old_rows
     FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.jobs_deleted();
+
+CREATE FUNCTION rythmiq.dependencies_inserted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT rythmiq.sees_all(session_user) AND EXISTS (
+        SELECT FROM new_rows AS n JOIN rythmiq.jobs AS j USING (job_id) WHERE j.enqueued_by IS DISTINCT FROM session_user) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'a login lets the jobs wait that it put in, and no others';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER dependencies_inserted AFTER INSERT ON rythmiq.dependencies
+    REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.dependencies_inserted();
 
 -- A role that only puts jobs in says whether they wait, and nothing else about how they stand.
 CREATE FUNCTION rythmiq.refuse_state() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -564,4 +601,5 @@ REVOKE EXECUTE ON FUNCTION rythmiq.settle(rythmiq.job_change[], uuid[]), rythmiq
     rythmiq.settle_sources(uuid[], uuid[]), rythmiq.settle_left(integer), rythmiq.hold_dependencies(uuid[]),
     rythmiq.retry(uuid[], boolean) FROM PUBLIC;
 -- Else anybody could attach them to a table of his own, and have them believe what stands there.
-REVOKE EXECUTE ON FUNCTION rythmiq.jobs_updated(), rythmiq.jobs_inserted(), rythmiq.jobs_deleted() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION rythmiq.jobs_updated(), rythmiq.jobs_inserted(), rythmiq.jobs_deleted(),
+    rythmiq.dependencies_inserted() FROM PUBLIC;

@@ -36,7 +36,8 @@ DECLARE
     said CONSTANT text := 'must be seconds, or a text such as 90s, 2h or 1d';
 BEGIN
     IF jsonb_typeof(value) = 'number' THEN
-        RETURN (value #>> '{}')::double precision;
+        -- A JSON number may be one that no double is.
+        RETURN round(least(greatest((value #>> '{}')::numeric, -1e12), 1e12), 9)::double precision;
     END IF;
     found := regexp_match(coalesce(CASE WHEN jsonb_typeof(value) = 'string' THEN value #>> '{}' END, ''),
                           '^\s*([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d|w)?\s*$');
@@ -54,7 +55,7 @@ DECLARE
     value CONSTANT jsonb := job -> field;
     found CONSTANT text := value #>> '{}';
 BEGIN
-    IF value IS NULL OR jsonb_typeof(value) = 'null' THEN
+    IF value IS NULL THEN
         RETURN NULL;
     END IF;
     IF jsonb_typeof(value) <> 'string' THEN
@@ -63,7 +64,7 @@ BEGIN
     IF length(found) NOT BETWEEN lowest AND highest THEN
         PERFORM rythmiq.refuse(field, 'must have ' || lowest || ' to ' || highest || ' characters');
     END IF;
-    IF found ~ '[\x01-\x1f\x7f]' THEN
+    IF found ~ '[\x01-\x1f\x7f-\x9f]' THEN
         PERFORM rythmiq.refuse(field, 'holds a control character');
     END IF;
     RETURN found;
@@ -112,7 +113,7 @@ $$;
 CREATE FUNCTION rythmiq.check_pairs(job jsonb, field text, pattern text, said text) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    value CONSTANT jsonb := CASE WHEN jsonb_typeof(job -> field) = 'null' THEN '{}' ELSE coalesce(job -> field, '{}') END;
+    value CONSTANT jsonb := coalesce(job -> field, '{}');
     pair record;
 BEGIN
     IF jsonb_typeof(value) <> 'object' THEN
@@ -130,30 +131,95 @@ BEGIN
 END
 $$;
 
--- The jobs or groups that a reference means: an id, or the name of a job of the same group, or of a group.
+-- Whether a file may have this name, relative to the working directory. Among what it may not hold are characters that
+-- change the direction of text.
+CREATE FUNCTION rythmiq.is_name(name text) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT octet_length(name) <= 900 AND name !~ '(^|/)\.{0,2}(/|$)'
+       AND name !~ '[\x01-\x1f\x7f-\x9f\\\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]'
+       AND name !~ '(^|/)[\s\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]|[\s\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000](/|$)'
+       AND NOT EXISTS (SELECT FROM unnest(string_to_array(name, '/')) AS part WHERE octet_length(part) > 255)
+$$;
+
+CREATE FUNCTION rythmiq.check_outputs(job jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    value CONSTANT jsonb := rythmiq.check_texts(job, 'outputs', '', 'must be a string');
+    path text;
+    paths text[] := '{}';
+BEGIN
+    FOR place IN 0 .. jsonb_array_length(value) - 1 LOOP
+        path := regexp_replace(regexp_replace(value ->> place, '^(\./)+', ''), '/$', '');
+        IF NOT rythmiq.is_name(path) THEN
+            PERFORM rythmiq.refuse('outputs[' || place || ']', 'must be a relative glob that stays inside');
+        END IF;
+        IF path !~ '[*?\[]' THEN
+            path := lower(path);
+            IF path ~ '^((run\.sh|job\.json|log\.txt|manifest\.json)(/|$)|rythmiq-)' THEN
+                PERFORM rythmiq.refuse('outputs[' || place || ']', 'is a name that rythmiq uses itself');
+            END IF;
+        END IF;
+        IF path = ANY(paths) THEN
+            PERFORM rythmiq.refuse('outputs[' || place || ']', 'is there twice');
+        END IF;
+        paths := paths || path;
+    END LOOP;
+    RETURN value;
+END
+$$;
+
+-- The jobs or groups that a reference means, of those that the login may see: an id, or the name of a job of the same
+-- group, or of a group. Nobody shadows a name of another's groups.
 CREATE FUNCTION rythmiq.referred(reference text, within uuid) RETURNS TABLE (id uuid, is_job boolean)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF reference ~* '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$' THEN
-        RETURN QUERY SELECT j.job_id, true FROM rythmiq.jobs AS j WHERE j.job_id = reference::uuid
-            UNION ALL SELECT g.group_id, false FROM rythmiq.groups AS g WHERE g.group_id = reference::uuid;
+        RETURN QUERY SELECT j.job_id, true FROM rythmiq.job_status AS j WHERE j.job_id = reference::uuid
+            UNION ALL SELECT g.group_id, false FROM rythmiq.groups AS g
+            WHERE g.group_id = reference::uuid AND (g.enqueued_by = session_user OR rythmiq.sees_all(session_user));
         RETURN;
     END IF;
-    RETURN QUERY SELECT j.job_id, true FROM rythmiq.jobs AS j WHERE j.group_id = within AND j.name = reference;
+    RETURN QUERY SELECT j.job_id, true FROM rythmiq.job_status AS j WHERE j.group_id = within AND j.name = reference;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT g.group_id, false FROM rythmiq.groups AS g WHERE g.name = reference
-            ORDER BY g.created_at DESC LIMIT 1;
+        RETURN QUERY SELECT g.group_id, false FROM rythmiq.groups AS g
+            WHERE g.name = reference AND (g.enqueued_by = session_user OR rythmiq.sees_all(session_user))
+            ORDER BY g.enqueued_by IS DISTINCT FROM rythmiq.enqueuer(), g.created_at DESC LIMIT 1;
     END IF;
 END
+$$;
+
+-- The groups to which these jobs and groups lead, by what they wait for, and what would wait again after a retry.
+CREATE FUNCTION rythmiq.leads_to(jobs uuid[], groups uuid[]) RETURNS SETOF uuid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE above(job_id, group_id) AS (
+        SELECT unnest(jobs), NULL::uuid
+        UNION
+        SELECT NULL::uuid, unnest(groups)
+        UNION
+        SELECT next.job_id, next.group_id
+        FROM above CROSS JOIN LATERAL (
+            SELECT d.on_job_id AS job_id, d.on_group_id AS group_id
+            FROM rythmiq.dependencies AS d WHERE d.job_id = above.job_id AND NOT d.satisfied
+            UNION ALL
+            SELECT j.job_id, NULL FROM rythmiq.jobs AS j
+            WHERE j.group_id = above.group_id AND j.state IN ('BLOCKED', 'CANCELLED')
+        ) AS next
+    )
+    SELECT above.group_id FROM above WHERE above.group_id IS NOT NULL
 $$;
 
 CREATE FUNCTION rythmiq.check_inputs(job jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     value CONSTANT jsonb := coalesce(job -> 'inputs', '[]');
+    port CONSTANT text := '(:([0-5]?[0-9]{0,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?';
     item jsonb;
     uri text;
     name text;
+    own text;
+    several boolean;
+    key text;
+    keys text[] := '{}';
     made jsonb := '[]';
     at integer := 0;
 BEGIN
@@ -167,21 +233,42 @@ BEGIN
         IF jsonb_typeof(item) <> 'object' OR jsonb_typeof(item -> 'uri') IS DISTINCT FROM 'string' THEN
             PERFORM rythmiq.refuse('inputs[' || at || '].uri', 'is missing');
         END IF;
+        SELECT k INTO key FROM jsonb_object_keys(item) AS k WHERE k NOT IN ('uri', 'name') ORDER BY k LIMIT 1;
+        IF FOUND THEN
+            PERFORM rythmiq.refuse('inputs[' || at || '].' || key, 'is not a field of an input');
+        END IF;
+        IF coalesce(jsonb_typeof(item -> 'name'), 'null') NOT IN ('null', 'string') THEN
+            PERFORM rythmiq.refuse('inputs[' || at || '].name', 'must be a string');
+        END IF;
         uri := item ->> 'uri';
-        IF uri !~ '^(s3://[A-Za-z0-9][A-Za-z0-9._-]*/.|file://(localhost)?/.|https?://[^\s/?#@]|(job|group):[^/]+/.)'
-           OR uri ~ '[\x01-\x1f\x7f]' THEN
+        IF uri !~ ('^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,254}/+[^/]|file://(localhost)?/(.*[^/])$|(job|group):[^/]+/.'
+                   || '|https?://([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])' || port || '([/?#]\S*)?$)')
+           OR uri ~ '[\x01-\x1f\x7f-\x9f]' OR octet_length(uri) > 8192 THEN
             PERFORM rythmiq.refuse('inputs[' || at || '].uri',
                 'must be s3://bucket/key, file:///path, http://…, https://…, job:ID/GLOB or group:ID/GLOB');
         END IF;
-        name := coalesce(item ->> 'name', CASE
-            WHEN uri ~ '^group:' OR uri ~ '^(job:|s3://).*[*?\[]' THEN './'
-            WHEN uri ~ '^s3://.*/$' THEN regexp_replace(uri, '^.*/([^/]+)/+$', '\1/')
+        several := uri ~ '^(group:|job:.*[*?\[]|s3://.*([*]|/$))';
+        own := CASE
+            WHEN several AND uri ~ '^s3://.*/$' THEN regexp_replace(uri, '^.*/([^/]+)/+$', '\1/')
+            WHEN several THEN './'
             ELSE regexp_replace(regexp_replace(uri, CASE WHEN uri ~ '^http' THEN '[?#].*$' ELSE '$^' END, ''), '^.*/', '')
-        END);
-        IF name = '' OR name ~ '(^/|(^|/)\.\.(/|$)|//|\\|[\x01-\x1f\x7f])' OR length(name) > 900
-           OR (name ~ '(^|/)\.(/|$)' AND name <> './')
-           OR lower(split_part(name, '/', 1)) IN ('run.sh', 'job.json') OR name ~* '^rythmiq-' THEN
+        END;
+        -- A single file that goes into a folder has its own name there, several go into a folder.
+        name := coalesce(item ->> 'name', own);
+        name := CASE WHEN name = '' THEN name
+                     WHEN several THEN regexp_replace(name, '/?$', '/')
+                     WHEN name ~ '/$' THEN regexp_replace(name, '^\./', '') || own ELSE name END;
+        key := lower(normalize(regexp_replace(name, '/$', '')));
+        IF name <> './' AND NOT rythmiq.is_name(regexp_replace(name, '/$', ''))
+           OR key ~ '^((run\.sh|job\.json)(/|$)|rythmiq-)' THEN
             PERFORM rythmiq.refuse('inputs[' || at || '].name', 'is no name of a file in the working directory');
+        END IF;
+        IF NOT several THEN
+            IF EXISTS (SELECT FROM unnest(keys) AS k
+                       WHERE k = key OR starts_with(k, key || '/') OR starts_with(key, k || '/')) THEN
+                PERFORM rythmiq.refuse('inputs[' || at || '].name', 'clashes with another input');
+            END IF;
+            keys := keys || key;
         END IF;
         made := made || jsonb_build_array(jsonb_build_object('uri', uri, 'name', name));
         at := at + 1;
@@ -193,7 +280,10 @@ $$;
 CREATE FUNCTION rythmiq.enqueue(job jsonb) RETURNS uuid LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    env_name CONSTANT text := '^[A-Za-z_][A-Za-z0-9_]{0,254}$';
+    -- What bash or rythmiq uses itself.
+    taken CONSTANT text := '(?!(BASH(_(ALIASES|ARGC|ARGV|CMDS|ENV|LINENO|SOURCE|VERSINFO|VERSION)|OPTS)?|EUID|IFS|OLDPWD'
+        || '|OPTERR|OPTIND|PPID|PS4|PWD|SHELLOPTS|SHLVL|UID)$|[Rr][Yy][Tt][Hh][Mm][Ii][Qq]_)';
+    env_name CONSTANT text := '^' || taken || '[A-Za-z_][A-Za-z0-9_]{0,254}$';
     made CONSTANT uuid := rythmiq.new_job_id();
     known CONSTANT text[] := ARRAY['command', 'engine', 'node_size', 'num_nodes', 'gpu', 'inputs', 'outputs', 'env', 'secrets',
         'timeout', 'timeout_s', 'retry_exit_codes', 'queue', 'priority', 'max_attempts', 'user_id', 'unique_key', 'delay',
@@ -207,6 +297,7 @@ DECLARE
     delay_s double precision := 0;
     unique_key text;
     joined uuid;
+    grouped boolean := false;
     limited boolean := false;
     index integer;
     awaited uuid[] := '{}';
@@ -226,6 +317,10 @@ BEGIN
     IF FOUND THEN
         PERFORM rythmiq.refuse(word, 'is not a field of a job');
     END IF;
+
+    -- What is null is as if it were left out.
+    SELECT coalesce(jsonb_object_agg(f.key, f.value), '{}') INTO job
+    FROM jsonb_each(job) AS f WHERE jsonb_typeof(f.value) <> 'null';
 
     value := job -> 'command';
     IF jsonb_typeof(value) IS DISTINCT FROM 'string' THEN
@@ -255,42 +350,55 @@ BEGIN
         spec := spec || jsonb_build_object('gpu', job -> 'gpu');
     END IF;
     IF job ? 'outputs' THEN
-        spec := spec || jsonb_build_object('outputs', rythmiq.check_texts(job, 'outputs',
-            '^(?!/)(?!.*(^|/)\.\.(/|$))(?!.*[\x01-\x1f\x7f\\]).+$', 'must be a relative glob that stays inside'));
+        spec := spec || jsonb_build_object('outputs', rythmiq.check_outputs(job));
     END IF;
-    params := CASE WHEN coalesce(jsonb_typeof(job -> 'params'), 'null') <> 'null'
-                   THEN rythmiq.check_pairs(job, 'params', env_name, 'is no name of a variable') END;
-    value := rythmiq.check_pairs(job, 'env', env_name, 'is no name of a variable') || coalesce(params, '{}');
-    SELECT key INTO word FROM jsonb_object_keys(value) AS key WHERE key ~* '^rythmiq_' LIMIT 1;
-    IF FOUND THEN
-        PERFORM rythmiq.refuse('env.' || word, 'is a name that rythmiq uses itself');
+    IF job ? 'params' THEN
+        params := rythmiq.check_pairs(job, 'params', env_name, 'is no name of a variable, or one that is taken');
+    END IF;
+    value := rythmiq.check_pairs(job, 'env', env_name, 'is no name of a variable, or one that is taken')
+             || coalesce(params, '{}');
+    IF (SELECT count(*) > 1000 OR sum(e.bytes) > 262144 OR max(e.bytes) > 131071
+        FROM (SELECT octet_length(key) + octet_length(value) + 1 AS bytes FROM jsonb_each_text(value)) AS e) THEN
+        PERFORM rythmiq.refuse('env', 'has more than 1000 variables, or too many bytes: 262144 in all, 131071 in one');
     END IF;
     IF value <> '{}' THEN
         spec := spec || jsonb_build_object('env', value);
     END IF;
     IF job ? 'secrets' THEN
-        spec := spec || jsonb_build_object('secrets', rythmiq.check_texts(job, 'secrets', '^[A-Z][A-Z0-9_]{0,254}$',
-            'must be the name of a secret: capitals, digits and _'));
+        spec := spec || jsonb_build_object('secrets', rythmiq.check_texts(job, 'secrets',
+            '^' || taken || '[A-Z][A-Z0-9_]{0,254}$', 'must be the name of a secret: capitals, digits and _'));
+        SELECT s.name INTO word FROM jsonb_array_elements_text(job -> 'secrets') AS s(name)
+        GROUP BY s.name HAVING count(*) > 1 OR value ? s.name LIMIT 1;
+        IF FOUND THEN
+            PERFORM rythmiq.refuse('secrets', quote_literal(word) || ' is there twice, or in env or params too');
+        END IF;
     END IF;
     FOREACH word IN ARRAY ARRAY['timeout', 'timeout_s'] LOOP
-        IF coalesce(jsonb_typeof(job -> word), 'null') <> 'null' THEN
+        IF job ? word THEN
             IF rythmiq.duration_s(job -> word, word) NOT BETWEEN 0.001 AND 2592000 THEN
                 PERFORM rythmiq.refuse(word, 'must be above 0 and 30 days at most');
             END IF;
             spec := spec || jsonb_build_object('timeout_s', rythmiq.duration_s(job -> word, word));
         END IF;
     END LOOP;
-    IF coalesce(jsonb_typeof(job -> 'retry_exit_codes'), 'null') <> 'null' THEN
-        IF jsonb_typeof(job -> 'retry_exit_codes') <> 'array' OR EXISTS (
+    IF job ? 'retry_exit_codes' THEN
+        IF jsonb_typeof(job -> 'retry_exit_codes') <> 'array' OR jsonb_array_length(job -> 'retry_exit_codes') > 1000 OR EXISTS (
             SELECT FROM jsonb_array_elements(job -> 'retry_exit_codes') AS code
             WHERE jsonb_typeof(code) <> 'number' OR (code #>> '{}') !~ '^([1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$') THEN
             PERFORM rythmiq.refuse('retry_exit_codes', 'must be a list of whole numbers from 1 to 255');
         END IF;
         spec := spec || jsonb_build_object('retry_exit_codes', job -> 'retry_exit_codes');
     END IF;
-    labels := rythmiq.check_pairs(job, 'labels', '^[^\x01-\x1f\x7f]{1,63}$', 'must be a text of 1 to 63 characters');
+    labels := rythmiq.check_pairs(job, 'labels', '^[^\x01-\x1f\x7f-\x9f]{1,63}$', 'must be a text of 1 to 63 characters');
+    SELECT key INTO word FROM jsonb_each_text(labels) WHERE length(value) > 200 OR value ~ '[\x01-\x1f\x7f-\x9f]' LIMIT 1;
+    IF FOUND THEN
+        PERFORM rythmiq.refuse('labels.' || word, 'must be a text of at most 200 characters, without control characters');
+    END IF;
+    IF (SELECT count(*) > 64 FROM jsonb_object_keys(labels)) THEN
+        PERFORM rythmiq.refuse('labels', 'are more than 64');
+    END IF;
     FOREACH word IN ARRAY ARRAY['delay', 'delay_s'] LOOP
-        IF coalesce(jsonb_typeof(job -> word), 'null') <> 'null' THEN
+        IF job ? word THEN
             delay_s := rythmiq.duration_s(job -> word, word);
             IF delay_s NOT BETWEEN 0 AND 31536000 THEN
                 PERFORM rythmiq.refuse(word, 'must be 0 or more and a year at most');
@@ -314,21 +422,25 @@ BEGIN
 
     wanted := rythmiq.check_text(job, 'group', 1, 200);
     IF wanted ~* '^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$' THEN
-        SELECT g.group_id INTO joined FROM rythmiq.groups AS g WHERE g.group_id = wanted::uuid;
+        SELECT g.group_id INTO joined FROM rythmiq.groups AS g
+        WHERE g.group_id = wanted::uuid AND (g.enqueued_by = session_user OR rythmiq.sees_all(session_user));
         IF NOT FOUND THEN
             PERFORM rythmiq.refuse('group', 'there is no group ' || wanted);
         END IF;
     ELSIF wanted IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || wanted, 0));
         SELECT g.group_id INTO joined FROM rythmiq.groups AS g
-        WHERE g.name = wanted AND g.finished_at IS NULL AND g.enqueued_by = session_user
+        WHERE g.name = wanted AND g.finished_at IS NULL AND g.enqueued_by = rythmiq.enqueuer()
         ORDER BY g.created_at DESC LIMIT 1;
         IF NOT FOUND THEN
             joined := gen_random_uuid();
             INSERT INTO rythmiq.groups (group_id, name) VALUES (joined, wanted);
+            grouped := true;
         END IF;
     END IF;
     IF joined IS NOT NULL THEN
+        -- Two who add to a group at once give its members places one after the other.
+        PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || joined, 0));
         SELECT coalesce(g.places, g.max_parallel) IS NOT NULL INTO limited FROM rythmiq.groups AS g WHERE g.group_id = joined;
         SELECT coalesce(max(j.group_index) + 1, 0) INTO index FROM rythmiq.jobs AS j WHERE j.group_id = joined;
     END IF;
@@ -370,27 +482,11 @@ BEGIN
     SELECT count(DISTINCT n.id), coalesce(array_agg(DISTINCT n.id) FILTER (WHERE n.is_job), '{}'),
            coalesce(array_agg(DISTINCT n.id) FILTER (WHERE NOT n.is_job), '{}')
     INTO waits, awaited, awaited_groups FROM unnest(need_ids, need_jobs) AS n(id, is_job);
-    IF joined IS NOT NULL AND waits > 0 THEN
+    -- Groups alone grow: what leads to none now never will, so that nobody need wait for others who add to groups.
+    IF joined IS NOT NULL AND waits > 0 AND EXISTS (SELECT FROM rythmiq.leads_to(awaited, awaited_groups)) THEN
         -- Two who add to groups that are there could close a circle together that neither sees.
         PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0));
-        PERFORM FROM (
-            WITH RECURSIVE above(job_id, group_id) AS (
-                SELECT unnest(awaited), NULL::uuid
-                UNION
-                SELECT NULL::uuid, unnest(awaited_groups)
-                UNION
-                SELECT next.job_id, next.group_id
-                FROM above CROSS JOIN LATERAL (
-                    SELECT d.on_job_id AS job_id, d.on_group_id AS group_id
-                    FROM rythmiq.dependencies AS d WHERE d.job_id = above.job_id AND NOT d.satisfied
-                    UNION ALL
-                    SELECT j.job_id, NULL FROM rythmiq.jobs AS j
-                    WHERE j.group_id = above.group_id AND j.state = 'BLOCKED'
-                ) AS next
-            )
-            SELECT FROM above WHERE above.group_id = joined
-        ) AS circle;
-        IF FOUND THEN
+        IF joined IN (SELECT rythmiq.leads_to(awaited, awaited_groups)) THEN
             PERFORM rythmiq.refuse('after', 'what this job waits for waits for its group: a circle never ends');
         END IF;
     END IF;
@@ -406,6 +502,10 @@ BEGIN
     ON CONFLICT DO NOTHING
     RETURNING job_id INTO added;
     IF NOT FOUND THEN
+        IF grouped THEN
+            -- The new group would have no member, and never end.
+            RAISE serialization_failure USING MESSAGE = 'unique_key: another session took it, try again';
+        END IF;
         -- Somebody took the key meanwhile, and may have ended since.
         RETURN rythmiq.enqueue(job);
     END IF;
@@ -423,15 +523,6 @@ $$;
 COMMENT ON FUNCTION rythmiq.enqueue IS 'adds a job, in the caller''s transaction: the fields are those of `rythmiq schema`; a fault
 is SQLSTATE 22023 and begins with its field; what Camber offers is not checked';
 
--- Whether the login may see every job: it owns the tables, or is a member of a role that does.
-CREATE FUNCTION rythmiq.sees_all() RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass), 'MEMBER')
-        OR EXISTS (SELECT FROM pg_roles AS r
-                   WHERE r.rolname IN ('rythmiq_reader', 'rythmiq_operator', 'rythmiq_worker')
-                     AND pg_has_role(session_user, r.oid, 'MEMBER'))
-$$;
-
 CREATE VIEW rythmiq.job_status WITH (security_barrier) AS
 SELECT j.job_id, j.name, j.labels, j.group_id, j.group_index, j.params, j.user_id, j.queue, j.state, j.phase, j.priority,
        j.attempt, j.max_attempts, j.waits_for, j.wait_reason, j.exit_code, j.error_code, j.error_message, j.warnings,
@@ -441,7 +532,7 @@ SELECT j.job_id, j.name, j.labels, j.group_id, j.group_index, j.params, j.user_i
                                                      'content_type', x.content_type) ORDER BY x.name), '[]')
         FROM rythmiq.artifacts AS x WHERE x.job_id = j.job_id AND x.attempt = j.attempt) AS artifacts
 FROM rythmiq.jobs AS j
-WHERE (SELECT rythmiq.sees_all()) OR j.enqueued_by = session_user;
+WHERE (SELECT rythmiq.sees_all(session_user)) OR j.enqueued_by = session_user;
 
 COMMENT ON VIEW rythmiq.job_status IS 'how jobs stand, without their specs: of a login that enqueues its own ones';
 

@@ -53,6 +53,7 @@ BEGIN
           AND j.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING');
         PERFORM pg_notify('rythmiq', 'cancel');
     END IF;
+    PERFORM set_config('rythmiq.enqueuer', s.enqueued_by, true);
     marks := jsonb_build_object('schedule', s.name, 'scheduled_at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'));
     IF s.job IS NOT NULL THEN
         line := jsonb_build_object('name', s.name) || s.job
@@ -61,16 +62,17 @@ BEGIN
         UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.job_id = made;
     ELSE
         made_group := gen_random_uuid();
-        INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify, enqueued_by)
+        INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify)
         VALUES (made_group, coalesce(s.sweep ->> 'name', s.name), s.sweep ->> 'user_id',
                 coalesce(s.sweep -> 'labels', '{}') || marks, (s.sweep ->> 'max_parallel')::integer,
-                (s.sweep ->> 'stop_after_failures')::integer, s.sweep ->> 'notify', s.enqueued_by);
+                (s.sweep ->> 'stop_after_failures')::integer, s.sweep ->> 'notify');
         FOR line IN SELECT jsonb_array_elements(s.sweep -> 'jobs') LOOP
             PERFORM rythmiq.enqueue(line || jsonb_build_object('group', made_group,
                 'labels', coalesce(line -> 'labels', '{}') || marks));
         END LOOP;
         UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.group_id = made_group;
     END IF;
+    PERFORM set_config('rythmiq.enqueuer', '', true);
     UPDATE rythmiq.schedules AS x
     SET last_at = at, last_job_id = made, last_group_id = made_group, last_outcome = 'enqueued'
     WHERE x.name = schedule;
