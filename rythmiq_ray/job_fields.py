@@ -339,10 +339,14 @@ class OneLine:
 
     low: int
     high: int
+    but: str | None = None
+    """What means something else where such a text is named."""
 
     def check(self, text: str) -> str:
         if not self.low <= len(text) <= self.high:
             raise ValueError(f"must have {f'{self.low} to' if self.low else 'at most'} {self.high} characters")
+        if text == self.but:
+            raise ValueError(f"must not be {text!r}")
         if _CONTROL.search(text):
             raise ValueError("holds a control character")
         if _utf8_size(text) is None:
@@ -353,7 +357,8 @@ class OneLine:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "minLength": self.low, "maxLength": self.high, "not": {"pattern": _CONTROLS}}
+        refused = _CONTROLS if self.but is None else f"{_CONTROLS}|^{re.escape(self.but)}$"
+        return {**handler(schema), "minLength": self.low, "maxLength": self.high, "not": {"pattern": refused}}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 DEFAULT_QUEUE = "default"
 DEFAULT_MAX_ATTEMPTS = 3
+EACH_USER: Final = "*"
+"""In place of a user's name, where limits are set; no job is of a user of that name."""
 FORMER_NAMES: Final = {"timeout_s": "timeout", "delay_s": "delay"}
 """Former names of fields and JSON keys, and their present names. The former ones are accepted for one version; rows
 keep ``timeout_s`` for older drivers."""

@@ -6,10 +6,11 @@ hour that comes twice the first counts. Jobs of every hour or minute go by elaps
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from itertools import islice, takewhile
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -67,25 +68,31 @@ def check(cron: str, time_zone: str) -> None:
 def next_after(cron: str, time_zone: str, after: datetime) -> datetime:
     """The first time after ``after``, in UTC. Raises InvalidJob if there is none."""
     check(cron, time_zone)
-    try:
-        found: datetime = next(CronSim(cron, after.astimezone(ZoneInfo(time_zone))))
-    except (StopIteration, CronSimError):
-        raise InvalidJob([f"cron: {cron!r} never comes"]) from None
-    return found.astimezone(UTC)
+    # Within the second of two equal hours the library begins with times of the first.
+    found = next((at for at in _times(cron, time_zone, after) if at > after), None)
+    if found is None:
+        raise InvalidJob([f"cron: {cron!r} never comes"])
+    return found
 
 
 def due(cron: str, time_zone: str, next_at: datetime, now: datetime, catch_up: CatchUp) -> Due:
-    """The times to fire at ``now`` for a schedule whose next time was ``next_at``. Raises as :func:`next_after`."""
+    """The times to fire at ``now`` for a schedule whose next time was ``next_at``. Raises as :func:`next_after`.
+
+    They are computed backwards from ``now``, so that a ``next_at`` of years ago costs no more than one of today.
+    """
     if next_at > now:
         return Due((), next_at)
-    if catch_up is CatchUp.NONE:
-        # Times that were missed long ago do not count, so they need not be computed.
-        next_at = max(next_at, next_after(cron, time_zone, now - timedelta(seconds=GRACE_S, microseconds=1)))
-    times: list[datetime] = []
-    at = next_at
-    while at <= now:
-        times.append(at)
-        if len(times) > MOST_CAUGHT_UP:
-            del times[0]
-        at = next_after(cron, time_zone, at)
-    return Due(times if catch_up is CatchUp.ALL else times[-1:], at)
+    following = next_after(cron, time_zone, now)
+    most = MOST_CAUGHT_UP if catch_up is CatchUp.ALL else 1
+    earliest = max(next_at, now - timedelta(seconds=GRACE_S)) if catch_up is CatchUp.NONE else next_at
+    # From an hour later: within the second of two equal hours the library omits later times of the first.
+    back = _times(cron, time_zone, now + timedelta(hours=1), reverse=True)
+    times = list(islice(takewhile(lambda at: at > next_at, (at for at in back if at <= now)), most))
+    if len(times) < most:
+        times.append(next_at)  # Also if somebody set it to a time that is not the cron's.
+    return Due([at for at in reversed(times) if at >= earliest], following)
+
+
+def _times(cron: str, time_zone: str, start: datetime, *, reverse: bool = False) -> Iterator[datetime]:
+    for at in CronSim(cron, start.astimezone(ZoneInfo(time_zone)), reverse=reverse):
+        yield at.astimezone(UTC)

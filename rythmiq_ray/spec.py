@@ -19,7 +19,7 @@ from rythmiq_ray import job_fields as of
 from rythmiq_ray.checks import Between, Several, Text, kind_of, meant, place, quote, sentence
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.job_fields import Duration, OneLine, default_name
-from rythmiq_ray.model import FORMER_NAMES, Input, JobSpec, NewGroup, NewJob
+from rythmiq_ray.model import EACH_USER, FORMER_NAMES, Input, JobSpec, NewGroup, NewJob
 
 if TYPE_CHECKING:
     from rythmiq_ray.config import CamberCatalog
@@ -79,8 +79,8 @@ class Line(TypedDict, total=False):
     """Higher goes first."""
     max_attempts: Annotated[of.Integer, Between(1, 100)]
     """The most attempts, the first one included."""
-    user_id: Annotated[Text, OneLine(0, 200)] | None
-    """The user whose job it is, as the enqueuer says."""
+    user_id: Annotated[Text, OneLine(0, 200, but=EACH_USER)] | None
+    """The user whose job it is, as the enqueuer says; not ``*``, which stands for each user in limits."""
     unique_key: Annotated[Text, OneLine(1, 500)] | None
     """While a job with this key is unfinished, no other one with the key is added."""
     delay: Annotated[float, Duration(MAX_DELAY_S, zero=True), _names("delay_s")]

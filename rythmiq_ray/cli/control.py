@@ -14,6 +14,7 @@ from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.filters import Wanted, filtered
 from rythmiq_ray.cli.jobs import Json
+from rythmiq_ray.cli.jobs import Limit as Most
 
 if TYPE_CHECKING:
     from rythmiq_ray.queue.control import Limit
@@ -61,14 +62,14 @@ def set_limit(
 
 
 @limit.command("show")
-def show_limits(as_json: Json = False) -> None:
+def show_limits(limit: Most = 0, as_json: Json = False) -> None:
     """List limits, pauses and budgets, and how much of each is used.
 
     \b
     Example:
       rythmiq limit show --json | jq -r '.items[] | select(.paused) | .scope'
     """
-    _show(as_json=as_json, budgets=False)
+    _show(limit, as_json=as_json, budgets=False)
 
 
 @limit.command("unset")
@@ -110,14 +111,14 @@ def set_budget(
 
 
 @budget.command("show")
-def show_budgets(as_json: Json = False) -> None:
+def show_budgets(limit: Most = 0, as_json: Json = False) -> None:
     """List budgets, and how much of each is spent.
 
     \b
     Example:
       rythmiq budget show
     """
-    _show(as_json=as_json, budgets=True)
+    _show(limit, as_json=as_json, budgets=True)
 
 
 @budget.command("unset")
@@ -172,6 +173,7 @@ def resume(scope: Scope) -> None:
 def cost(
     wanted: Wanted,
     by: Annotated[str, typer.Option(metavar="WHAT", help="day, user, queue, group, label:KEY, or all.")] = "day",
+    limit: Most = 0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -202,8 +204,9 @@ def cost(
             until=None if until is None else until.date(),
             wanted=wanted.resolved(connection),
         )
+    total, found = len(found), found[: limit or None]
     if as_json:
-        output.print_items(map(output.record, found))
+        output.print_items(map(output.record, found), lambda: total)
     elif as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow([label or kind, "credits", "jobs", "running_credits"])
@@ -218,13 +221,14 @@ def cost(
         )
 
 
-def _show(*, as_json: bool, budgets: bool) -> None:
+def _show(limit: int, *, as_json: bool, budgets: bool) -> None:
     from rythmiq_ray.queue import control
 
     with database() as connection:
         found = [each for each in control.limits(connection) if each.credits is not None or not budgets]
+    total, found = len(found), found[: limit or None]
     if as_json:
-        output.print_items(output.record(each) for each in found)
+        output.print_items(map(output.record, found), lambda: total)
         return
     output.rows(
         {"SCOPE": "~", "RUNNING": ">", "A MINUTE": ">", "CREDITS": ">", "STATE": "<", "SET BY": "<", "WHY": "<"},

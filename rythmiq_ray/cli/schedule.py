@@ -11,7 +11,7 @@ import typer
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.enqueue import Queued, Work, checked_all, job_from, job_options, prepared
-from rythmiq_ray.cli.jobs import Json
+from rythmiq_ray.cli.jobs import Json, Limit
 from rythmiq_ray.model import NewJob
 from rythmiq_ray.schedules import CatchUp, Overlap
 
@@ -66,6 +66,8 @@ def add(
 
     if work.data["command"] is None:
         raise typer.BadParameter("give --command", ctx=context)
+    if max_parallel is not None and not params:
+        raise typer.BadParameter("--max-parallel is of a sweep: give --param", ctx=context)
     job = job_from(work, queued)
     rows = sweeps.grid(**dict(sweeps.param_of(text) for text in params)) if params else []
     members = list(sweeps.expand(dataclasses.replace(job, notify=None), rows)) if rows else [job]
@@ -97,7 +99,7 @@ def add(
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(limit: Limit = 0, as_json: Json = False) -> None:
     """List schedules.
 
     \b
@@ -108,8 +110,9 @@ def list_(as_json: Json = False) -> None:
 
     with database() as connection:
         found = schedules.schedules(connection)
+    total, found = len(found), found[: limit or None]
     if as_json:
-        output.print_items(map(output.record, found))
+        output.print_items(map(output.record, found), lambda: total)
         return
     now = datetime.now(UTC)
     output.rows(
@@ -175,8 +178,9 @@ def run(name: Name) -> None:
 
     with database() as connection:
         made = schedules.run(connection, name)
+        (found,) = schedules.schedules(connection, name)
     if made is None:
-        raise Ended(FAILED, f"{name} was skipped: the run before is unfinished, and its overlap is skip")
+        raise Ended(FAILED, f"{name} was {found.last_outcome}")
     typer.echo(made)
 
 

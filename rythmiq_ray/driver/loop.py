@@ -316,7 +316,7 @@ class Loop:
         found = self._queue.look_round(unsent)
         if found.draining and not self.draining:
             log.info("This driver is being drained: it finishes its jobs and claims no more", jobs=len(self.attempts))
-        self.draining = found.draining
+        self.draining = self.draining or found.draining  # A new lease has a new row, which nobody drained.
         self._account_limit = found.account_limit
         for job_id in found.closed:
             self._end(self.attempts.give_back(unsent[job_id]))

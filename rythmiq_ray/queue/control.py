@@ -15,14 +15,14 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from rythmiq_ray.errors import InvalidJob, NotFound
-from rythmiq_ray.model import Job
+from rythmiq_ray.model import EACH_USER, Job
 from rythmiq_ray.queue import listing
 from rythmiq_ray.queue.connection import fetch
 from rythmiq_ray.queue.sql import queries
 
 _SQL: Final = queries("control")
+_MOST: Final = 2**31 - 1
 SCOPES: Final = ("account", "queue", "user", "group")
-EACH_USER: Final = "*"
 
 Connection = psycopg2.extensions.connection
 
@@ -156,6 +156,9 @@ def set_limit(
     connection: Connection, scope: Scope, *, max_running: int | None = None, per_minute: int | None = None
 ) -> None:
     """Limits the jobs of a scope that run at once, and the attempts that begin in a minute; None changes nothing."""
+    for name, value in (("max_running", max_running), ("per_minute", per_minute)):
+        if value is not None and value > _MOST:
+            raise InvalidJob([f"{name}: must be at most {_MOST:,}"])
     _call(connection, "set_limit", scope, max_running=max_running, per_minute=per_minute)
 
 

@@ -74,7 +74,7 @@ WITH me AS MATERIALIZED (
         started_at = CASE WHEN again THEN j.started_at ELSE coalesce(%(now)s, now()) END,
         submitted_at = CASE WHEN again THEN j.submitted_at END,
         running_at = CASE WHEN again THEN j.running_at END,
-        ended_at = CASE WHEN again THEN j.ended_at END,
+        ended_at = CASE WHEN again THEN coalesce(j.ended_at, %(now)s, now()) END,
         wait_reason = NULL, credits_per_hour = NULL
     FROM (SELECT job_id, job_id IN (SELECT job_id FROM kept) AS again FROM next) AS n
     WHERE j.job_id = n.job_id AND (NOT again OR n.job_id IN (SELECT job_id FROM held))
@@ -276,7 +276,10 @@ WITH v AS MATERIALIZED (
                             ELSE coalesce(j.submitted_at, %(now)s, now()) END,
         running_at = CASE WHEN v.running THEN coalesce(j.running_at, %(now)s, now()) ELSE j.running_at END,
         ended_at = CASE WHEN v.phase = 'collecting' THEN coalesce(j.ended_at, %(now)s, now()) ELSE j.ended_at END,
-        wait_reason = v.wait_reason, credits_per_hour = coalesce(v.credits_per_hour, j.credits_per_hour)
+        wait_reason = v.wait_reason,
+        -- What is collected again had ended before, and its cost is counted.
+        credits_per_hour = CASE WHEN j.ended_at IS NULL THEN coalesce(v.credits_per_hour, j.credits_per_hour)
+                                ELSE j.credits_per_hour END
     FROM mine JOIN v USING (job_id)
     WHERE j.job_id = mine.job_id
     RETURNING j.job_id
@@ -291,8 +294,8 @@ WHERE j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
 
 -- name: finish
 -- Ends attempts: the job's row, the attempt's row and its artifacts in one statement. A job that is to be retried
--- and was cancelled meanwhile is CANCELLED. Tells of each as advance does; those are ours too that an earlier call
--- ended whose answer was lost.
+-- and was cancelled meanwhile is CANCELLED. Where nobody knows what it cost, what it ran counts by its price. Tells of each
+-- as advance does; those are ours too that an earlier call ended whose answer was lost.
 WITH v AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(
         job_id uuid, attempt integer, state text, retry_delay_s double precision, exit_code integer,
@@ -300,18 +303,20 @@ WITH v AS MATERIALIZED (
         remote_id bigint, remote_status text, artifacts jsonb, warnings jsonb, keep_s double precision,
         collect_again boolean, free boolean)
 ), locked AS MATERIALIZED (
-    SELECT j.job_id, j.attempt
+    SELECT j.job_id, j.attempt,
+           coalesce(v.cost_credits, rythmiq.estimated_credits(j.credits_per_hour, j.running_at,
+                                                              coalesce(j.ended_at, %(now)s, now()))) AS its_cost
     FROM v JOIN rythmiq.jobs AS j ON j.job_id = v.job_id AND j.attempt = v.attempt
     WHERE j.driver_id IS NOT DISTINCT FROM %(driver_id)s AND j.phase IS NOT NULL
     FOR NO KEY UPDATE OF j SKIP LOCKED
 ), with_attempt AS MATERIALIZED (
-    SELECT a.job_id, a.cost_credits
+    SELECT a.job_id, a.cost_credits, locked.its_cost
     FROM locked JOIN rythmiq.attempts AS a USING (job_id, attempt)
     FOR NO KEY UPDATE OF a SKIP LOCKED
 ), mine AS MATERIALIZED (
-    SELECT job_id, cost_credits FROM with_attempt
+    SELECT job_id, cost_credits, its_cost FROM with_attempt
     UNION ALL
-    SELECT job_id, NULL FROM locked
+    SELECT job_id, NULL, its_cost FROM locked
     WHERE NOT EXISTS (SELECT FROM rythmiq.attempts AS a WHERE a.job_id = locked.job_id AND a.attempt = locked.attempt)
 ), finished AS (
     UPDATE rythmiq.jobs AS j
@@ -328,19 +333,19 @@ WITH v AS MATERIALIZED (
                              THEN coalesce(%(now)s, now()) + make_interval(secs => v.keep_s) END,
         wait_reason = NULL,
         free_attempts = j.free_attempts + v.free::integer,
-        cost_credits = CASE WHEN v.cost_credits IS NULL THEN j.cost_credits
+        cost_credits = CASE WHEN mine.its_cost IS NULL THEN j.cost_credits
                             -- What is collected again was counted before.
-                            ELSE coalesce(j.cost_credits, 0) - coalesce(mine.cost_credits, 0) + v.cost_credits END,
+                            ELSE coalesce(j.cost_credits, 0) - coalesce(mine.cost_credits, 0) + mine.its_cost END,
         remote_id = coalesce(v.remote_id, j.remote_id), remote_status = coalesce(v.remote_status, j.remote_status)
     FROM mine JOIN v USING (job_id)
     WHERE j.job_id = mine.job_id
     RETURNING j.remote_id AS its_remote_id, j.remote_status AS its_remote_status, j.submitted_at, j.running_at,
-              j.ended_at, v.*
+              j.ended_at, mine.its_cost, v.*
 ), closed AS (
     UPDATE rythmiq.attempts AS a
     SET state = f.state, exit_code = f.exit_code, error_code = f.error_code, error_message = f.error_message,
         retryable = f.retryable, artifact_uri = f.artifact_uri, warnings = f.warnings, free = f.free,
-        cost_credits = coalesce(f.cost_credits, a.cost_credits),
+        cost_credits = coalesce(f.its_cost, a.cost_credits),
         keep_until = coalesce(%(now)s, now()) + make_interval(secs => f.keep_s),
         -- A janitor of 0.1.0 knows no keep_until and takes what has no such date.
         cleaned_at = CASE WHEN f.keep_s IS NOT NULL THEN 'infinity'::timestamptz END,

@@ -29,7 +29,7 @@ from rythmiq_ray.model import (
     RemoteStatus,
     path_of,
 )
-from rythmiq_ray.queue.connection import Row, StatementTimeout, explain, fetch, translated
+from rythmiq_ray.queue.connection import Conflict, Row, StatementTimeout, explain, fetch, translated
 from rythmiq_ray.queue.rows import faults_of_place, finite, job_from_row, read_job
 from rythmiq_ray.queue.session import Session
 from rythmiq_ray.queue.sql import queries
@@ -329,21 +329,23 @@ class Queue(Session):
     def fire_schedules(self, limit: int) -> int:
         """Fires due schedules, each due time exactly once by one of the drivers; returns how many it fired.
 
-        A schedule whose cron has no further time, or with an invalid row, is skipped and stays due.
+        A schedule whose cron has no further time, with an invalid row, or with a row that another session holds, is
+        skipped and stays due.
         """
         fired = 0
         for row in self._run("due_schedules", limit=limit):
             try:
                 found = due(row["cron"], row["time_zone"], row["next_at"], row["now"], CatchUp(row["catch_up"]))
-            except (InvalidJob, ValueError):
+                with self._patiently():  # It may be a sweep of very many jobs.
+                    (done,) = self._run(
+                        "fire_schedule",
+                        schedule=row["name"],
+                        was=row["next_at"],
+                        next_at=found.next_at,
+                        times=list(found.times),
+                    )
+            except (InvalidJob, ValueError, psycopg2.Error, Conflict, StatementTimeout):
                 continue
-            (done,) = self._run(
-                "fire_schedule",
-                schedule=row["name"],
-                was=row["next_at"],
-                next_at=found.next_at,
-                times=list(found.times),
-            )
             fired += done["fired"]
         return fired
 

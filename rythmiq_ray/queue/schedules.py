@@ -18,6 +18,7 @@ from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.schedules import CatchUp, Overlap, due, next_after
 
 _SQL: Final = queries("schedules")
+_LONGEST_NAME: Final = 200
 
 Connection = psycopg2.extensions.connection
 
@@ -65,8 +66,10 @@ def add(
 ) -> datetime:
     """Adds a schedule, whose job or sweep was checked before; returns when it is due first.
 
-    Raises InvalidJob for what is no cron or time zone, and where one of that name is there, unless ``replace``.
+    Raises InvalidJob for what is no name, cron or time zone, and where one of that name is there, unless ``replace``.
     """
+    if not 1 <= len(name) <= _LONGEST_NAME:
+        raise InvalidJob([f"name: must have 1 to {_LONGEST_NAME} characters"])
     next_at = next_after(cron, time_zone, now(connection))
     parameters = {
         "name": name,

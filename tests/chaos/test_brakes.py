@@ -117,6 +117,23 @@ def test_a_driver_that_is_drained_ends_what_it_has_and_goes(world_of: Callable[.
     assert len(other.loop.attempts) == 3
 
 
+def test_a_drain_outlives_a_lost_lease(world_of: Callable[..., World]) -> None:
+    world = world_of("camber.max_in_flight=5")
+    put(world, 8)
+    driver = world.start_driver()
+    world.work(5.0)
+    drained = driver.queue.driver_id
+    control.drain(world.connection, drained)
+    world.work(3.0)
+    world.rows("UPDATE rythmiq.drivers SET stopped_at = now(), lease_expires_at = heartbeat_at RETURNING driver_id")
+    world.work(30.0)
+    assert driver.queue.driver_id != drained, "it has another lease"
+    end_all(world)
+    world.work(10.0)
+    assert driver.loop.draining
+    assert len(world.camber.remotes) == 5, "nothing new"
+
+
 def test_a_budget_that_runs_out_cancels_what_runs_if_it_is_to(world_of: Callable[..., World]) -> None:
     world = world_of("camber.max_in_flight=5")
     put(world, 8)

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,8 +16,8 @@ import psycopg2.extensions
 import pytest
 
 from rythmiq_ray import cli
-from rythmiq_ray.errors import InvalidJob, NotFound
-from rythmiq_ray.model import JobSpec, JobState, NewGroup, NewJob, Phase
+from rythmiq_ray.errors import ErrorCode, InvalidJob, NotFound
+from rythmiq_ray.model import ErrorInfo, JobSpec, JobState, NewGroup, NewJob, Phase
 from rythmiq_ray.queue import Ending, Progress, Queue, control, enqueue_group, enqueue_many, inspect, listing
 from rythmiq_ray.queue.control import Scope
 from rythmiq_ray.secret import Secret
@@ -200,7 +201,113 @@ def test_what_one_driver_finds_of_the_account_the_others_have(database_url: str)
     second.close()
 
 
+def test_a_group_begins_no_more_in_a_minute_than_its_limit_however_many_run(
+    connection: Connection, driver: Queue
+) -> None:
+    group_id, _ = enqueue_group(connection, NewGroup(name="sweep"), [NewJob(spec=TRUE) for _ in range(9)])
+    control.set_limit(connection, Scope("group", str(group_id)), per_minute=2)
+    driver.now = datetime.now(UTC) + timedelta(seconds=1)
+    assert [len(driver.claim(100)), len(driver.claim(100))] == [2, 0]
+    connection.cursor().execute("UPDATE rythmiq.drivers SET lease_expires_at = now() + interval '1 hour'")
+    driver.now += timedelta(seconds=61)
+    assert len(driver.claim(100)) == 2, "while the first two still run"
+
+
+def test_no_job_is_of_the_user_who_stands_for_each(connection: Connection) -> None:
+    with pytest.raises(InvalidJob):
+        put(connection, 1, user_id="*")
+    with pytest.raises(psycopg2.errors.InvalidParameterValue, match="user_id: must not be"):
+        connection.cursor().execute("""SELECT rythmiq.enqueue('{"command": "true", "user_id": "*"}')""")
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        connection.cursor().execute("INSERT INTO rythmiq.jobs (spec, user_id) VALUES ('{}', '*')")
+
+
+def test_a_groups_id_may_be_written_in_capitals(connection: Connection, driver: Queue) -> None:
+    group_id, _ = enqueue_group(connection, NewGroup(), [NewJob(spec=TRUE)])
+    scope = Scope("group", str(group_id).upper())
+    control.pause(connection, scope)
+    control.set_limit(connection, scope, max_running=1)
+    control.set_budget(connection, scope, 1.0, "day")
+    assert {limit.name for limit in control.limits(connection)} == {str(group_id)}
+    assert driver.claim(1) == []
+    control.unset_budget(connection, scope)
+    control.resume(connection, scope)
+    control.unset_limit(connection, scope)
+    assert control.limits(connection) == []
+    assert len(driver.claim(1)) == 1
+
+
+def test_one_burst_is_one_sign_also_for_whoever_waited_for_the_other(connection: Connection, database_url: str) -> None:
+    first, second = new_driver(database_url), new_driver(database_url)
+    first.adjust_account(first=16, grown=0, share=None, sent_age_s=0)
+    holder = psycopg2.connect(database_url)
+    holder.cursor().execute("SELECT FROM rythmiq.adjust_account(16, 0, 0.5, 5)")
+    found: list[float] = []
+    thread = threading.Thread(
+        target=lambda: found.append(second.adjust_account(first=16, grown=0, share=0.5, sent_age_s=5)[0])
+    )
+    thread.start()
+    cursor = connection.cursor()
+    waits = None
+    while not waits and thread.is_alive():
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%adjust%'")
+        (waits,) = cursor.fetchone() or (0,)
+    holder.commit()
+    thread.join()
+    assert found == [8.0]
+    holder.close()
+    first.close()
+    second.close()
+
+
+def test_a_row_that_somebody_holds_stops_no_driver(connection: Connection, database_url: str) -> None:
+    group_id, _ = enqueue_group(connection, NewGroup(), [NewJob(spec=TRUE) for _ in range(3)])
+    driver = new_driver(database_url, statement_timeout_s=8.0)
+    driver.adjust_account(first=16, grown=0, share=None, sent_age_s=0)
+    control.set_budget(connection, Scope("group", str(group_id)), 1.0, "all")
+    end(driver, driver.claim(1), credits_=2.0)
+    holder = psycopg2.connect(database_url)
+    holder.cursor().execute("SELECT FROM rythmiq.groups FOR UPDATE")
+    driver.look_round([])
+    assert driver.look_round([]).unsettled, "the group's places are for later"
+    assert driver.claim(1) == [], "the budget holds all the same"
+    holder.cursor().execute("SELECT FROM rythmiq.account FOR UPDATE")
+    assert driver.adjust_account(first=16, grown=1, share=None, sent_age_s=0)[0] == 16
+    holder.rollback()
+    holder.close()
+    assert driver.settle_left(10) > 0
+    assert {job.state for job in listing.jobs(connection)} == {JobState.SUCCEEDED, JobState.BLOCKED}
+    control.unset_budget(connection, Scope("group", str(group_id)))
+    assert len(driver.claim(5)) == 2
+    driver.close()
+
+
 # -------------------------------------------------------------------------------------------------------------- turns
+
+
+def test_what_is_delayed_keeps_nothing_else_from_being_claimed(connection: Connection, driver: Queue) -> None:
+    enqueue_many(connection, [NewJob(spec=TRUE, user_id=f"u{n:03}", delay=86400.0) for n in range(300)])
+    enqueue_many(connection, [NewJob(spec=TRUE, priority=n + 1, delay=86400.0) for n in range(150)])
+    put(connection, 5, user_id="zed")
+    assert users(driver.claim(20)) == {"zed": 5}
+
+
+def test_a_group_without_room_keeps_nothing_else_of_its_user_from_being_claimed(
+    connection: Connection, driver: Queue
+) -> None:
+    group_id, _ = enqueue_group(connection, NewGroup(), [NewJob(spec=TRUE, user_id="ann") for _ in range(30)])
+    jobs = driver.claim(20)
+    control.pause(connection, Scope("group", str(group_id)))
+    driver.finish(
+        Ending(job_id=job.job_id, attempt=1, state=JobState.FAILED, retry_delay_s=0.0) for job in jobs
+    )  # They are RETRYING, and before all others of their user.
+    put(connection, 5, user_id="ann")
+    assert Counter(job.group_id for job in driver.claim(10)) == {None: 5}
+    control.resume(connection, Scope("group", str(group_id)))
+    control.set_limit(connection, Scope("group", str(group_id)), per_minute=22)
+    put(connection, 5, user_id="ann")
+    found = Counter(job.group_id for _ in range(2) for job in driver.claim(10))
+    assert found == {group_id: 2, None: 5}, "20 of its members were begun within the minute"
 
 
 def test_users_take_turns_whatever_their_backlogs(connection: Connection, driver: Queue) -> None:
@@ -290,6 +397,23 @@ def test_members_that_become_ready_while_their_group_is_paused_wait_for_it(
     assert [job.job_id for job in driver.claim(10)] == [member]
 
 
+def test_what_somebody_held_when_its_scope_was_paused_is_cancelled_after(
+    connection: Connection, driver: Queue, database_url: str
+) -> None:
+    put(connection, 2)
+    jobs = driver.claim(2)
+    holder = psycopg2.connect(database_url)
+    holder.cursor().execute("SELECT FROM rythmiq.jobs WHERE job_id = %s FOR UPDATE", (str(jobs[0].job_id),))
+    assert control.pause(connection, ACCOUNT, cancel_running=True) == 1
+    holder.rollback()
+    holder.close()
+    driver.look_round([])
+    assert driver.cancel_requests() == {job.job_id for job in jobs}
+    control.resume(connection, ACCOUNT)
+    control.pause(connection, ACCOUNT)
+    assert not control.limits(connection)[0].cancel_running
+
+
 # ------------------------------------------------------------------------------------------------------ budgets, costs
 
 
@@ -361,6 +485,116 @@ def test_an_attempt_collected_again_is_counted_once(connection: Connection, driv
     assert (spent.credits, spent.jobs) == (3.0, 1)
 
 
+def running(connection: Connection, driver: Queue, hours: float) -> Any:
+    """A job that has run for so long, at 10 credits an hour."""
+    put(connection, 1)
+    (job,) = driver.claim(1)
+    step = Progress(job_id=job.job_id, attempt=1, phase=Phase.WAITING, remote_id=7, credits_per_hour=10.0)
+    driver.advance([step])
+    connection.cursor().execute(
+        "UPDATE rythmiq.jobs SET running_at = now() - make_interval(secs => %s)", (hours * 3600,)
+    )
+    driver.advance([replace(step, phase=Phase.COLLECTING)])
+    return job
+
+
+def test_an_attempt_of_unknown_cost_counts_by_its_time(connection: Connection, driver: Queue) -> None:
+    job = running(connection, driver, hours=2.0)
+    driver.finish([Ending(job_id=job.job_id, attempt=1, state=JobState.FAILED, retry_delay_s=0.0)])
+    (spent,) = control.cost(connection, by="all")
+    assert spent.credits == pytest.approx(20.0, abs=0.1)
+    (attempt,) = inspect.attempts(connection, job.job_id)
+    assert attempt.cost_credits == pytest.approx(20.0, abs=0.1)
+    end(driver, driver.claim(1))
+    assert inspect.job(connection, job.job_id).cost_credits == attempt.cost_credits, "the second one never ran"
+
+
+def test_what_is_collected_again_does_not_count_by_its_time_too(connection: Connection, driver: Queue) -> None:
+    job = running(connection, driver, hours=2.0)
+    kept = Ending(
+        job_id=job.job_id,
+        attempt=1,
+        state=JobState.FAILED,
+        error=ErrorInfo(code=ErrorCode.ARTIFACTS_NOT_STORED, message=""),
+        retry_delay_s=0.0,
+        cost_credits=20.0,
+        keep_s=86400.0,
+    )
+    driver.finish([kept])
+    (again,) = driver.claim(1)
+    assert again.phase is Phase.COLLECTING
+    step = Progress(job_id=job.job_id, attempt=1, phase=Phase.COLLECTING, wait_reason="slow", credits_per_hour=10.0)
+    driver.advance([step])
+    assert [each.credits for each in control.cost(connection, by="all")] == [20.0]
+    driver.finish([replace(kept, error=None, keep_s=None, retry_delay_s=None, cost_credits=None)])
+    assert [each.credits for each in control.cost(connection, by="all")] == [20.0]
+
+
+@pytest.mark.parametrize("price", ["1e308", "NaN", "-5", "infinity"])
+def test_a_price_that_is_none_concerns_its_job_alone(connection: Connection, driver: Queue, price: str) -> None:
+    control.set_budget(connection, ACCOUNT, 15.0, "all")
+    running(connection, driver, hours=1.0)
+    job_id = running(connection, driver, hours=1.0).job_id
+    connection.cursor().execute("UPDATE rythmiq.jobs SET credits_per_hour = %s WHERE job_id = %s", (price, str(job_id)))
+    driver.look_round([])
+    (budget,) = control.limits(connection)
+    assert (budget.spent, budget.over) == (pytest.approx(10.0, abs=0.1), [])
+
+
+def test_all_budgets_are_checked_by_one_pass_over_the_costs(connection: Connection, driver: Queue) -> None:
+    for user, queue in (("ann", "default"), ("ann", "gpu"), ("bob", "gpu")):
+        put(connection, 1, user_id=user, queue=queue)
+    group_id, _ = enqueue_group(connection, NewGroup(), [NewJob(spec=TRUE, user_id="eve")])
+    end(driver, driver.claim(9), credits_=1.0)
+    cursor = connection.cursor()
+    cursor.execute("UPDATE rythmiq.costs SET day = day - 400 WHERE user_id = 'bob'")
+    for scope in (
+        ACCOUNT,
+        Scope("queue", "gpu"),
+        Scope("user", "ann"),
+        Scope("user", "*"),
+        Scope("group", str(group_id)),
+    ):
+        for period in ("day", "month", "all"):
+            control.set_budget(connection, scope, 2.0, period)
+    scans = "SELECT seq_scan + idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'costs'"
+    cursor.execute("BEGIN")
+    cursor.execute(scans)
+    (before,) = cursor.fetchone() or (0,)
+    cursor.execute("SELECT rythmiq.check_budgets()")
+    cursor.execute(scans)
+    assert cursor.fetchone() == (before + 1,)
+    cursor.execute("COMMIT")
+    found = {(limit.scope, limit.name, limit.period): (limit.spent, limit.over) for limit in control.limits(connection)}
+    for period, account, gpu in (("day", 3.0, 1.0), ("month", 3.0, 1.0), ("all", 4.0, 2.0)):
+        assert found["account", "", period] == (account, [""])
+        assert found["queue", "gpu", period] == (gpu, ["gpu"] if gpu >= 2.0 else [])
+        assert found["user", "ann", period] == (2.0, ["ann"])
+        assert found["user", "*", period] == (2.0, ["ann"])
+        assert found["group", str(group_id), period] == (1.0, [])
+
+
+def test_each_run_of_a_schedule_makes_no_row_of_costs(connection: Connection, driver: Queue) -> None:
+    for hour in range(3):
+        put(connection, 1, labels={"schedule": "s", "scheduled_at": f"2026-01-01T{hour:02}:00:00Z"})
+    end(driver, driver.claim(9), credits_=1.0)
+    cursor = connection.cursor()
+    cursor.execute("SELECT labels, credits FROM rythmiq.costs")
+    assert cursor.fetchall() == [({"schedule": "s"}, 3.0)]
+
+
+def test_users_over_their_budget_are_closed_each_alone(connection: Connection, driver: Queue) -> None:
+    for user in ("ann", "bob"):
+        put(connection, 2, user_id=user)
+    control.set_budget(connection, Scope("user", "*"), 1.0, "day")
+    end(driver, [job for job in driver.claim(2) if job.user_id == "ann"], credits_=2.0)
+    driver.look_round([])
+    assert users(driver.claim(9)) == {"bob": 1}
+    control.set_budget(connection, Scope("user", "*"), 0.0, "day")
+    put(connection, 1, user_id="eve")
+    assert driver.claim(9) == []
+
+
 def test_a_session_that_holds_a_sum_keeps_no_job_from_ending(
     connection: Connection, driver: Queue, database_url: str
 ) -> None:
@@ -402,6 +636,17 @@ def test_limits_by_the_command_line(
     assert json.loads(run("limit", "show", "--json"))["items"] == []
     assert run("cost", "--csv").startswith("day,credits,jobs")
     assert cli.run(["limit", "set", "galaxy", "--max-running", "1"]) == 2
+    assert cli.run(["limit", "set", "account", "--max-running", "99999999999"]) == 2
+    assert cli.run(["pause", f"queue:{'x' * 6000}"]) == 2
+    run("limit", "set", "queue:a", "--per-minute", "1")
+    run("limit", "set", "queue:b", "--per-minute", "1")
+    shown = json.loads(run("limit", "show", "--limit", "1", "--json"))
+    assert ([item["name"] for item in shown["items"]], shown["total"]) == (["a"], 2)
+    assert "queue:b" not in run("limit", "show", "--limit", "1")
+    end(driver, driver.claim(9), credits_=1.0)
+    assert len(json.loads(run("cost", "--by", "user", "--limit", "1", "--json"))["items"]) == 1
+    run("limit", "unset", "queue:a")
+    run("limit", "unset", "queue:b")
     assert cli.run(["resume", "account"]) == 4
     run("drivers", "drain", str(driver.driver_id)[:8])
     assert driver.look_round([]).draining

@@ -94,6 +94,33 @@ def test_a_schema_of_0_1_0_with_rows_in_every_state_is_upgraded(first_url: str) 
     queue.close()
 
 
+def test_what_reads_a_whole_table_comes_after_the_transaction(first_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(
+        first_url,
+        "UPDATE rythmiq.jobs SET user_id = '*' WHERE state IN ('QUEUED', 'FAILED')",
+        "UPDATE rythmiq.jobs SET cost_credits = 0.5 WHERE state IN ('RETRYING', 'SUCCEEDED')",
+    )
+    costs = "SELECT user_id, queue, sum(credits), sum(jobs) FROM rythmiq.costs GROUP BY 1, 2"
+    complete = migrations._complete
+    seen: list[list[tuple[Any, ...]]] = []
+
+    def killed(dsn: Secret) -> None:
+        seen.append(run(first_url, costs))
+        run(first_url, "UPDATE rythmiq.jobs SET cost_credits = 1.5 WHERE state = 'RETRYING'")
+        seen.append(run(first_url, costs))
+        raise DatabaseUnavailable("killed")
+
+    monkeypatch.setattr(migrations, "_complete", killed)
+    with pytest.raises(DatabaseUnavailable, match="killed"):
+        migrate(Secret(first_url))
+    assert seen == [[], [("", "default", 5.0, 0)]], "what ends meanwhile is counted"
+    monkeypatch.setattr(migrations, "_complete", complete)
+    for _ in range(2):
+        assert migrate(Secret(first_url)) == []
+        assert run(first_url, costs) == [("", "default", 10.0, 10)]
+    assert run(first_url, "SELECT DISTINCT user_id FROM rythmiq.jobs") == [(None,)]
+
+
 def test_no_table_is_written_anew(first_url: str) -> None:
     files = "SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE relname IN ('jobs', 'attempts') ORDER BY 1"
     before = run(first_url, files)

@@ -397,6 +397,64 @@ def test_only_who_is_on_call_bounds_what_others_put_in(database_url: str, login:
                     session.cursor().execute(statement)
 
 
+def test_a_schedules_runs_are_of_whoever_wrote_it_and_of_nobody_else(database_url: str, login: Login) -> None:
+    evil = {"command": "mine", "secrets": ["TOKEN"]}
+    with (
+        connected(login("enqueue")) as producer,
+        connected(login("operator")) as on_call,
+        connected(database_url) as owner,
+        producer.cursor() as cursor,
+    ):
+        kept = enqueue(producer, JobSpec(command="true", secrets=("TOKEN",)), unique_key="k")
+        for name, line in (("held", {"job": {"command": "true", "unique_key": "k"}}), ("own", {"job": evil})):
+            schedules.add(on_call, name, "* * * * *", **line)
+        schedules.add(on_call, "sweep", "* * * * *", sweep={"jobs": [evil, {**evil, "unique_key": "k"}]})
+        schedules.run(on_call, "held")
+        assert inspect.job(owner, kept).enqueued_by == "a_enqueue", "it holds the key, and stays its login's"
+
+        worker = Queue(Secret(login("worker")), lease_s=30)
+        worker.register()
+        run(database_url, "UPDATE rythmiq.schedules SET next_at = next_at - interval '1 minute'")
+        assert worker.fire_schedules(10) == 2
+        worker.close()
+        jobs = list(listing.jobs(owner))
+        assert {job.job_id for job in jobs if job.enqueued_by == "a_enqueue"} == {kept}
+        assert {job.enqueued_by for job in jobs if job.spec.command == "mine"} == {"a_operator"}
+        assert inspect.job(owner, enqueue(owner, JobSpec(command="after"))).enqueued_by == "postgres"
+
+        cursor.execute("SELECT set_config('rythmiq.enqueuer', 'a_operator', false)")
+        cursor.execute("""SELECT rythmiq.enqueue('{"command": "true"}')""")
+        (forged,) = cursor.fetchone() or ()
+        assert inspect.job(owner, forged).enqueued_by == "a_enqueue"
+
+        schedules.add(owner, "nightly", "* * * * *", job={"command": "true"})
+        schedules.add(on_call, "nightly", "* * * * *", job=evil, replace=True)
+        assert schedules.schedules(owner, "nightly")[0].enqueued_by == "a_operator"
+
+
+def test_a_login_lifts_no_brake_that_somebody_else_has_set(database_url: str, login: Login) -> None:
+    with connected(login("enqueue")) as producer, connected(login("operator")) as on_call:
+        group_id, _ = enqueue_group(producer, NewGroup(name="mine"), [NewJob(spec=JobSpec(command="true"))])
+        mine = Scope("group", str(group_id))
+        control.set_limit(producer, mine, max_running=1)
+        control.unset_limit(producer, mine)
+        control.pause(on_call, mine, reason="runaway")
+        control.set_budget(on_call, mine, 1.0, "all")
+        for lift in (
+            lambda: control.resume(producer, mine),
+            lambda: control.pause(producer, mine),
+            lambda: control.set_limit(producer, mine, max_running=1),
+            lambda: control.unset_budget(producer, mine),
+            lambda: control.set_budget(producer, mine, 100.0, "all"),
+        ):
+            with pytest.raises((InsufficientPrivilege, DatabaseUnavailable)):
+                lift()
+        assert {(limit.paused, limit.credits) for limit in control.limits(on_call)} == {(True, None), (False, 1.0)}
+        control.unset_budget(on_call, mine)
+        control.resume(on_call, mine)
+        control.pause(producer, mine)
+
+
 def test_no_function_that_runs_as_the_owner_believes_what_a_login_made_up(database_url: str) -> None:
     with connected(database_url) as connection, connection.cursor() as cursor:
         # A temporary table or type of a login comes before pg_catalog unless pg_temp is named, behind it.

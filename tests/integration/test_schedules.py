@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import psycopg2
 import pytest
 
 from rythmiq_ray import JobSpec, cli, enqueue
 from rythmiq_ray.errors import InvalidJob, NotFound
-from rythmiq_ray.model import Job, JobState
-from rythmiq_ray.queue import Ending, Queue, inspect, listing, schedules
+from rythmiq_ray.model import Job, JobState, NewJob
+from rythmiq_ray.queue import Ending, Queue, enqueue_many, inspect, listing, schedules
 from rythmiq_ray.queue.listing import Connection
 from rythmiq_ray.schedules import CatchUp, Overlap
 from rythmiq_ray.secret import Secret
@@ -162,6 +163,70 @@ def test_what_cannot_be_enqueued_keeps_no_other_from_it(connection: Connection, 
     assert broken.next_at == first + timedelta(hours=1)
 
 
+def test_one_that_fails_in_any_way_keeps_no_other_from_it(connection: Connection, drivers: list[Queue]) -> None:
+    first = schedules.add(
+        connection, "a", "0 * * * *", sweep={"jobs": [JOB], "name": "".join(str(uuid4()) for _ in range(999))}
+    )
+    schedules.add(connection, "b", "0 * * * *", job=JOB)
+    assert at(drivers, first) == 1
+    (failed,) = schedules.schedules(connection, "a")
+    assert failed.last_outcome is not None
+    assert failed.last_outcome.startswith("not enqueued: index row")
+    assert failed.next_at == first + timedelta(hours=1)
+
+
+def test_what_another_session_holds_stays_due_and_keeps_no_other_from_it(
+    connection: Connection, drivers: list[Queue], database_url: str
+) -> None:
+    first = schedules.add(connection, "a", "0 * * * *", job=JOB, overlap=Overlap.CANCEL)
+    schedules.add(connection, "b", "0 * * * *", job=JOB, overlap=Overlap.QUEUE)
+    assert at(drivers, first) == 2
+    impatient = Queue(Secret(database_url), lease_s=600, statement_timeout_s=8.0)
+    impatient.register()
+    holder = psycopg2.connect(database_url)
+    for hour, held in enumerate(("rythmiq.schedules WHERE name = 'a'", "rythmiq.jobs WHERE name = 'a'"), start=1):
+        holder.cursor().execute(f"SELECT FROM {held} FOR UPDATE")
+        impatient.now = first + timedelta(hours=hour)
+        assert impatient.fire_schedules(100) == 1, "the other one"
+        holder.rollback()
+        (waiting,) = schedules.schedules(connection, "a")
+        assert waiting.next_at == first + timedelta(hours=hour)
+        assert impatient.fire_schedules(100) == 1, "now this one"
+    holder.close()
+    impatient.close()
+    assert sorted(job.state for job in put_jobs(connection) if job.name == "a") == ["CANCELLED", "CANCELLED", "QUEUED"]
+
+
+def test_one_of_very_many_jobs_has_more_time_than_another_statement(
+    connection: Connection, drivers: list[Queue]
+) -> None:
+    first = schedules.add(connection, "s", "0 * * * *", job=JOB)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE public.seen AS SELECT ''::text AS timeout; CREATE FUNCTION public.see() RETURNS trigger"
+            " LANGUAGE plpgsql AS $$ BEGIN UPDATE public.seen SET timeout = current_setting('statement_timeout');"
+            " RETURN NULL; END $$; CREATE TRIGGER seen AFTER UPDATE ON rythmiq.schedules EXECUTE FUNCTION public.see()"
+        )
+        assert at(drivers, first) == 1
+        cursor.execute("SELECT timeout FROM public.seen")
+        assert cursor.fetchone() == ("5min",)
+
+
+def test_a_sweep_whose_keys_are_all_held_is_skipped_and_leaves_nothing(
+    connection: Connection, drivers: list[Queue], capsys: pytest.CaptureFixture[str]
+) -> None:
+    enqueue_many(connection, [NewJob(spec=JobSpec(command="true"), unique_key="k")])
+    first = schedules.add(connection, "s", "0 * * * *", sweep={"jobs": [{**JOB, "unique_key": "k"}]})
+    assert at(drivers, first) == 0
+    assert listing.groups(connection) == []
+    (skipped,) = schedules.schedules(connection, "s")
+    assert skipped.last_outcome == "skipped: other jobs hold its unique keys"
+    assert cli.run(["schedule", "run", "s"]) == 1
+    assert "s was skipped: other jobs hold its unique keys" in capsys.readouterr().err
+    end(drivers[0])
+    assert at(drivers, first + timedelta(hours=1)) == 1
+
+
 def test_the_command_line(connection: Connection, drivers: list[Queue], capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str, code: int = 0) -> str:
         found = cli.run(["schedule", *arguments])
@@ -181,8 +246,11 @@ def test_the_command_line(connection: Connection, drivers: list[Queue], capsys: 
         (("* * * * *", "--command", "x", "--time-zone", "Nowhere"), "time_zone: "),
         (("* * * * *", "--command", "x", "--node-size", "huge"), "node_size: "),
         (("* * * * *",), "give --command"),
+        (("* * * * *", "--command", "x", "--max-parallel", "3"), "give --param"),
     ):
         assert said in run("add", "bad", *arguments, code=2)
+    for name in ("", "x" * 201):
+        assert "name: must have 1 to 200 characters" in run("add", name, "* * * * *", "--command", "x", code=2)
     listed = json.loads(run("list", "--json"))
     assert [item["name"] for item in listed["items"]] == ["nightly", "sweep"]
     assert listed["items"][0]["job"] == {
@@ -193,6 +261,9 @@ def test_the_command_line(connection: Connection, drivers: list[Queue], capsys: 
         "priority": 5,
     }
     assert "nightly" in run("list")
+    first = json.loads(run("list", "--json", "--limit", "1"))
+    assert ([item["name"] for item in first["items"]], first["total"]) == (["nightly"], 2)
+    assert "sweep" not in run("list", "--limit", "1")
     job_id = run("run", "nightly").strip()
     assert inspect.job(connection, job_id).priority == 5
     assert "was skipped" in run("run", "nightly", code=1)

@@ -7,7 +7,9 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
+from cronsim import CronSim
 
+from rythmiq_ray import schedules
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.schedules import MOST_CAUGHT_UP, CatchUp, check, due, next_after
 
@@ -60,6 +62,49 @@ def test_what_was_missed_is_caught_up_as_asked() -> None:
     )
     assert {due("0 * * * *", "UTC", first, now, each).next_at for each in CatchUp} == {START + timedelta(hours=6)}
     assert due("0 * * * *", "UTC", first, START, CatchUp.ALL).times == ()
+
+
+def test_a_time_of_long_ago_costs_no_more_than_one_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+
+    class Counted(CronSim):
+        def __next__(self) -> datetime:
+            nonlocal steps
+            steps += 1
+            return super().__next__()
+
+    monkeypatch.setattr(schedules, "CronSim", Counted)
+    for catch_up in CatchUp:
+        found = due("* * * * *", "UTC", datetime(2, 1, 1, tzinfo=UTC), START, catch_up)
+        assert found.times[-1] == START
+    assert steps < 10 * MOST_CAUGHT_UP
+
+
+@pytest.mark.parametrize("cron", ["30 2 * * *", "*/15 * * * *", "0 0 * * *", "*/7 1-2 * * *", "0 */2 * * *"])
+@pytest.mark.parametrize("zone", [BERLIN, "America/Havana", "Australia/Lord_Howe"])
+def test_whenever_it_is_asked_the_next_time_is_to_come(cron: str, zone: str) -> None:
+    for month, day in ((3, 7), (3, 28), (4, 4), (10, 3), (10, 24), (10, 31)):  # The clocks change in the night after.
+        noon = datetime(2026, month, day, 12, tzinfo=UTC)
+        for at in (noon + timedelta(minutes=minutes) for minutes in range(1, 24 * 60, 7)):
+            assert next_after(cron, zone, at) > at
+
+
+def test_asked_in_the_second_of_two_equal_hours_the_next_one_is_the_day_after() -> None:
+    for minute in (0, 29, 31):
+        at = datetime(2026, 10, 25, 1, minute, tzinfo=UTC)
+        assert next_after("30 2 * * *", BERLIN, at) == datetime(2026, 10, 26, 1, 30, tzinfo=UTC)
+
+
+def test_what_was_missed_in_the_hour_that_comes_twice_is_caught_up() -> None:
+    first = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    for minute in (0, 15, 45):
+        found = due("30 2 * * *", BERLIN, first - timedelta(days=1), first.replace(hour=1, minute=minute), CatchUp.ONE)
+        assert found.times == [first]
+
+
+def test_a_time_that_a_person_chose_is_due_too() -> None:
+    found = due("0 0 1 1 *", "UTC", START + timedelta(days=9), START + timedelta(days=10), CatchUp.ONE)
+    assert found.times == [START + timedelta(days=9)]
 
 
 def test_years_away_are_bounded() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -16,6 +16,7 @@ from rythmiq_ray.queue.schema import REVISION, USABLE_FROM, check_encoding, reco
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
+_T = TypeVar("_T")
 _HERE: Final = Path(__file__).parent
 _LOCK: Final = 0x72797468  # "ryth": any number that no other program takes
 _BUILD_LOCK: Final = _LOCK + 1
@@ -35,9 +36,9 @@ _DROPPED: Final = ("jobs_finished", "jobs_unique_key", "jobs_claimable_by_queue"
 def migrate(dsn: Secret, *, tell: Callable[[str], object] = lambda _: None) -> list[str]:
     """Brings the database up to this version's schema and returns the revisions applied now, oldest first.
 
-    One transaction under an advisory lock, then the indexes of large tables, one by one: it may run twice, from several
-    places at once, and be killed at any moment. ``tell`` is told once what it waits for. Raises ConfigurationError for
-    a database that cannot hold the schema, and DatabaseUnavailable.
+    One transaction under an advisory lock, then what reads large tables whole, and their indexes, one by one: it may
+    run twice, from several places at once, and be killed at any moment. ``tell`` is told once what it waits for.
+    Raises ConfigurationError for a database that cannot hold the schema, and DatabaseUnavailable.
     """
     connection = connect(dsn, statement_timeout_s=0, lock_timeout_s=_LOCK_TIMEOUT_S)
     try:
@@ -45,10 +46,16 @@ def migrate(dsn: Secret, *, tell: Callable[[str], object] = lambda _: None) -> l
         check_encoding(connection)
     finally:
         connection.close()
+    applied = _repeated(lambda: _upgrade(dsn), tell)
+    _repeated(lambda: _complete(dsn), tell)
+    _build_indexes(dsn, tell)
+    return applied
+
+
+def _repeated(work: Callable[[], _T], tell: Callable[[str], object]) -> _T:
     for left in reversed(range(_TRIES)):
         try:
-            applied = _upgrade(dsn)
-            break
+            return work()
         except _Busy as error:
             if not left:
                 raise DatabaseUnavailable(
@@ -58,8 +65,7 @@ def migrate(dsn: Secret, *, tell: Callable[[str], object] = lambda _: None) -> l
             if left == _TRIES - 1:
                 tell(f"Waiting for another session: {error}")
             time.sleep(_PAUSE_S)
-    _build_indexes(dsn, tell)
-    return applied
+    raise AssertionError("the last try returns or raises")
 
 
 class _Busy(Exception):
@@ -135,6 +141,24 @@ def _build_indexes(dsn: Secret, tell: Callable[[str], object]) -> None:
             _execute(connection, name, _indexes()[name])
         for name in _superfluous(connection):
             _execute(connection, name, f"DROP INDEX CONCURRENTLY IF EXISTS rythmiq.{name}")
+    finally:
+        connection.close()
+
+
+def _complete(dsn: Secret) -> None:
+    """Does what a migration has left for after its transaction, while nobody waits to read the tables."""
+    connection = connect(dsn, statement_timeout_s=0, lock_timeout_s=_LOCK_TIMEOUT_S)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            cursor.execute("SELECT FROM pg_proc WHERE oid = to_regprocedure('rythmiq.complete_migration()')")
+            if cursor.rowcount:
+                cursor.execute("SELECT rythmiq.complete_migration()")
+                cursor.execute("DROP FUNCTION rythmiq.complete_migration()")
+    except psycopg2.Error as error:
+        if error.pgcode in _WAITS:
+            raise _Busy(explain(error)) from None
+        raise DatabaseUnavailable(f"The migration is not complete: {as_ours(error) or explain(error)}") from None
     finally:
         connection.close()
 

@@ -13,8 +13,6 @@ ALTER TABLE rythmiq.jobs
     ADD COLUMN notify      text,
     ADD COLUMN traceparent text,
     ADD COLUMN enqueued_by name;
--- Not in the same step: rows that are there already would get the login of whoever migrates.
-ALTER TABLE rythmiq.jobs ALTER COLUMN enqueued_by SET DEFAULT session_user;
 
 -- Not validated, because that reads the whole table, and no row breaks it: the former check allowed less.
 ALTER TABLE rythmiq.jobs DROP CONSTRAINT jobs_state_check;
@@ -45,6 +43,11 @@ CREATE FUNCTION rythmiq.enqueuer() RETURNS name LANGUAGE sql STABLE SET search_p
                                               WHERE c.oid = 'rythmiq.jobs'::regclass)
                          THEN nullif(current_setting('rythmiq.enqueuer', true), '')::name END, session_user)
 $$;
+
+-- Not with the column itself: rows that are there already would get the login of whoever migrates. The function is asked
+-- only where there is a setting: it would make a bulk load slow.
+ALTER TABLE rythmiq.jobs ALTER COLUMN enqueued_by SET DEFAULT
+    CASE WHEN coalesce(current_setting('rythmiq.enqueuer', true), '') = '' THEN session_user ELSE rythmiq.enqueuer() END;
 
 CREATE TABLE rythmiq.groups (
     group_id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -505,6 +508,7 @@ BEGIN
                 WHERE g.group_id = entry.group_id
                   AND (g.members, g.succeeded, g.failed, g.cancelled)
                       IS DISTINCT FROM (c.members, c.succeeded, c.failed, c.cancelled);
+                PERFORM rythmiq.place_group(entry.group_id);
                 PERFORM rythmiq.settle_soon(
                     ARRAY[ROW(NULL, entry.group_id, 'RUNNING', CASE WHEN entry.stop THEN 'STOPPED' ELSE 'RUNNING' END
                              )::rythmiq.job_change], ARRAY[entry.group_id]);

@@ -412,6 +412,9 @@ BEGIN
     IF job ->> 'traceparent' !~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' THEN
         PERFORM rythmiq.refuse('traceparent', 'must be one of W3C Trace Context, version 00');
     END IF;
+    IF job ->> 'user_id' = '*' THEN
+        PERFORM rythmiq.refuse('user_id', 'must not be *, which is each user in limits');
+    END IF;
     unique_key := rythmiq.check_text(job, 'unique_key', 1, 500);
     SELECT j.job_id INTO holder FROM rythmiq.jobs AS j
     WHERE j.unique_key = rythmiq.check_text(job, 'unique_key', 1, 500)

@@ -23,9 +23,21 @@ CREATE TABLE rythmiq.schedules (
 COMMENT ON TABLE rythmiq.schedules IS 'job is a line of `rythmiq schema`; sweep has jobs, a list of such lines, and what a group has';
 COMMENT ON COLUMN rythmiq.schedules.last_outcome IS 'what became of the last due time: enqueued, skipped, or why it could not be enqueued';
 
--- Enqueues what a schedule has, once, as the login that made it. Returns the job, or the group of a sweep.
+-- Whose text it is decides whose secrets a run may name.
+CREATE FUNCTION rythmiq.schedule_written() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.enqueued_by := session_user;
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER schedules_written BEFORE UPDATE OF job, sweep ON rythmiq.schedules
+    FOR EACH ROW EXECUTE FUNCTION rythmiq.schedule_written();
+
+-- Enqueues what a schedule has, once, as the login that wrote it. Returns the job, or the group of a sweep; NULL where it
+-- is skipped. What another session holds is waited for briefly alone.
 CREATE FUNCTION rythmiq.run_schedule(schedule text, at timestamptz) RETURNS uuid
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
     s rythmiq.schedules;
     line jsonb;
@@ -59,7 +71,6 @@ BEGIN
         line := jsonb_build_object('name', s.name) || s.job
             || jsonb_build_object('labels', coalesce(s.job -> 'labels', '{}') || marks);
         made := rythmiq.enqueue(line);
-        UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.job_id = made;
     ELSE
         made_group := gen_random_uuid();
         INSERT INTO rythmiq.groups (group_id, name, user_id, labels, max_parallel, stop_after_failures, notify)
@@ -70,9 +81,14 @@ BEGIN
             PERFORM rythmiq.enqueue(line || jsonb_build_object('group', made_group,
                 'labels', coalesce(line -> 'labels', '{}') || marks));
         END LOOP;
-        UPDATE rythmiq.jobs AS j SET enqueued_by = s.enqueued_by WHERE j.group_id = made_group;
     END IF;
     PERFORM set_config('rythmiq.enqueuer', '', true);
+    DELETE FROM rythmiq.groups AS g
+    WHERE g.group_id = made_group AND NOT EXISTS (SELECT FROM rythmiq.jobs AS j WHERE j.group_id = made_group);
+    IF FOUND THEN
+        UPDATE rythmiq.schedules AS x SET last_outcome = 'skipped: other jobs hold its unique keys' WHERE x.name = schedule;
+        RETURN NULL;
+    END IF;
     UPDATE rythmiq.schedules AS x
     SET last_at = at, last_job_id = made, last_group_id = made_group, last_outcome = 'enqueued'
     WHERE x.name = schedule;
@@ -80,29 +96,33 @@ BEGIN
 END
 $$;
 
--- Fires due times of a schedule, unless another driver has: whoever moves next_at on from what it was does it.
+-- Fires due times of a schedule, unless another session has or holds it: whoever moves next_at on from what it was does it.
 CREATE FUNCTION rythmiq.fire_schedule(schedule text, was timestamptz, following timestamptz, times timestamptz[])
 RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     at timestamptz;
     fired integer := 0;
 BEGIN
-    UPDATE rythmiq.schedules AS x SET next_at = following
-    WHERE x.name = schedule AND x.next_at = was AND NOT x.paused;
+    PERFORM FROM rythmiq.schedules AS x WHERE x.name = schedule AND x.next_at = was AND NOT x.paused FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
+    UPDATE rythmiq.schedules AS x SET next_at = following WHERE x.name = schedule;
     FOREACH at IN ARRAY times LOOP
         BEGIN
             IF rythmiq.run_schedule(schedule, at) IS NOT NULL THEN
                 fired := fired + 1;
             END IF;
-        EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
-            -- One that cannot be enqueued any more keeps no other from being fired.
+        EXCEPTION WHEN OTHERS THEN
+            -- What may pass (a conflict, a lock, a shutdown) leaves it due. One that cannot be enqueued any more keeps no
+            -- other from being fired.
+            IF SQLSTATE ~ '^(40|53|55P03|57|58)' THEN RAISE; END IF;
             UPDATE rythmiq.schedules AS x SET last_outcome = 'not enqueued: ' || SQLERRM WHERE x.name = schedule;
         END;
     END LOOP;
     RETURN fired;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN 0;
 END
 $$;
 

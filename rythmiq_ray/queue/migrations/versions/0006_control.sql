@@ -3,6 +3,9 @@
 ALTER TABLE rythmiq.drivers ADD COLUMN draining_at timestamptz;
 ALTER TABLE rythmiq.jobs ADD COLUMN credits_per_hour double precision;
 
+-- In limits it stands for each user. Not validated, because that reads the whole table; see complete_migration.
+ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_user_check CHECK (user_id <> '*') NOT VALID;
+
 COMMENT ON COLUMN rythmiq.drivers.draining_at IS 'since then it ends what it has, takes nothing new, and goes';
 COMMENT ON COLUMN rythmiq.jobs.credits_per_hour IS 'of the running or last attempt, by the price that its driver knows';
 
@@ -28,7 +31,7 @@ CREATE UNIQUE INDEX limits_scope ON rythmiq.limits (scope, name, (coalesce(perio
 
 COMMENT ON TABLE rythmiq.limits IS 'a row for a scope, and one more for each period of a budget; all of them hold';
 COMMENT ON COLUMN rythmiq.limits.name IS 'of the queue or user, * for each user; of a group its id; empty for the account';
-COMMENT ON COLUMN rythmiq.limits.cancel_running IS 'once the budget is reached, what runs is cancelled too';
+COMMENT ON COLUMN rythmiq.limits.cancel_running IS 'once it is paused or the budget is reached, what runs is cancelled too';
 COMMENT ON COLUMN rythmiq.limits.spent IS 'of the budget, when a driver looked last: of * the most of any user';
 COMMENT ON COLUMN rythmiq.limits.over IS 'the names that have reached the budget; of * they are users';
 
@@ -51,13 +54,24 @@ COMMENT ON TABLE rythmiq.costs IS 'what ended, by the day in UTC on which it end
 COMMENT ON COLUMN rythmiq.costs.group_id IS 'all zeros where a job is in no group';
 COMMENT ON COLUMN rythmiq.costs.part IS 'another row of the same key, where a session held the first one';
 
-INSERT INTO rythmiq.costs (day, user_id, queue, group_id, labels, credits, jobs)
-SELECT (coalesce(j.finished_at, j.updated_at) AT TIME ZONE 'UTC')::date, coalesce(j.user_id, ''), j.queue,
-       coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), j.labels, sum(j.cost_credits), count(*)
-FROM rythmiq.jobs AS j
-WHERE j.cost_credits > 0 AND j.cost_credits < 'infinity' AND isfinite(coalesce(j.finished_at, j.updated_at))
-GROUP BY 1, 2, 3, 4, 5;
+-- What reads the whole table of jobs. `rythmiq migrate` calls it once its other work is committed, and drops it: readers
+-- wait for nothing then, and writers alone for this. It counts anew what the trigger below has counted until then.
+CREATE FUNCTION rythmiq.complete_migration() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE rythmiq.jobs IN SHARE ROW EXCLUSIVE MODE;
+    UPDATE rythmiq.jobs SET user_id = NULL WHERE user_id = '*';
+    DELETE FROM rythmiq.costs;
+    INSERT INTO rythmiq.costs (day, user_id, queue, group_id, labels, credits, jobs)
+    SELECT (coalesce(j.finished_at, j.updated_at) AT TIME ZONE 'UTC')::date, coalesce(j.user_id, ''), j.queue,
+           coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), j.labels - 'scheduled_at', sum(j.cost_credits),
+           count(*)
+    FROM rythmiq.jobs AS j
+    WHERE j.cost_credits > 0 AND j.cost_credits < 'infinity' AND isfinite(coalesce(j.finished_at, j.updated_at))
+    GROUP BY 1, 2, 3, 4, 5;
+END
+$$;
 
+-- The label that differs with each run of a schedule is left out: it would make a row for each.
 CREATE FUNCTION rythmiq.jobs_priced() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
@@ -67,7 +81,7 @@ BEGIN
         BEGIN
             INSERT INTO rythmiq.costs AS c (day, user_id, queue, group_id, labels, part, credits, jobs, group_name)
             SELECT (now() AT TIME ZONE 'UTC')::date, coalesce(n.user_id, ''), n.queue,
-                   coalesce(n.group_id, '00000000-0000-0000-0000-000000000000'), n.labels, parts,
+                   coalesce(n.group_id, '00000000-0000-0000-0000-000000000000'), n.labels - 'scheduled_at', parts,
                    sum(coalesce(n.cost_credits, 0) - coalesce(o.cost_credits, 0)),
                    count(*) FILTER (WHERE o.cost_credits IS NULL), max(g.name)
             FROM new_rows AS n JOIN old_rows AS o USING (job_id) LEFT JOIN rythmiq.groups AS g ON g.group_id = n.group_id
@@ -90,31 +104,44 @@ CREATE TRIGGER jobs_priced AFTER UPDATE ON rythmiq.jobs
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.jobs_priced();
 
+-- None for what is no price: it would keep all others from being summed.
+CREATE FUNCTION rythmiq.estimated_credits(an_hour double precision, since timestamptz, until timestamptz)
+RETURNS double precision LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN an_hour BETWEEN 0 AND 1e9 AND isfinite(since) AND isfinite(until)
+                THEN an_hour * greatest(0, extract(epoch FROM until - since)) / 3600 END
+$$;
+
 CREATE VIEW rythmiq.spending AS
 SELECT c.day, c.user_id, c.queue, c.group_id, c.group_name, c.labels, c.credits, c.jobs, false AS running
 FROM rythmiq.costs AS c
 UNION ALL
 SELECT (now() AT TIME ZONE 'UTC')::date, coalesce(j.user_id, ''), j.queue,
-       coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), g.name, j.labels,
-       j.credits_per_hour * greatest(0, extract(epoch FROM coalesce(j.ended_at, now()) - j.running_at)) / 3600, 1, true
+       coalesce(j.group_id, '00000000-0000-0000-0000-000000000000'), g.name, j.labels - 'scheduled_at',
+       rythmiq.estimated_credits(j.credits_per_hour, j.running_at, coalesce(j.ended_at, now())), 1, true
 FROM rythmiq.jobs AS j LEFT JOIN rythmiq.groups AS g USING (group_id)
-WHERE j.state = 'RUNNING' AND isfinite(j.running_at) AND coalesce(isfinite(j.ended_at), true)
-  AND j.credits_per_hour IS NOT NULL;
+WHERE j.state = 'RUNNING' AND rythmiq.estimated_credits(j.credits_per_hour, j.running_at, coalesce(j.ended_at, now())) >= 0;
 
 COMMENT ON VIEW rythmiq.spending IS 'what ended, and beside it what runs, by its price and the time that it has run';
 
 -- ------------------------------------------------------------------------------------------------------------- groups
 
--- A limit of a group, or a pause, holds by way of its places: what has none is BLOCKED, and no claim meets it.
+-- A limit of a group, or a pause, holds by way of its places: what has none is BLOCKED, and no claim meets it. A group that
+-- another session holds is left to the drivers; the claim keeps to the limit meanwhile.
 CREATE FUNCTION rythmiq.place_group(id uuid) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     bound integer;
 BEGIN
-    PERFORM FROM rythmiq.groups AS g WHERE g.group_id = id FOR NO KEY UPDATE;
-    SELECT min(CASE WHEN l.paused OR l.over <> '{}' THEN 0 ELSE least(l.max_running, l.per_minute) END) INTO bound
+    PERFORM FROM rythmiq.groups AS g WHERE g.group_id = id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        INSERT INTO rythmiq.unsettled (group_id) SELECT g.group_id FROM rythmiq.groups AS g WHERE g.group_id = id;
+        PERFORM pg_notify('rythmiq', 'unsettled');
+        RETURN;
+    END IF;
+    SELECT min(CASE WHEN l.paused OR l.over <> '{}' THEN 0 ELSE l.max_running END) INTO bound
     FROM rythmiq.limits AS l WHERE l.scope = 'group' AND l.name = id::text;
     UPDATE rythmiq.groups AS g SET places = least(bound, CASE WHEN bound IS NOT NULL THEN g.max_parallel END)
-    WHERE g.group_id = id;
+    WHERE g.group_id = id
+      AND g.places IS DISTINCT FROM least(bound, CASE WHEN bound IS NOT NULL THEN g.max_parallel END);
     IF bound IS NOT NULL THEN
         UPDATE rythmiq.jobs AS j SET state = 'BLOCKED', updated_at = now()
         WHERE j.job_id IN (
@@ -162,26 +189,40 @@ CREATE FUNCTION rythmiq.as_uuid(value text) RETURNS uuid LANGUAGE sql IMMUTABLE 
     SELECT CASE WHEN value ~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' THEN value::uuid END
 $$;
 
--- Whether the login may bound this scope: it is on call, or it has put that group in.
-CREATE FUNCTION rythmiq.check_scope(of_scope text, of_name text) RETURNS void
+-- Whether the login may bound this scope: it is on call, or it has put that group in and nobody else has bounded it. Returns
+-- the name as it is stored.
+CREATE FUNCTION rythmiq.check_scope(of_scope text, of_name text) RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    stored text := coalesce(of_name, '');
+    mine record;
+    own boolean;
 BEGIN
     IF of_scope NOT IN ('account', 'queue', 'user', 'group') OR of_scope IS NULL THEN
         PERFORM rythmiq.refuse('scope', 'must be account, queue, user or group');
     END IF;
-    IF (of_scope = 'account') <> (coalesce(of_name, '') = '') THEN
+    IF (of_scope = 'account') <> (stored = '') THEN
         PERFORM rythmiq.refuse('name', 'is for a queue, a user or a group');
     END IF;
-    IF of_scope = 'group' AND NOT EXISTS (SELECT FROM rythmiq.groups AS g WHERE g.group_id = rythmiq.as_uuid(of_name)) THEN
-        PERFORM rythmiq.refuse('name', 'there is no group ' || of_name);
+    IF octet_length(stored) > 2000 THEN
+        PERFORM rythmiq.refuse('name', 'has more than 2000 bytes, which no index holds');
     END IF;
-    IF NOT (pg_has_role(session_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'rythmiq.jobs'::regclass), 'MEMBER')
-            OR EXISTS (SELECT FROM pg_roles AS r WHERE r.rolname = 'rythmiq_operator'
-                       AND pg_has_role(session_user, r.oid, 'MEMBER'))
-            OR (of_scope = 'group' AND EXISTS (SELECT FROM rythmiq.groups AS g
-                                            WHERE g.group_id = rythmiq.as_uuid(of_name) AND g.enqueued_by = session_user))) THEN
+    SELECT r.roles, r.trusted INTO mine FROM rythmiq.roles_of(session_user) AS r;
+    IF of_scope = 'group' THEN
+        SELECT g.group_id::text, g.enqueued_by = session_user INTO stored, own
+        FROM rythmiq.groups AS g WHERE g.group_id = rythmiq.as_uuid(of_name);
+        IF NOT FOUND THEN
+            PERFORM rythmiq.refuse('name', 'there is no group ' || of_name);
+        END IF;
+    END IF;
+    IF NOT mine.trusted AND own IS NOT TRUE THEN
         RAISE insufficient_privilege USING MESSAGE = 'this login may bound the groups that it put in, and nothing else';
     END IF;
+    IF NOT mine.trusted AND EXISTS (SELECT FROM rythmiq.limits AS l
+                                    WHERE l.scope = of_scope AND l.name = stored AND NOT l.set_by = ANY(mine.roles)) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'somebody else has bounded this group, and this login may not change that';
+    END IF;
+    RETURN stored;
 END
 $$;
 
@@ -189,11 +230,11 @@ CREATE FUNCTION rythmiq.set_limit(scope text, name text, max_running integer, pe
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM rythmiq.check_scope($1, $2);
+    $2 := rythmiq.check_scope($1, $2);
     IF $3 < 0 OR $4 < 0 OR coalesce($3, $4) IS NULL THEN
         PERFORM rythmiq.refuse('max_running', 'and per_minute: give one of them, 0 or more');
     END IF;
-    INSERT INTO rythmiq.limits AS l (scope, name, max_running, per_minute) VALUES ($1, coalesce($2, ''), $3, $4)
+    INSERT INTO rythmiq.limits AS l (scope, name, max_running, per_minute) VALUES ($1, $2, $3, $4)
     ON CONFLICT (scope, name, (coalesce(period, ''))) DO UPDATE
     SET max_running = coalesce($3, l.max_running), per_minute = coalesce($4, l.per_minute),
         set_by = session_user, set_at = now();
@@ -205,12 +246,12 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_one boolean;
 BEGIN
-    PERFORM rythmiq.check_scope($1, $2);
+    $2 := rythmiq.check_scope($1, $2);
     UPDATE rythmiq.limits AS l SET max_running = NULL, per_minute = NULL
-    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND coalesce(l.max_running, l.per_minute) IS NOT NULL;
+    WHERE l.scope = $1 AND l.name = $2 AND coalesce(l.max_running, l.per_minute) IS NOT NULL;
     found_one := FOUND;
     DELETE FROM rythmiq.limits AS l
-    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND NOT l.paused AND l.credits IS NULL
+    WHERE l.scope = $1 AND l.name = $2 AND NOT l.paused AND l.credits IS NULL
       AND coalesce(l.max_running, l.per_minute) IS NULL;
     RETURN found_one;
 END
@@ -220,7 +261,7 @@ CREATE FUNCTION rythmiq.set_budget(scope text, name text, credits double precisi
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM rythmiq.check_scope($1, $2);
+    $2 := rythmiq.check_scope($1, $2);
     IF $3 IS NULL OR NOT ($3 >= 0 AND $3 < 'infinity') THEN
         PERFORM rythmiq.refuse('credits', 'must be a number, 0 or more');
     END IF;
@@ -228,7 +269,7 @@ BEGIN
         PERFORM rythmiq.refuse('period', 'must be day, month or all');
     END IF;
     INSERT INTO rythmiq.limits (scope, name, credits, period, cancel_running)
-    VALUES ($1, coalesce($2, ''), $3, $4, coalesce($5, false))
+    VALUES ($1, $2, $3, $4, coalesce($5, false))
     ON CONFLICT (scope, name, (coalesce(period, ''))) DO UPDATE
     SET credits = $3, cancel_running = coalesce($5, false), set_by = session_user, set_at = now();
     PERFORM rythmiq.check_budgets();
@@ -238,9 +279,9 @@ $$;
 CREATE FUNCTION rythmiq.unset_budget(scope text, name text, period text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM rythmiq.check_scope($1, $2);
+    $2 := rythmiq.check_scope($1, $2);
     DELETE FROM rythmiq.limits AS l
-    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND l.period IS NOT NULL AND ($3 IS NULL OR l.period = $3);
+    WHERE l.scope = $1 AND l.name = $2 AND l.period IS NOT NULL AND ($3 IS NULL OR l.period = $3);
     RETURN FOUND;
 END
 $$;
@@ -270,11 +311,11 @@ CREATE FUNCTION rythmiq.pause(scope text, name text, reason text, cancel_running
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM rythmiq.check_scope($1, $2);
-    INSERT INTO rythmiq.limits (scope, name, paused, reason) VALUES ($1, coalesce($2, ''), true, $3)
+    $2 := rythmiq.check_scope($1, $2);
+    INSERT INTO rythmiq.limits (scope, name, paused, cancel_running, reason) VALUES ($1, $2, true, coalesce($4, false), $3)
     ON CONFLICT (scope, name, (coalesce(period, ''))) DO UPDATE
-    SET paused = true, reason = $3, set_by = session_user, set_at = now();
-    RETURN CASE WHEN $4 THEN rythmiq.cancel_running($1, ARRAY[coalesce($2, '')]) ELSE 0 END;
+    SET paused = true, cancel_running = coalesce($4, false), reason = $3, set_by = session_user, set_at = now();
+    RETURN CASE WHEN $4 THEN rythmiq.cancel_running($1, ARRAY[$2]) ELSE 0 END;
 END
 $$;
 
@@ -283,12 +324,12 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_one boolean;
 BEGIN
-    PERFORM rythmiq.check_scope($1, $2);
-    UPDATE rythmiq.limits AS l SET paused = false, reason = NULL
-    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND l.paused;
+    $2 := rythmiq.check_scope($1, $2);
+    UPDATE rythmiq.limits AS l SET paused = false, cancel_running = false, reason = NULL
+    WHERE l.scope = $1 AND l.name = $2 AND l.paused;
     found_one := FOUND;
     DELETE FROM rythmiq.limits AS l
-    WHERE l.scope = $1 AND l.name = coalesce($2, '') AND l.credits IS NULL
+    WHERE l.scope = $1 AND l.name = $2 AND l.credits IS NULL
       AND coalesce(l.max_running, l.per_minute) IS NULL;
     RETURN found_one;
 END
@@ -303,35 +344,50 @@ BEGIN
 END
 $$;
 
--- What budgets have been spent, and which are reached. A row that another session holds is looked at next time.
+-- What budgets have been spent, and which are reached; all by one pass over the costs. What is to be cancelled is looked for
+-- each time, because a row that another session holds is skipped.
 CREATE FUNCTION rythmiq.check_budgets() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    b rythmiq.limits;
+    b record;
     today CONSTANT date := (now() AT TIME ZONE 'UTC')::date;
-    most double precision;
-    reached text[];
+    this_month CONSTANT date := date_trunc('month', today)::date;
+    first_day CONSTANT date := (SELECT CASE WHEN bool_or(l.period = 'all') THEN '-infinity'::date
+                                            WHEN bool_or(l.period = 'month') THEN this_month ELSE today END
+                                FROM rythmiq.limits AS l);
 BEGIN
-    FOR b IN SELECT * FROM rythmiq.limits AS l WHERE l.credits IS NOT NULL
-             ORDER BY l.scope, l.name, l.period FOR NO KEY UPDATE SKIP LOCKED
-    LOOP
-        SELECT coalesce(max(t.credits), 0), coalesce(array_agg(t.name) FILTER (WHERE t.credits >= b.credits), '{}')
-        INTO most, reached
-        FROM (
-            SELECT CASE b.scope WHEN 'account' THEN '' WHEN 'queue' THEN s.queue WHEN 'user' THEN s.user_id
-                                ELSE s.group_id::text END AS name, sum(s.credits) AS credits
+    FOR b IN
+        WITH held AS MATERIALIZED (
+            SELECT * FROM rythmiq.limits AS l WHERE l.credits IS NOT NULL
+            ORDER BY l.scope, l.name, l.period FOR NO KEY UPDATE SKIP LOCKED
+        ), spent AS MATERIALIZED (
+            SELECT s.user_id, s.queue, s.group_id, sum(s.credits) AS credits,
+                   coalesce(sum(s.credits) FILTER (WHERE s.day >= this_month), 0) AS of_month,
+                   coalesce(sum(s.credits) FILTER (WHERE s.day >= today), 0) AS of_day
             FROM rythmiq.spending AS s
-            WHERE s.day >= CASE b.period WHEN 'day' THEN today WHEN 'month' THEN date_trunc('month', today)::date
-                                         ELSE '-infinity'::date END
-              AND CASE b.scope WHEN 'account' THEN true WHEN 'queue' THEN s.queue = b.name
-                               WHEN 'user' THEN b.name = '*' OR s.user_id = b.name ELSE s.group_id::text = b.name END
-            GROUP BY 1
-        ) AS t;
-        IF b.credits = 0 THEN reached := ARRAY[b.name]; END IF;
-        UPDATE rythmiq.limits AS l SET spent = most, over = reached
+            WHERE s.day >= first_day AND EXISTS (SELECT FROM held)
+            GROUP BY s.user_id, s.queue, s.group_id
+        ), sums AS (
+            SELECT h.scope, h.name, h.period, k.who,
+                   sum(CASE h.period WHEN 'day' THEN s.of_day WHEN 'month' THEN s.of_month ELSE s.credits END) AS credits
+            FROM spent AS s
+            CROSS JOIN LATERAL (VALUES ('account', '', ''), ('queue', s.queue, s.queue), ('user', s.user_id, s.user_id),
+                                       ('user', '*', s.user_id), ('group', s.group_id::text, s.group_id::text))
+                AS k(scope, name, who)
+            JOIN held AS h ON h.scope = k.scope AND h.name = k.name
+            GROUP BY h.scope, h.name, h.period, k.who
+        )
+        SELECT h.scope, h.name, h.period, h.cancel_running, coalesce(max(t.credits), 0) AS most,
+               CASE WHEN h.credits = 0 THEN ARRAY[h.name]
+                    ELSE coalesce(array_agg(t.who ORDER BY t.who) FILTER (WHERE t.credits >= h.credits), '{}') END AS reached
+        FROM held AS h LEFT JOIN sums AS t ON t.scope = h.scope AND t.name = h.name AND t.period = h.period
+        GROUP BY h.scope, h.name, h.period, h.cancel_running, h.credits
+    LOOP
+        UPDATE rythmiq.limits AS l SET spent = b.most, over = b.reached
         WHERE l.scope = b.scope AND l.name = b.name AND l.period = b.period
-          AND (l.spent, l.over) IS DISTINCT FROM (most, reached);
-        IF b.cancel_running AND reached <> '{}' THEN PERFORM rythmiq.cancel_running(b.scope, reached); END IF;
+          AND (l.spent, l.over) IS DISTINCT FROM (b.most, b.reached);
+        IF b.cancel_running AND b.reached <> '{}' THEN PERFORM rythmiq.cancel_running(b.scope, b.reached); END IF;
     END LOOP;
+    PERFORM rythmiq.cancel_running(l.scope, ARRAY[l.name]) FROM rythmiq.limits AS l WHERE l.paused AND l.cancel_running;
 END
 $$;
 
@@ -348,39 +404,43 @@ INSERT INTO rythmiq.account DEFAULT VALUES;
 
 CREATE FUNCTION rythmiq.adjust_account(first double precision, grown double precision, share double precision,
                                        sent_age_s double precision) RETURNS SETOF rythmiq.account
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+DECLARE
+    sent_at CONSTANT timestamptz := CASE WHEN share IS NOT NULL THEN now() - make_interval(secs => sent_age_s) END;
 BEGIN
     -- What was sent before the limit was lowered speaks of the limit before it: one burst is one sign, also of several
-    -- drivers.
+    -- drivers, one of which may have waited here for another.
     RETURN QUERY UPDATE rythmiq.account AS a
-        SET found_limit = CASE WHEN sign.counts THEN greatest(1, coalesce(a.found_limit, first) * share)
+        SET found_limit = CASE WHEN sent_at >= coalesce(a.lowered_at, '-infinity')
+                               THEN greatest(1, coalesce(a.found_limit, first) * share)
                                ELSE least(100000, coalesce(a.found_limit, first) + grown) END,
-            lowered_at = CASE WHEN sign.counts THEN now() ELSE a.lowered_at END
-        FROM (SELECT share IS NOT NULL AND now() - make_interval(secs => sent_age_s)
-                     >= coalesce(x.lowered_at, '-infinity') AS counts FROM rythmiq.account AS x) AS sign
+            lowered_at = CASE WHEN sent_at >= coalesce(a.lowered_at, '-infinity') THEN now() ELSE a.lowered_at END
         RETURNING a.*;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN QUERY SELECT a.one, coalesce(a.found_limit, first), a.lowered_at FROM rythmiq.account AS a;
 END
 $$;
 
 -- -------------------------------------------------------------------------------------------------------------- claims
 
-CREATE FUNCTION rythmiq.users_between(of_priority integer, of_queue text, low text, high text) RETURNS SETOF text
-LANGUAGE sql STABLE AS $$
+-- The users who have jobs in a lane, and from when the first of each is claimable.
+CREATE FUNCTION rythmiq.users_between(of_priority integer, of_queue text, low text, high text)
+RETURNS TABLE (who text, visible_at timestamptz) LANGUAGE sql STABLE AS $$
     WITH RECURSIVE walk AS (
-        (SELECT coalesce(j.user_id, '') AS who FROM rythmiq.jobs AS j
+        (SELECT coalesce(j.user_id, '') AS who, j.next_visible_at FROM rythmiq.jobs AS j
          WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority AND j.queue = of_queue
            AND coalesce(j.user_id, '') >= low AND (high IS NULL OR coalesce(j.user_id, '') < high)
-         ORDER BY coalesce(j.user_id, '') LIMIT 1)
+         ORDER BY coalesce(j.user_id, ''), j.next_visible_at LIMIT 1)
         UNION ALL
-        SELECT next.who
+        SELECT next.who, next.next_visible_at
         FROM walk CROSS JOIN LATERAL (
-            SELECT coalesce(j.user_id, '') AS who FROM rythmiq.jobs AS j
+            SELECT coalesce(j.user_id, '') AS who, j.next_visible_at FROM rythmiq.jobs AS j
             WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = of_priority AND j.queue = of_queue
               AND coalesce(j.user_id, '') > walk.who AND (high IS NULL OR coalesce(j.user_id, '') < high)
-            ORDER BY coalesce(j.user_id, '') LIMIT 1
+            ORDER BY coalesce(j.user_id, ''), j.next_visible_at LIMIT 1
         ) AS next
     )
-    SELECT walk.who FROM walk
+    SELECT walk.who, walk.next_visible_at FROM walk
 $$;
 
 CREATE FUNCTION rythmiq.queues_waiting(of_priority integer) RETURNS SETOF text LANGUAGE sql STABLE AS $$
@@ -398,7 +458,7 @@ CREATE FUNCTION rythmiq.queues_waiting(of_priority integer) RETURNS SETOF text L
     SELECT walk.queue FROM walk
 $$;
 
--- What each bounded scope has room for. "used" counts jobs that run and attempts that were begun within a minute.
+-- What each bounded scope has room for; of several rows of one scope the least. "used" counts jobs that run and attempts that were begun within a minute.
 CREATE FUNCTION rythmiq.rooms(moment timestamptz) RETURNS TABLE (scope text, name text, room bigint)
 LANGUAGE sql STABLE AS $$
     WITH used AS MATERIALIZED (
@@ -417,7 +477,7 @@ LANGUAGE sql STABLE AS $$
         UNION ALL SELECT 'user', u.user_id, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.user_id
         UNION ALL SELECT 'group', u.group_id, sum(u.running), sum(u.begun) FROM used AS u GROUP BY u.group_id
     ), each_user AS (
-        SELECT min(l.max_running) AS max_running, min(l.per_minute) AS per_minute, bool_or(l.paused OR '*' = ANY(l.over)) AS paused,
+        SELECT min(l.max_running) AS max_running, min(l.per_minute) AS per_minute, bool_or(l.paused OR o.who = '*') AS paused,
                array_agg(o.who) FILTER (WHERE o.who IS NOT NULL) AS over
         FROM rythmiq.limits AS l LEFT JOIN LATERAL unnest(l.over) AS o(who) ON true
         WHERE l.scope = 'user' AND l.name = '*'
@@ -427,8 +487,7 @@ LANGUAGE sql STABLE AS $$
         FROM rythmiq.limits AS l WHERE NOT (l.scope = 'user' AND l.name = '*') GROUP BY l.scope, l.name
     )
     SELECT coalesce(b.scope, s.scope), coalesce(b.name, s.name),
-           CASE WHEN b.closed OR (coalesce(b.scope, s.scope) = 'user'
-                                  AND (e.paused OR coalesce(b.name, s.name) = ANY(e.over))) THEN 0
+           CASE WHEN b.closed OR (coalesce(b.scope, s.scope) = 'user' AND e.paused) THEN 0
                 ELSE least(coalesce(b.max_running, CASE WHEN coalesce(b.scope, s.scope) = 'user' THEN e.max_running END)
                                - coalesce(s.running, 0),
                            coalesce(b.per_minute, CASE WHEN coalesce(b.scope, s.scope) = 'user' THEN e.per_minute END)
@@ -496,7 +555,7 @@ BEGIN
         (SELECT j.priority, j.next_visible_at, 0 AS rank FROM rythmiq.jobs AS j
          WHERE j.state IN ('QUEUED', 'RETRYING') ORDER BY j.priority DESC, j.next_visible_at LIMIT 1)
         UNION ALL
-        SELECT next.priority, next.next_visible_at, heads.rank + 1
+        SELECT next.priority, next.next_visible_at, heads.rank + (heads.next_visible_at <= moment)::integer
         FROM heads CROSS JOIN LATERAL (
             SELECT j.priority, j.next_visible_at FROM rythmiq.jobs AS j
             WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority < heads.priority
@@ -527,7 +586,7 @@ BEGIN
                   WHERE served IS NULL) AS q
             CROSS JOIN LATERAL (
                 SELECT w.who
-                FROM rythmiq.users_between((slices -> 0 ->> 'priority')::integer, q.queue, '', NULL) AS w(who) LIMIT 2
+                FROM rythmiq.users_between((slices -> 0 ->> 'priority')::integer, q.queue, '', NULL) AS w LIMIT 2
             ) AS u
             LIMIT 2
         ) AS l;
@@ -562,11 +621,17 @@ BEGIN
             SELECT o.*, u.who, coalesce((users ->> u.who)::bigint, each_user, room) AS of_user
             FROM (SELECT * FROM open_queues ORDER BY class, random()) AS o
             CROSS JOIN LATERAL (
-                SELECT w.who FROM rythmiq.users_between(o.priority, o.queue, coalesce(after, ''), NULL) AS w(who)
+                SELECT w.* FROM rythmiq.users_between(o.priority, o.queue, coalesce(after, ''), NULL) AS w
                 UNION ALL
-                SELECT w.who FROM rythmiq.users_between(o.priority, o.queue, '', after) AS w(who) WHERE after > ''
+                SELECT w.* FROM rythmiq.users_between(o.priority, o.queue, '', after) AS w WHERE after > ''
             ) AS u
-            WHERE coalesce((users ->> u.who)::bigint, each_user, 1) > 0
+            WHERE coalesce((users ->> u.who)::bigint, each_user, 1) > 0 AND u.visible_at <= o.until
+              -- Only what can be claimed makes a lane: others would keep those behind from being looked at.
+              AND (groups = '{}' OR EXISTS (
+                  SELECT FROM rythmiq.jobs AS j
+                  WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = o.priority AND j.queue = o.queue
+                    AND coalesce(j.user_id, '') = u.who AND j.next_visible_at <= o.until
+                    AND coalesce((groups ->> j.group_id::text)::bigint, 1) > 0))
             LIMIT most_lanes
         ), counted AS MATERIALIZED (
             SELECT l.*, least(l.of_user, l.of_queue, room,
@@ -583,6 +648,7 @@ BEGIN
                 FROM rythmiq.jobs AS j
                 WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = c.priority AND j.queue = c.queue
                   AND coalesce(j.user_id, '') = c.who AND (c.since IS NULL OR j.next_visible_at > c.since) AND j.next_visible_at <= c.until
+                  AND (groups = '{}' OR coalesce((groups ->> j.group_id::text)::bigint, 1) > 0)
                   AND (only_one IS NULL OR j.job_id = only_one)
                   AND (skipped IS NULL OR j.job_id <> ALL(skipped))
                 ORDER BY j.next_visible_at, j.job_id
