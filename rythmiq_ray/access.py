@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from rythmiq_ray.errors import NotFound, StoreUnavailable
+from rythmiq_ray.errors import NotFound, RythmiqError, StoreUnavailable
 from rythmiq_ray.secret import Secret
 
 if TYPE_CHECKING:
@@ -17,8 +20,10 @@ if TYPE_CHECKING:
 
     from rythmiq_ray.artifacts import ArtifactStore
     from rythmiq_ray.backends import ExecutionBackend
+    from rythmiq_ray.model import Artifact
 
 _CHUNK_BYTES: Final = 256 * 1024
+_AT_ONCE: Final = 8
 
 
 @cache
@@ -118,6 +123,43 @@ def read(uri: str) -> Iterator[bytes]:
     with reading(), store_of(uri).open(uri) as source:
         while chunk := source.read(_CHUNK_BYTES):
             yield chunk
+
+
+def bring(
+    files: Sequence[tuple[Artifact, Path]], progress: Callable[[int], None] = lambda _bytes: None
+) -> list[Exception | None]:
+    """Downloads artifacts into folders, several at once; returns for each its fault, RythmiqError or OSError, or None.
+
+    Files that are there already and match are skipped.
+    """
+    from rythmiq_ray.artifacts import download
+
+    def bring_one(one: tuple[Artifact, Path]) -> Exception | None:
+        file, folder = one
+        try:
+            if _is_there(folder / file.name, file):
+                progress(file.bytes)
+                return None
+            with reading():
+                download(store_of(file.uri), file, folder, progress)
+        except (RythmiqError, OSError) as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            return list(pool.map(bring_one, files))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _is_there(path: Path, file: Artifact) -> bool:
+    """Whether the file was downloaded before, with the right size and SHA-256."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
+        return False
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest() == file.sha256
 
 
 class Backends:

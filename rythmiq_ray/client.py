@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import select
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from rythmiq_ray.artifact_names import LOG_NAME
 from rythmiq_ray.errors import InvalidJob, NotFound, RythmiqError
 from rythmiq_ray.model import Artifact, Group, Job, JobSpec, JobState, NewGroup, NewJob
 from rythmiq_ray.queue import any_connection, control, inspect, listing
-from rythmiq_ray.queue.connection import fetch
+from rythmiq_ray.queue.connection import fetch, translated
 from rythmiq_ray.queue.listing import Found, Progress
 from rythmiq_ray.queue.schema import connect_checked
 from rythmiq_ray.secret import Secret
@@ -122,6 +123,7 @@ class Client:
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._used_at = 0.0
+        self._waiting = Waiting(self._url)
 
     def __enter__(self) -> Self:
         return self
@@ -130,7 +132,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; a later call opens another."""
+        """Closes its connections; a later call opens new ones. Waits that have not ended raise DatabaseUnavailable."""
+        self._waiting.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -157,6 +163,8 @@ class Client:
         connection: Any = None,
     ) -> JobHandle:
         """Adds one job. The fields are those of :class:`~rythmiq_ray.model.NewJob`; ``after`` takes handles too.
+
+        As text it is a whole id, a group's name, or the name of a job of the same group; :meth:`job` finds any other.
 
         ``connection``, of psycopg2 or psycopg 3: adds it in that connection's own transaction. Raises InvalidJob with
         every fault, StoreUnavailable if a local input cannot be uploaded, and DatabaseUnavailable.
@@ -258,7 +266,8 @@ class Client:
     ) -> FunctionHandle[_T]:
         """Runs a Python function on a node: sends it with its arguments, and returns a handle for its value.
 
-        The node's Python must have the same version (3.11 with 3.11) and the packages that the function imports.
+        The node's Python must have the same version (3.11 with 3.11) and the packages that the function imports. The
+        file that defines the function is sent with it; other modules of your own must be given as inputs.
         ``_spec``: node size, inputs, outputs, variables, timeout; its command is not used. Needs the package
         cloudpickle. Raises as :meth:`submit`, ModuleNotFoundError without cloudpickle, and TypeError if function or
         arguments cannot be pickled.
@@ -348,7 +357,8 @@ class Client:
             connection = self._connected()
             try:
                 yield connection
-                connection.commit()
+                with translated():
+                    connection.commit()
             except BaseException:
                 with suppress(Exception):
                     connection.rollback()
@@ -357,13 +367,16 @@ class Client:
                 self._used_at = time.monotonic()
 
     def _connected(self) -> Connection:
-        """The connection, after a test that it still works; a new one if it was lost."""
-        if self._connection is not None and time.monotonic() > self._used_at + _IDLE_S:
+        """The connection; a new one if it was lost.
+
+        It is tested if the server has sent something unasked, as it does when it closes it, or if it was long idle.
+        """
+        if self._connection is not None and (_readable(self._connection) or time.monotonic() > self._used_at + _IDLE_S):
             try:
                 fetch(self._connection, "SELECT", {})
                 self._connection.rollback()
             except RythmiqError:
-                self.close()
+                self._disconnect()
         if self._connection is None or self._connection.closed:
             self._connection = connect_checked(self._url, statement_timeout_s=_BULK_TIMEOUT_S)
         return self._connection
@@ -403,20 +416,20 @@ class JobHandle:
 
     def wait(self, timeout: float | None = None) -> Result:
         """Waits for its end. Raises JobFailed if it FAILED or was CANCELLED, TimeoutError after ``timeout`` seconds."""
-        _wait(self._client, [Found(self.id, True)], timeout)
+        _wait(self._client, Found(self.id, True), timeout)
         return self._checked()
 
     def result(self) -> Result:
         """Waits for its end and returns its result in whatever state; raises NotFound once it was pruned."""
         if not self.state.finished:
-            _wait(self._client, [Found(self.id, True)], None)
+            _wait(self._client, Found(self.id, True), None)
         return self._result()
 
     def __await__(self) -> Generator[Any, None, Result]:
         return self._awaited().__await__()
 
     async def _awaited(self) -> Result:
-        await _await(self._client, [Found(self.id, True)])
+        await _await(self._client, Found(self.id, True))
         return await asyncio.to_thread(self._checked)
 
     def log(self, attempt: int | None = None) -> str:
@@ -434,15 +447,10 @@ class JobHandle:
     def download(self, folder: str | os.PathLike[str], attempt: int | None = None) -> list[Path]:
         """Downloads its files into a folder and returns their paths; size and SHA-256 of each are verified.
 
-        Raises ArtifactCorrupt, StoreUnavailable, OSError.
+        If some cannot be downloaded, the others are; then raises the first fault: ArtifactCorrupt, StoreUnavailable or
+        OSError.
         """
-        from rythmiq_ray.artifacts import download
-
-        paths = []
-        for file in self._files(attempt):
-            with access.reading():
-                paths.append(download(access.store_of(file.uri), file, Path(folder)))
-        return paths
+        return _bring([(file, Path(folder)) for file in self._files(attempt)])
 
     def cancel(self) -> JobState:
         """Cancels it; returns its new state: RUNNING if its driver still has to stop it."""
@@ -496,7 +504,7 @@ class FunctionHandle(JobHandle, Generic[_T]):
         Raises TimeoutError after ``timeout`` seconds. The value is unpickled, so everyone who may write to the store
         must be trusted.
         """
-        _wait(self._client, [Found(self.id, True)], timeout)
+        _wait(self._client, Found(self.id, True), timeout)
         value: _T = self._value()
         return value
 
@@ -504,11 +512,14 @@ class FunctionHandle(JobHandle, Generic[_T]):
         return self._awaited_value().__await__()
 
     async def _awaited_value(self) -> Any:
-        await _await(self._client, [Found(self.id, True)])
+        await _await(self._client, Found(self.id, True))
         return await asyncio.to_thread(self._value)
 
     def _value(self) -> Any:
-        file = next((each for each in self._files(None) if each.name == functions.RESULT_NAME), None)
+        # An earlier attempt may have left a result, which is neither this attempt's nor that of a cancelled job.
+        job = self.info()
+        files = [] if job.state is JobState.CANCELLED else self._files(job.attempt)
+        file = next((each for each in files if each.name == functions.RESULT_NAME), None)
         if file is None:
             self._checked()
             raise NotFound(f"Job {self.id} left no {functions.RESULT_NAME}")
@@ -559,14 +570,14 @@ class GroupHandle:
 
     def wait(self, timeout: float | None = None) -> Group:
         """Waits until all members have ended, in whatever state. Raises TimeoutError after ``timeout`` seconds."""
-        _wait(self._client, [Found(self.id, False)], timeout)
+        _wait(self._client, Found(self.id, False), timeout)
         return self.info()
 
     def __await__(self) -> Generator[Any, None, Group]:
         return self._awaited().__await__()
 
     async def _awaited(self) -> Group:
-        await _await(self._client, [Found(self.id, False)])
+        await _await(self._client, Found(self.id, False))
         return await asyncio.to_thread(self.info)
 
     def as_completed(self, timeout: float | None = None) -> AsCompleted:
@@ -587,7 +598,18 @@ class GroupHandle:
 
     def download(self, folder: str | os.PathLike[str]) -> dict[UUID, list[Path]]:
         """Downloads each member's files into a folder named by its place (``0003``); see :meth:`JobHandle.download`."""
-        return {member.id: member.download(Path(folder) / f"{place:04}") for place, member in enumerate(self.members())}
+        members = self.members()
+        with self._client._database() as connection:
+            stored = listing.stored(connection, [member.id for member in members])
+        files = [
+            (member.id, file, Path(folder) / f"{place:04}")
+            for place, member in enumerate(members)
+            for _, file in stored.get(member.id, ())
+        ]
+        brought: dict[UUID, list[Path]] = {member.id: [] for member in members}
+        for (job_id, _, _), path in zip(files, _bring([each[1:] for each in files]), strict=True):
+            brought[job_id].append(path)
+        return brought
 
     def cancel(self) -> int:
         """Cancels all members; returns how many had not ended."""
@@ -612,19 +634,17 @@ class AsCompleted:
         self._seen: set[UUID] = set()
 
     def __iter__(self) -> Iterator[JobHandle]:
-        with Waiting(self._client._url, [Found(self._group_id, False)]) as waiting:
-            for progress in waiting.changes(self._timeout):
-                if progress is None:
-                    raise _late(self._timeout)
-                yield from self._ended()
+        item = Found(self._group_id, False)
+        for progress in self._client._waiting.changes([item], self._timeout):
+            _check(item, progress, self._timeout)
             yield from self._ended()
 
     async def __aiter__(self) -> AsyncIterator[JobHandle]:
-        async for _progress in _changes(self._client, [Found(self._group_id, False)], self._timeout):
+        item = Found(self._group_id, False)
+        async for progress in self._client._waiting.changes_async([item], self._timeout):
+            _check(item, progress, self._timeout)
             for member in await asyncio.to_thread(self._ended):
                 yield member
-        for member in await asyncio.to_thread(self._ended):
-            yield member
 
     def _ended(self) -> list[JobHandle]:
         """Members that have ended since the last call."""
@@ -641,50 +661,38 @@ class AsCompleted:
 # ------------------------------------------------------------------------------------------------------------- waiting
 
 
-def _wait(client: Client, found: Sequence[Found], timeout: float | None) -> None:
-    with Waiting(client._url, found) as waiting:
-        for progress in waiting.changes(timeout):
-            if progress is None:
-                raise _late(timeout)
-            _refuse_missing(found, progress)
+def _wait(client: Client, item: Found, timeout: float | None) -> None:
+    for progress in client._waiting.changes([item], timeout):
+        _check(item, progress, timeout)
 
 
-async def _await(client: Client, found: Sequence[Found]) -> None:
-    async for progress in _changes(client, found, None):
-        _refuse_missing(found, progress)
+async def _await(client: Client, item: Found) -> None:
+    async for progress in client._waiting.changes_async([item]):
+        _check(item, progress, None)
 
 
-async def _changes(
-    client: Client, found: Sequence[Found], timeout: float | None
-) -> AsyncIterator[dict[UUID, Progress]]:
-    """As :meth:`Waiting.changes`, but uses no thread while nothing happens."""
-    until = None if timeout is None else time.monotonic() + timeout
-    waiting = await asyncio.to_thread(Waiting, client._url, found)
-    try:
-        last: dict[UUID, Progress] | None = None
-        while True:
-            now = await asyncio.to_thread(waiting.look)
-            if now != last:
-                last = now
-                yield now
-            if all(each.done for each in now.values()):
-                return
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                raise _late(timeout)
-            await waiting.told(left)
-    finally:
-        waiting.close()
+def _check(item: Found, progress: Mapping[UUID, Progress] | None, timeout: float | None) -> None:
+    """Raises TimeoutError if the timeout is over, and NotFound if the job or group was deleted."""
+    if progress is None:
+        raise TimeoutError(f"{item.id} has not ended within {timeout:g} s")
+    if item.id not in progress:
+        raise NotFound(f"There is no {'job' if item.is_job else 'group'} {item.id} any more")
 
 
-def _late(timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"not ended within {timeout:g} s")
+def _bring(files: Sequence[tuple[Artifact, Path]]) -> list[Path]:
+    """Downloads all files that it can, then raises the first fault."""
+    for fault in filter(None, access.bring(files)):
+        raise fault
+    return [folder / file.name for file, folder in files]
 
 
-def _refuse_missing(found: Sequence[Found], progress: Mapping[UUID, Progress]) -> None:
-    for item in found:
-        if item.id not in progress:
-            raise NotFound(f"There is no {'job' if item.is_job else 'group'} {item.id} any more")
+def _readable(connection: Connection) -> bool:
+    """Whether the server has sent something unasked, or closed the connection."""
+    if connection.closed:
+        return False
+    poll = select.poll()  # select.select() refuses descriptors from 1024 on.
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _reference(item: Any) -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +22,8 @@ FOLDER: Final = "_function"
 RESULT_NAME: Final = f"{FOLDER}/result.pkl"
 _CALL_NAME: Final = f"{FOLDER}/call.pkl"
 _RUNNER_NAME: Final = f"{FOLDER}/run.py"
+_pickling: Final = threading.Lock()
+"""The modules that cloudpickle sends by value are a setting of the whole process."""
 _RUNNER: Final = '''\
 """Runs the function that was sent, and leaves what it returned or raised."""
 import pickle, sys, traceback
@@ -71,16 +75,17 @@ def spec_of(
     """
     import cloudpickle
 
-    module = _own_module(function)
-    if module is not None:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        call = cloudpickle.dumps((function, args, dict(kwargs)))
-    except Exception as error:
-        raise TypeError(f"the function or its arguments cannot be sent: {error}") from error
-    finally:
+    with _pickling:
+        module = _own_module(function)
         if module is not None:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            call = cloudpickle.dumps((function, args, dict(kwargs)))
+        except Exception as error:
+            raise TypeError(f"the function or its arguments cannot be sent: {error}") from error
+        finally:
+            if module is not None:
+                cloudpickle.unregister_pickle_by_value(module)
     files = {
         _RUNNER_NAME: _RUNNER.replace("{version}", str(list(sys.version_info[:2]))).encode(),
         _CALL_NAME: call,
@@ -102,6 +107,8 @@ def _own_module(function: Callable[..., Any]) -> ModuleType | None:
     """The function's module if it is a file of the user's: nodes have only installed packages. None otherwise."""
     import cloudpickle
 
+    while isinstance(function, partial):
+        function = function.func
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     path = getattr(module, "__file__", None)
     if module is None or path is None or module.__name__ in cloudpickle.list_registry_pickle_by_value():

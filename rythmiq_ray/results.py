@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -19,6 +21,10 @@ MOST_BYTES: Final = 16 * 1024 * 1024
 """The largest file that goes into a table."""
 _AT_ONCE: Final = 16
 _DEEPEST: Final = 5
+_OWN: Final = frozenset({"name", "state", "seconds", "credits"})
+"""Columns of the job itself."""
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
+"""A number of JSON. Python reads 007 and 2024_01 as numbers too, but they are names."""
 
 Row = dict[str, Any]
 
@@ -56,9 +62,8 @@ def gather(
     faults: list[str] = []
 
     def rows_of(job: Job) -> list[Row]:
-        about: Row = {**(job.params or {})}
-        if job.name is not None:
-            about = {"name": job.name, **about}
+        about: Row = {} if job.name is None else {"name": job.name}
+        about |= {(f"params.{name}" if name in _OWN else name): value for name, value in (job.params or {}).items()}
         about |= {"state": str(job.state), "seconds": seconds_of(job), "credits": job.cost_credits}
         file = files.get(job.job_id)
         if file is None:
@@ -124,11 +129,9 @@ def _flat(data: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Row:
 
 
 def _number(text: Any) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except (TypeError, ValueError):
-            continue
+    if isinstance(text, str) and _NUMBER.fullmatch(text):
+        with suppress(ValueError):  # of more digits than Python reads
+            return json.loads(text)
     return text
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
+from rythmiq_ray.checks import quote
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Input, JobSpec, NewJob
 
@@ -20,6 +23,8 @@ MAX_MEMBERS: Final = 1_000_000
 _PLACE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _RANGE: Final = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST_NUMBER: Final = 18
+"""In characters; ``len()`` of a range with longer numbers fails."""
 
 Params = dict[str, str]
 
@@ -27,6 +32,7 @@ Params = dict[str, str]
 def grid(**values: Iterable[object]) -> list[Params]:
     """All combinations of the values, the last name varying fastest: ``grid(LR=[0.1, 0.01], SEED=range(9))`` has 18."""
     texts = {name: [text_of(value) for value in _listed(name, each)] for name, each in values.items()}
+    _refuse_too_many(texts.values())
     return [dict(zip(texts, combination, strict=True)) for combination in itertools.product(*texts.values())]
 
 
@@ -43,6 +49,12 @@ def _listed(name: str, values: Iterable[object]) -> Iterable[object]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidJob([f"params.{name}: must be a list of values, not {values!r:.80}"])
     return values
+
+
+def _refuse_too_many(factors: Iterable[Sized]) -> None:
+    """Checked before the members are made, which could need more memory than there is."""
+    if (count := math.prod(map(len, factors))) > MAX_MEMBERS:
+        raise InvalidJob([f"params: make {count:,} members; the most is {MAX_MEMBERS:,}"])
 
 
 def text_of(value: object) -> str:
@@ -62,6 +74,8 @@ def param_of(text: str) -> tuple[str, list[str]]:
         if (found := _RANGE.fullmatch(part)) is None:
             values.append(part)
             continue
+        if max(map(len, filter(None, found.groups()))) > _LONGEST_NUMBER:
+            raise InvalidJob([f"param {name}: numbers of a range have at most {_LONGEST_NUMBER} digits"])
         first, last = int(found[1]), int(found[2])
         step = int(found[3] or (1 if last >= first else -1))
         if step == 0 or (last - first) * step < 0:
@@ -76,38 +90,61 @@ def param_of(text: str) -> tuple[str, list[str]]:
 def read_params(path: Path) -> list[Params]:
     """The rows of a CSV file with a line of names, or of a JSON Lines file with an object each.
 
-    Raises InvalidJob with a fault for each bad line.
+    All rows must have the same names. Raises InvalidJob with the first bad line.
     """
     rows: list[Params] = []
-    faults: list[str] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                reader = csv.DictReader(file, restkey="", strict=True)
-                for row in reader:
-                    if "" in row or None in row.values():
-                        faults.append(f"{path}, line {reader.line_num}: has not as many values as there are names")
-                    rows.append({str(name): str(value) for name, value in row.items()})
-            else:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        row = json.loads(line)
-                        if not isinstance(row, dict):
-                            raise InvalidJob([f"{path}, line {number}: must be an object"])
-                        rows.append({name: text_of(value) for name, value in row.items()})
+            for number, row in _csv_rows(file) if path.suffix.lower() == ".csv" else _json_rows(file):
+                if rows and row.keys() != rows[0].keys():
+                    raise _BadLine(f"line {number}: has {_list(row)}, and the rows before it have {_list(rows[0])}")
+                rows.append(row)
     except OSError as error:
         raise InvalidJob([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise InvalidJob([f"{path}: is not UTF-8"]) from None
-    except csv.Error as error:
-        raise InvalidJob([f"{path}: {error}"]) from None
-    except ValueError as error:
-        raise InvalidJob([f"{path}, line {number}: is not JSON: {error}"]) from None
-    if not rows and not faults:
-        faults.append(f"{path}: holds no parameters")
-    if faults:
-        raise InvalidJob(faults)
+    except (csv.Error, _BadLine) as error:
+        raise InvalidJob([f"{path}, {error}"]) from None
+    if not rows:
+        raise InvalidJob([f"{path}: holds no parameters"])
     return rows
+
+
+class _BadLine(Exception):
+    """``line N: what is wrong with it``."""
+
+
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, Params]]:
+    reader = csv.reader(file, strict=True)
+    names = next(reader, [])
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise _BadLine(f"line 1: {_list(twice)}: is there twice")
+    for values in reader:
+        if not values:
+            continue
+        if len(values) != len(names):
+            raise _BadLine(f"line {reader.line_num}: has {len(values)} values, and there are {len(names)} names")
+        yield reader.line_num, dict(zip(names, values, strict=True))
+
+
+def _json_rows(file: Iterable[str]) -> Iterator[tuple[int, Params]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            said = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise _BadLine(f"line {number}: is not JSON: {said}") from None
+        if not isinstance(row, dict):
+            raise _BadLine(f"line {number}: must be an object")
+        if empty := [name for name, value in row.items() if value is None]:
+            raise _BadLine(f"line {number}: {_list(empty)}: is null, and a variable is text")
+        yield number, {name: text_of(value) for name, value in row.items()}
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(map(quote, names))
 
 
 def combined(*tables: Sequence[Mapping[str, str]]) -> list[Params]:
@@ -115,6 +152,7 @@ def combined(*tables: Sequence[Mapping[str, str]]) -> list[Params]:
     names = [set(table[0]) if table else set() for table in tables]
     if twice := {name for one, other in itertools.combinations(names, 2) for name in one & other}:
         raise InvalidJob([f"params: {', '.join(sorted(twice))}: given twice"])
+    _refuse_too_many(tables)
     return [{name: value for row in rows for name, value in row.items()} for rows in itertools.product(*tables)]
 
 
@@ -124,11 +162,12 @@ def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
     """
     if not rows:
         raise InvalidJob(["params: there are none, so the sweep has no members"])
-    if len(rows) > MAX_MEMBERS:
-        raise InvalidJob([f"params: make {len(rows):,} members; the most is {MAX_MEMBERS:,}"])
+    _refuse_too_many([rows])
     if job.unique_key is not None:
         raise InvalidJob(["unique_key: is of one job alone, and a sweep has many: leave it out"])
     names = set(rows[0])
+    if odd := next((at for at, row in enumerate(rows) if row.keys() != names), None):
+        raise InvalidJob([f"params[{odd}]: has not the names of params[0], {', '.join(sorted(names))}"])
     if clash := names & (set(job.spec.env) | set(job.spec.secrets)):
         raise InvalidJob([f"params: {', '.join(sorted(clash))}: in env or secrets too"])
     spec = job.spec

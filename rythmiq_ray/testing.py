@@ -38,7 +38,6 @@ from rythmiq_ray.config_loader import VARIABLES, load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.local.camber import Emulator
 from rythmiq_ray.local.postgres import Postgres
@@ -46,6 +45,7 @@ from rythmiq_ray.model import ErrorInfo, Step, StepRequest, StepResult, TaskLost
 from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.wakeup import Wakeup
 
 _API_KEY: Final = "0123456789abcdef" * 2 + "01234567"
 _QUICK: Final = (
@@ -130,7 +130,8 @@ class InlineDriver:
         self._poller = Poller(executor.backend, probes, wake=self._wakeup.set)
         cluster = InlineCluster(executor, wake=self._wakeup.set)
         self._loop = Loop(config, self._queue, self._heartbeat, cluster, self._poller, self._wakeup)
-        self._registered, self._stopping = threading.Event(), threading.Event()
+        self._registered: Future[None] = Future()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rythmiq-inline-driver", daemon=True)
 
     @classmethod
@@ -144,7 +145,7 @@ class InlineDriver:
 
     def __enter__(self) -> InlineDriver:
         self._thread.start()
-        self._registered.wait()
+        self._registered.result()
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -153,8 +154,14 @@ class InlineDriver:
         self._thread.join()
 
     def _run(self) -> None:
-        self._loop.register()
-        self._registered.set()
+        try:
+            self._loop.register()
+        except BaseException as error:  # noqa: BLE001 - raised by __enter__
+            self._queue.close()
+            self._heartbeat.close()
+            self._registered.set_exception(error)
+            return
+        self._registered.set_result(None)
         self._loop.lease.start()
         self._poller.start()
         try:

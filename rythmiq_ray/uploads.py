@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rythmiq_ray.checks import quote
+from rythmiq_ray.config_loader import load_catalog
 from rythmiq_ray.errors import InvalidJob
-from rythmiq_ray.job_fields import MAX_ENTRIES, is_local
+from rythmiq_ray.job_fields import is_local
 from rythmiq_ray.model import Input, JobSpec, NewJob
+from rythmiq_ray.spec import check
 
 if TYPE_CHECKING:
     from rythmiq_ray.artifacts import ArtifactStore
 
 _AT_ONCE: Final = 8
 _CHUNK_BYTES: Final = 256 * 1024
+_OF_FILE: Final = re.compile(r"inputs\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,15 @@ class Uploads:
 
     @classmethod
     def of(cls, jobs: Sequence[NewJob]) -> Uploads:
-        """Finds the files of all local inputs; raises InvalidJob with each that is missing or unreadable."""
+        """Finds the files of all local inputs; raises InvalidJob for each that is missing, unreadable or refused."""
         found: dict[Input, list[LocalFile]] = {}
         faults: list[str] = []
         for job in _with_inputs(jobs):
             for at, item in enumerate(job.spec.inputs):
                 if is_local(item.uri) and item not in found:
                     found[item] = list(_files_of(item, f"inputs[{at}].uri", faults))
+        for job in _with_inputs(jobs) if found and not faults else ():
+            faults += _faults_of(job.spec, found)
         if faults:
             raise InvalidJob(faults)
         return cls(jobs, {file.path: None for files in found.values() for file in files}, found)
@@ -54,7 +61,7 @@ class Uploads:
     def send(self, store: ArtifactStore, *, progress: Callable[[], object] = lambda: None) -> list[NewJob]:
         """Uploads files that the store does not have yet, several at once; returns the jobs with URIs as inputs.
 
-        Raises StoreUnavailable, and InvalidJob if a file changes meanwhile or a job gets more than 1,000 inputs.
+        Raises StoreUnavailable, and InvalidJob if a file disappears meanwhile.
         """
 
         def sent(path: Path) -> str:
@@ -71,14 +78,10 @@ class Uploads:
         """The spec with uploaded inputs. Members of a sweep share one spec before and after."""
         if (known := made.get(id(spec))) is not None:
             return known
-        inputs: list[Input] = []
-        for item in spec.inputs:
-            files = self._of_inputs.get(item)
-            inputs += [item] if files is None else [Input(uri=uris[file.path], name=file.name) for file in files]
-        if len(inputs) > MAX_ENTRIES:
-            raise InvalidJob(
-                [f"inputs: {len(inputs):,} files; the most is {MAX_ENTRIES:,}: pack them, or give an s3:// folder"]
-            )
+        inputs = [
+            item if file is None else Input(uri=uris[file.path], name=file.name)
+            for _, item, file in _expanded(spec, self._of_inputs)
+        ]
         made[id(spec)] = replace(spec, inputs=tuple(inputs))
         return made[id(spec)]
 
@@ -90,6 +93,30 @@ def _with_inputs(jobs: Iterable[NewJob]) -> Iterator[NewJob]:
         if job.spec.inputs and id(job.spec) not in seen:
             seen.add(id(job.spec))
             yield job
+
+
+def _expanded(
+    spec: JobSpec, found: Mapping[Input, Sequence[LocalFile]]
+) -> Iterator[tuple[int, Input, LocalFile | None]]:
+    """Each input with its place; a local one once for each of its files."""
+    for at, item in enumerate(spec.inputs):
+        for file in found.get(item, [None]):
+            yield at, item, file
+
+
+def _faults_of(spec: JobSpec, found: Mapping[Input, Sequence[LocalFile]]) -> Iterator[str]:
+    """What the driver would refuse of the inputs after expansion, such as a file name of a folder."""
+    files = list(_expanded(spec, found))
+    inputs = tuple(item if file is None else Input(uri=str(file.path), name=file.name) for _, item, file in files)
+    for fault in check(NewJob(spec=JobSpec(command="-", inputs=inputs)), load_catalog(), local=True):
+        field, _, said = fault.partition(": ")
+        if (place := _OF_FILE.match(field)) is None:
+            yield f"{fault}: pack them, or give an s3:// folder"
+            continue
+        at, item, file = files[int(place[1])]
+        # URIs of other inputs are not shown, because they may contain secrets.
+        brings = "" if file is None else f"{quote(item.uri)} brings a file whose name is refused: "
+        yield f"inputs[{at}]: {brings}{said}"
 
 
 def _files_of(item: Input, field: str, faults: list[str]) -> Iterator[LocalFile]:

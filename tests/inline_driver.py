@@ -17,10 +17,10 @@ from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import JobState
-from rythmiq_ray.queue import Heartbeat, Queue, inspect
+from rythmiq_ray.queue import Heartbeat, Queue, listing
+from rythmiq_ray.wakeup import Wakeup
 
 WAIT_S = 60.0
 
@@ -76,7 +76,7 @@ class Run:
             enqueue(self.connection, JobSpec(command=command))
 
     def all_succeeded_at_once(self) -> bool:
-        jobs = inspect.jobs(self.connection)
+        jobs = list(listing.jobs(self.connection))
         assert len(jobs) == self.jobs, "a job was lost"
         assert all(job.attempt <= 1 for job in jobs), "an attempt was burned"
         return all(job.state is JobState.SUCCEEDED for job in jobs)

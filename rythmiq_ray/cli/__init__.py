@@ -20,13 +20,12 @@ def run(arguments: list[str]) -> int:
 
     An error is reported on stderr in one sentence; ``RYTHMIQ_DEBUG=1`` adds the traceback.
     """
-    from rythmiq_ray.cli.app import app
-    from rythmiq_ray.cli.failure import report
-
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks must not be an error.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        from rythmiq_ray.cli.app import app  # Here, because Ctrl-C may come during it.
+
         code = app(arguments or ["--help"], prog_name="rythmiq", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
@@ -41,5 +40,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("RYTHMIQ_DEBUG") == "1":
             raise
+        from rythmiq_ray.cli.failure import report
+
         return report(error)
     return code if isinstance(code, int) else 0

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
+from uuid import UUID
 
 import typer
 
-from rythmiq_ray.access import database, reading, store_of
+from rythmiq_ray.access import bring, database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
 from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
 from rythmiq_ray.cli.jobs import Json, artifact_rows, called
 from rythmiq_ray.errors import NotFound, RythmiqError
-from rythmiq_ray.model import Artifact, Job
+from rythmiq_ray.model import Artifact, Group, Job
 
-_AT_ONCE: Final = 8
 _UNFIT: Final = re.compile(r"[^\w.=,+@-]+")
 """Characters of a name that no folder should have."""
 _LONGEST: Final = 100
@@ -48,8 +47,9 @@ def artifacts(
     """List or download stored files: of one job, of a group's members, or by filters.
 
     Size and SHA-256 of each download are verified; a file that differs is not kept. With several jobs each gets a
-    folder, named by its place in the group, its name and its parameters. Files that are there already and match are
-    skipped, so an interrupted download can be continued. Exits 1 if a file could not be downloaded.
+    folder, named by its place in the group, its name and its parameters; with several groups these are in a folder for
+    each group. Files that are there already and match are skipped, so an interrupted download can be continued. Exits 1
+    if a file could not be downloaded.
 
     \b
     Examples:
@@ -80,8 +80,9 @@ def artifacts(
             stored = {jobs[0].job_id: inspect.artifacts(connection, jobs[0].job_id, attempt)}
         else:
             stored = listing.stored(connection, [job.job_id for job in jobs])
+        tops = _tops(listing.groups_of(connection, {job.group_id for job in jobs if job.group_id is not None}))
     files = [
-        _File(job, number, file, Path() if alone else Path(folder_of(job)))
+        _File(job, number, file, Path() if alone else tops.get(job.group_id, Path()) / folder_of(job))
         for job in jobs
         for number, file in stored.get(job.job_id, ())
     ]
@@ -121,8 +122,23 @@ class _File:
 def folder_of(job: Job) -> str:
     """The folder of a job among others: ``0003_fit_LR=0.1``, or its id where it is in no group."""
     words = [str(job.job_id) if job.group_index is None else f"{job.group_index:04}", called(job)]
-    text = _UNFIT.sub("_", "_".join(filter(None, words)))
-    return text.strip("._")[:_LONGEST] or str(job.job_id)
+    return _fit("_".join(filter(None, words))) or str(job.job_id)
+
+
+def _tops(groups: Sequence[Group]) -> dict[UUID | None, Path]:
+    """The folder of each group, if there are several: its name; with its id if that is missing or not unique."""
+    if len(groups) < 2:
+        return {}
+    names = {group.group_id: _fit(group.name or "") for group in groups}
+    times = Counter(name.casefold() for name in names.values())
+    return {
+        group_id: Path(name if name and times[name.casefold()] == 1 else f"{name}_{group_id}".lstrip("_"))
+        for group_id, name in names.items()
+    }
+
+
+def _fit(text: str) -> str:
+    return _UNFIT.sub("_", text).strip("._")[:_LONGEST]
 
 
 def _rows(files: Sequence[_File]) -> tuple[dict[str, str], list[list[object]]]:
@@ -147,41 +163,17 @@ def _path(folder: Path | None, each: _File, faults: dict[_File, str]) -> dict[st
 
 def _download(files: Sequence[_File], folder: Path) -> dict[_File, str]:
     """Downloads the files, several at once; returns the faults."""
-    from rythmiq_ray.artifacts import download
-
     folder.mkdir(parents=True, exist_ok=True)
-    faults: dict[_File, str] = {}
     progress, advance = _progress(sum(each.file.bytes for each in files))
-
-    def bring(each: _File) -> None:
-        file = each.file
-        try:
-            if _is_there(folder / each.folder / file.name, file):
-                advance(file.bytes)
-                return
-            with reading():
-                download(store_of(file.uri), file, folder / each.folder, advance)
-        except RythmiqError as error:
-            faults[each] = error.message
-        except OSError as error:
-            faults[each] = f"{file.name!r}: {error.strerror or type(error).__name__}"
-
-    with progress, ThreadPoolExecutor(_AT_ONCE) as pool:
-        try:
-            for _ in pool.map(bring, files):
-                pass
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return faults
+    with progress:
+        found = bring([(each.file, folder / each.folder) for each in files], advance)
+    return {each: _said(each.file, fault) for each, fault in zip(files, found, strict=True) if fault is not None}
 
 
-def _is_there(path: Path, file: Artifact) -> bool:
-    """Whether the file was downloaded before, with the right size and SHA-256."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
-        return False
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest() == file.sha256
+def _said(file: Artifact, fault: Exception) -> str:
+    if isinstance(fault, RythmiqError):
+        return fault.message
+    return f"{file.name!r}: {getattr(fault, 'strerror', None) or type(fault).__name__}"
 
 
 def _progress(total_bytes: int) -> tuple[AbstractContextManager[Any], Callable[[int], None]]:

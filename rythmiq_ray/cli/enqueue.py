@@ -89,7 +89,13 @@ _QUEUED: Final[dict[str, tuple[Any, Any, Any]]] = {
     "delay": (str, "0", typer.Option(metavar="TIME", help="Time until it may start: seconds, or 90s, 2h, 1d.")),
     "name": (str | None, None, typer.Option(help="A name for people, and for other jobs of its group.")),
     "labels": (list[str] | None, None, _several("--label", "K=V", "A label to filter by and to sum costs by.")),
-    "after": (list[str] | None, None, _several("--after", "ID|GROUP", "Start once this has SUCCEEDED.")),
+    "after": (
+        list[str] | None,
+        None,
+        _several(
+            "--after", "ID|GROUP", "Start once this has SUCCEEDED: an id, a group's name, or a job's in the same group."
+        ),
+    ),
     "after_ended": (
         list[str] | None,
         None,

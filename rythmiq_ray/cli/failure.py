@@ -19,6 +19,9 @@ NOT_YET: Final = 5
 TIME_OVER: Final = 124
 """``--timeout`` of a wait is over; the same code as the program ``timeout`` has."""
 
+_NO_PATTERN: Final = "2201B"
+"""SQLSTATE of an invalid regular expression; globs are sent as such."""
+
 UsageError: Final = typer.BadParameter.__mro__[1]
 """Click's UsageError, whose import path differs between versions of Typer."""
 
@@ -64,7 +67,10 @@ def report(error: Exception) -> int:
         if isinstance(error, NotFound):
             return NO_SUCH
         return REFUSED if error.verdict is Verdict.REFUSE else FAILED
-    if (state := getattr(error, "pgcode", None)) is not None:
+    if (state := getattr(error, "pgcode", None)) == _NO_PATTERN:
+        say("--name: is not a pattern: a range in its brackets goes backwards, or names no class of characters")
+        return REFUSED
+    if state is not None:
         # Without the message, which may quote the row.
         say(f"Postgres refused this: {type(error).__name__} (SQLSTATE {state})")
         return FAILED

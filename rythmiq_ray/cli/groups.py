@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
 
 import typer
 
@@ -22,8 +23,12 @@ from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.filtering import labels_of
 from rythmiq_ray.model import Group, JobState
 
+if TYPE_CHECKING:
+    from rythmiq_ray.queue.listing import Progress
+
 _BAR: Final = 12
 _NAME: Final = 24
+_TABLES: Final = (".csv", ".json", ".jsonl")
 
 
 def groups(
@@ -136,20 +141,21 @@ def wait(
             found = found_of(connection, references)
     if not found:
         raise Ended(NO_SUCH, "no job matches, so there is nothing to wait for")
-    with Waiting(database_url(), found) as waiting:
-        members = sum(each.members for each in waiting.look().values())
-        with output.progress_bar("wait", members) as advance:
-            shown = 0
-            over = False
-            for progress in waiting.changes(timeout_s):
-                if progress is None:
+    last: dict[UUID, Progress] = {}
+    with Waiting(database_url()) as waiting:
+        changes = waiting.changes(found, timeout_s)
+        first = next(changes)
+        with output.progress_bar("wait", sum(each.members for each in (first or {}).values())) as advance:
+            shown, over = 0, False
+            for look in chain([first], changes):
+                if look is None:
                     over = True
                     break
-                ended = sum(each.ended for each in progress.values())
+                last = look
+                ended = sum(each.ended for each in look.values())
                 for _ in range(shown, ended):
                     advance()
                 shown = max(shown, ended)
-        last = waiting.look()
     items = [
         {"id": str(item.id), "kind": "job" if item.is_job else "group", "state": last[item.id].state}
         | {"members": last[item.id].members, "ended": last[item.id].ended, "failed": last[item.id].failed}
@@ -201,6 +207,10 @@ def gather(
     from rythmiq_ray.queue import listing
 
     needs_some(context, references, wanted)
+    if out is not None and out.suffix.lower() not in _TABLES:
+        raise typer.BadParameter(f"{out}: a table is written as one of {', '.join(_TABLES)}", param_hint="-o")
+    if out is not None and as_json:
+        raise typer.BadParameter("--json writes to stdout: give it or -o, whose ending may be .json", ctx=context)
     with database() as connection:
         ids = list(chosen(connection, references, wanted))
         members = sorted(
@@ -237,9 +247,9 @@ def _write(out: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) ->
     with out.open("w", encoding="utf-8", newline="") as file:
         match out.suffix.lower():
             case ".json":
-                json.dump(list(rows), file, indent=1)
+                file.write(output.dumps(rows, indent=1))
             case ".jsonl":
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.writelines(output.dumps(row) + "\n" for row in rows)
             case _:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def print_items(
     count = 0
     typer.echo('{"items": [', nl=False)
     for item in items:
-        typer.echo(("," if count else "") + "\n" + json.dumps(item), nl=False)
+        typer.echo(("," if count else "") + "\n" + dumps(item), nl=False)
         count += 1
     found = after()
     rest = {"total": count if total is None else total(), "next": None if found is None else str(found)}
@@ -58,7 +59,23 @@ def print_items(
 
 def print_json(data: object) -> None:
     """Prints JSON in ASCII, so that it does not depend on the terminal's encoding."""
-    typer.echo(json.dumps(data, indent=2))
+    typer.echo(dumps(data, indent=2))
+
+
+def dumps(data: object, *, indent: int | None = None) -> str:
+    """Strict JSON: NaN and Infinity, which results of jobs may contain, become null."""
+    try:
+        return json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(data), indent=indent)
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def age(since: datetime | None, now: datetime | None = None) -> str:

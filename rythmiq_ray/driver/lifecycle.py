@@ -28,7 +28,6 @@ from rythmiq_ray.driver.retention import Retention
 from rythmiq_ray.driver.signals import Signals, Stopped
 from rythmiq_ray.driver.startup import StartStep, all_of
 from rythmiq_ray.driver.vitals import Vitals
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import (
     RULES,
     BackendRefusedKey,
@@ -50,6 +49,7 @@ from rythmiq_ray.telemetry.logs import add_field, get_logger, mask_also, setup
 from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
 from rythmiq_ray.telemetry.traces import EXTRA, Traces, open_traces
 from rythmiq_ray.telemetry.traces import wanted as traces_wanted
+from rythmiq_ray.wakeup import Wakeup
 from rythmiq_ray.webhooks import Webhooks
 
 log = get_logger("driver")

@@ -28,7 +28,6 @@ from rythmiq_ray.driver.outages import BACKEND, Outages, Place
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
 from rythmiq_ray.driver.retention import Retention
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, place_of
 from rythmiq_ray.model import (
     Cleaned,
@@ -52,6 +51,7 @@ from rythmiq_ray.telemetry.health import Stage
 from rythmiq_ray.telemetry.logs import get_logger
 from rythmiq_ray.telemetry.metrics import Metrics
 from rythmiq_ray.telemetry.traces import ENV_NAME, MOST_LINKS, Traces
+from rythmiq_ray.wakeup import Wakeup
 
 log = get_logger("driver")
 

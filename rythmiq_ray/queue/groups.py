@@ -244,7 +244,10 @@ class _Waits:
                 sources = self._resolved(self._groups[at], str(reference))
                 if sources is None:
                     where = f"job {at + 1}: " if len(self._jobs) > 1 else ""
-                    self.faults.append(f"{where}{field_name}: there is no job or group {str(reference)!r}")
+                    self.faults.append(
+                        f"{where}{field_name}: there is no job or group {str(reference)!r}: give a whole id, a group's"
+                        " name, or the name of a job of the same group"
+                    )
                 for source in sources or ():
                     found[source] = needs
         return found

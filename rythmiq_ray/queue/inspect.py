@@ -13,9 +13,9 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from rythmiq_ray.errors import NotFound
-from rythmiq_ray.model import Artifact, Job, JobState, Phase, RemoteStatus
+from rythmiq_ray.model import Artifact, Job, JobState, RemoteStatus
 from rythmiq_ray.queue.connection import Conflict, Row, fetch, repeated
-from rythmiq_ray.queue.rows import finite, job_from_row, phase_of, state_of, warnings_of
+from rythmiq_ray.queue.rows import finite, job_from_row, state_of, warnings_of
 from rythmiq_ray.queue.sql import queries
 
 _SQL: Final = queries("inspect")
@@ -52,16 +52,6 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Count:
-    """How many jobs of a queue are in a state and phase."""
-
-    queue: str
-    state: JobState
-    phase: Phase | None
-    jobs: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
     """The server behind a connection."""
 
@@ -74,26 +64,6 @@ def server(connection: psycopg2.extensions.connection) -> Server:
     """The server's version, its clock, and our role."""
     (row,) = fetch(connection, _SQL["server"], {})
     return Server(**row)
-
-
-def jobs(
-    connection: psycopg2.extensions.connection,
-    *,
-    states: Collection[JobState] = (),
-    queues: Collection[str] = (),
-    user_id: str | None = None,
-    limit: int = 50,
-    before: UUID | None = None,
-) -> list[Job]:
-    """Jobs, the newest first; ``before``: the last job of the previous page."""
-    parameters = {
-        "states": list(states) or None,
-        "queues": list(queues) or None,
-        "user_id": user_id,
-        "before": before,
-        "limit": limit,
-    }
-    return [job_from_row(row) for row in fetch(connection, _SQL["jobs"], parameters)]
 
 
 def job(connection: psycopg2.extensions.connection, job_id: str | UUID) -> Job:
@@ -155,19 +125,6 @@ def artifacts(
             ),
         )
         for row in fetch(connection, _SQL["artifacts"], {"job_id": job_id, "attempt": attempt})
-    ]
-
-
-def counts(connection: psycopg2.extensions.connection) -> list[Count]:
-    """Jobs by queue, state and phase."""
-    return [
-        Count(
-            queue=row["queue"],
-            state=state_of(row["state"]),
-            phase=phase_of(row["phase"]),
-            jobs=row["jobs"],
-        )
-        for row in fetch(connection, _SQL["counts"], {})
     ]
 
 

@@ -3,16 +3,6 @@
 -- name: server
 SELECT current_setting('server_version') AS version, current_user::text AS role, clock_timestamp() AS now
 
--- name: jobs
--- The newest jobs first; ids are UUIDs of version 7, so their order is the order of creation.
-SELECT * FROM rythmiq.jobs
-WHERE (%(states)s::text[] IS NULL OR state = ANY(%(states)s::text[]))
-  AND (%(queues)s::text[] IS NULL OR queue = ANY(%(queues)s::text[]))
-  AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s)
-  AND (%(before)s::uuid IS NULL OR job_id < %(before)s)
-ORDER BY job_id DESC
-LIMIT %(limit)s
-
 -- name: jobs_between
 -- For ids given by their first digits: all jobs in a range of ids.
 SELECT * FROM rythmiq.jobs WHERE job_id BETWEEN %(low)s AND %(high)s ORDER BY job_id LIMIT 2
@@ -24,9 +14,6 @@ SELECT * FROM rythmiq.attempts WHERE job_id = %(job_id)s ORDER BY attempt
 SELECT * FROM rythmiq.artifacts
 WHERE job_id = %(job_id)s AND (%(attempt)s::integer IS NULL OR attempt = %(attempt)s)
 ORDER BY attempt, name
-
--- name: counts
-SELECT queue, state, phase, count(*) AS jobs FROM rythmiq.jobs GROUP BY queue, state, phase ORDER BY queue, state, phase
 
 -- name: cancel
 -- Jobs that wait end at once; a running one is left to its driver, which is told. Rows are locked in the order of their

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
@@ -122,6 +123,13 @@ def jobs(
     name = "jobs"
     if wanted is not None and wanted.groups is not None and len(wanted.groups) == 1:
         name, parameters["group_id"] = "jobs_of_group", next(iter(wanted.groups))
+    elif wanted is not None and wanted.ids is not None and len(wanted.ids) > _PAGE:
+        # By slices: each page would search all of them again.
+        newest = sorted(wanted.ids, reverse=True)
+        pages = (replace(wanted, ids=newest[at : at + _PAGE]) for at in range(0, len(newest), _PAGE))
+        found = (job for page in pages for job in jobs(connection, page, limit=None, before=before))
+        yield from islice(found, limit)
+        return
     left = limit
     while left is None or left > 0:
         page = _PAGE if left is None else min(_PAGE, left)
@@ -179,21 +187,20 @@ class Found:
 
 
 def find(connection: Connection, text: str | UUID) -> Found:
-    """The job or group with this id, the only one whose id starts with these digits, or the one with this name.
+    """The job or group with this id, else with this name, else the only one whose id starts with these digits.
 
     Of several groups with one name it is the unfinished one, else the newest. A number may also be the id of a remote
     job at Camber. Raises NotFound, also if several ids match.
     """
     wanted = str(text)
     digits = wanted.replace("-", "").lower()
-    if _LEAST_DIGITS <= len(digits) <= _ID_DIGITS and not set(digits) - set("0123456789abcdef"):
-        bounds = {"low": UUID(digits.ljust(_ID_DIGITS, "0")), "high": UUID(digits.ljust(_ID_DIGITS, "f"))}
-        rows = fetch(connection, _SQL["between"], bounds)
-        if len(rows) == 1:
-            return _found(rows[0])
-        if rows:
+    is_id = _LEAST_DIGITS <= len(digits) <= _ID_DIGITS and not set(digits) - set("0123456789abcdef")
+    rows = _of_digits(connection, digits) if is_id and len(digits) == _ID_DIGITS else []
+    rows = rows or fetch(connection, _SQL["named"], {"name": wanted})
+    if not rows and is_id:
+        rows = _of_digits(connection, digits)
+        if len(rows) > 1:
             raise NotFound(f"More than one job's or group's id starts with {wanted}: give more digits")
-    rows = fetch(connection, _SQL["named"], {"name": wanted})
     if not rows and wanted.isascii() and wanted.isdigit() and len(wanted) < 19:
         rows = fetch(connection, _SQL["by_remote_id"], {"remote_id": int(wanted)})
     if not rows:
@@ -201,6 +208,11 @@ def find(connection: Connection, text: str | UUID) -> Found:
             f"There is no job or group {wanted!r}: give an id, its first {_LEAST_DIGITS} digits or more, or a name"
         )
     return _found(rows[0])
+
+
+def _of_digits(connection: Connection, digits: str) -> list[Row]:
+    bounds = {"low": UUID(digits.ljust(_ID_DIGITS, "0")), "high": UUID(digits.ljust(_ID_DIGITS, "f"))}
+    return fetch(connection, _SQL["between"], bounds)
 
 
 def _found(row: Row) -> Found:

@@ -18,11 +18,11 @@ from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.model import Phase
 from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.telemetry.logs import setup
+from rythmiq_ray.wakeup import Wakeup
 
 OVERRIDES = (
     "driver.lease_s=1",

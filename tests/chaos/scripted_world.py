@@ -32,7 +32,6 @@ from rythmiq_ray.backends import InputOpener, Unclear
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poll, Poller
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import (
     BackendBusy,
     BackendUnavailable,
@@ -57,6 +56,7 @@ from rythmiq_ray.model import (
 )
 from rythmiq_ray.queue import Queue
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.wakeup import Wakeup
 
 LEASE_S: Final = 10.0
 CREATE_TIMEOUT_S: Final = 4.0

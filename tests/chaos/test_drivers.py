@@ -33,11 +33,11 @@ from rythmiq_ray.config_loader import load
 from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.local.camber import Emulator, Faults, Settings
 from rythmiq_ray.model import Step, StepRequest
 from rythmiq_ray.queue import Heartbeat, Queue
+from rythmiq_ray.wakeup import Wakeup
 
 PROGRAM = Path(__file__).with_name("crashing_driver.py")
 WAIT_S = 90.0

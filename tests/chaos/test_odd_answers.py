@@ -22,7 +22,7 @@ from samples import API_KEY
 
 from rythmiq_ray import JobSpec, NewJob, enqueue, enqueue_many
 from rythmiq_ray.local.camber import Emulator, Settings
-from rythmiq_ray.queue import inspect
+from rythmiq_ray.queue import inspect, listing
 
 GOOD: Final = 4
 ODD_FOR_S: Final = 4.0
@@ -287,7 +287,7 @@ def test_odd_answers_concern_one_job_alone(
     patient = {job_id for job_id, case in answers.cases.items() if case.name == "retry in a year"}
     ending = [job_id for job_id in ids if job_id not in patient]
     run.until(lambda: states(run, ending) <= {"SUCCEEDED", "FAILED", "CANCELLED"}, "all end", wait_s=WAIT_S)
-    found = {job.job_id: job for job in inspect.jobs(run.connection, limit=10_000)}
+    found = {job.job_id: job for job in listing.jobs(run.connection, limit=10_000)}
     internal = [
         f"{answers.cases[job_id]}: {found[job_id].error_message}"
         for job_id in ids

@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 from rythmiq_ray import JobSpec, NewGroup, NewJob
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Input, JobState
-from rythmiq_ray.queue import any_connection, inspect
+from rythmiq_ray.queue import any_connection, inspect, listing
 
 Connection = psycopg2.extensions.connection
 Opened = Callable[..., Any]
@@ -81,7 +81,7 @@ def test_steps_name_later_steps(connection: Connection, opened: Opened) -> None:
     assert waits([merge, fit, load]) == [1, 1, 0]
     assert inspect.job(connection, fit).spec.inputs[0].uri == f"job:{load}/x"
     group_id = any_connection.enqueue_group(opened(), NewGroup(), steps)
-    members = {job.name: job for job in inspect.jobs(connection) if job.group_id == group_id}
+    members = {job.name: job for job in listing.jobs(connection) if job.group_id == group_id}
     assert {name: job.waits_for for name, job in members.items()} == {"merge": 1, "fit": 1, "load": 0}
     *_, behind = any_connection.enqueue_many(opened(), [new("all", after=("tiles",)), new(group="tiles")])
     assert inspect.job(connection, behind).group_index == 0

@@ -500,3 +500,18 @@ def test_the_local_stack_serves_all_commands_until_it_is_down(tmp_path: Path) ->
 
 def test_the_emulator_has_its_own_help() -> None:
     assert "--instant" in Cli().out("local", "camber", "--help")
+
+
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback() -> None:
+    program = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rythmiq_ray.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from rythmiq_ray.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rythmiq_ray import Client, JobSpec, NewJob, cli
+from rythmiq_ray import Client, JobSpec, NewJob, cli, grid
 
 pytest_plugins = ["rythmiq_ray.testing"]
 
@@ -140,6 +140,13 @@ def test_filters_mean_the_same_everywhere(shell: Shell, rythmiq: Client) -> None
     shell("wait", "--name", "job-2", code=3)
     shell("wait", "job-1", "--timeout", "0.2", code=124)
     shell("wait", "--label", "n=none", code=4)
+    for command in ("jobs", "groups", "cancel"):
+        shell(command, "--name", "[z-a]", code=2)
+        assert "--name: is not a pattern" in shell.err
+    shell("gather", "--name", "job-0", "-o", "table.xlsx", code=2)
+    assert "table.xlsx: a table is written as one of .csv, .json, .jsonl" in shell.err
+    shell("gather", "--name", "job-0", "-o", "table.json", "--json", code=2)
+    assert "--json writes to stdout" in shell.err
     for command in ("cancel", "retry", "collect", "wait", "gather", "logs", "artifacts", "prune"):
         shell(command, code=2)
         assert "give ids, names or groups, or filters" in shell.err
@@ -151,7 +158,7 @@ def test_what_is_wrong_is_said_before_anything_is_stored(shell: Shell) -> None:
     for arguments, said in (
         (("--input", "./none.py"), "there is no file './none.py' here"),
         (("--label", "x"), "label[0]: must be K=V"),
-        (("--after", "nobody"), "after: there is no job or group 'nobody'"),
+        (("--after", "nobody"), "after: there is no job or group 'nobody': give a whole id, a group's name, or"),
         (("--input", "job:nobody/x"), "inputs[0].uri: there is no job 'nobody'"),
         (("--input", "group:/x"), "must be job:ID/GLOB or group:ID/GLOB"),
     ):
@@ -192,6 +199,27 @@ def test_folders_and_patterns_are_inputs(shell: Shell, tmp_path: Path) -> None:
     third = shell("enqueue", "--command", "true", "--input", f"job:{first}/none/*", "--max-attempts", "1").strip()
     shell("wait", third, "--timeout", "60s", code=3)
     assert shell.json("show", third)["error_code"] == "input_missing"
+
+
+def test_two_groups_do_not_share_a_folder(shell: Shell, rythmiq: Client, tmp_path: Path) -> None:
+    spec = JobSpec(command="echo $N > n.txt", outputs=("n.txt",))
+    sweeps = [rythmiq.sweep(spec, grid(N=[n, n + 1]), name=name) for n, name in ((1, "lr"), (5, "lr"), (9, "mo/re"))]
+    alone = rythmiq.submit(JobSpec(command="echo 0 > n.txt", outputs=("n.txt",)))
+    asked = [str(each.id) for each in (*sweeps, alone)]
+    shell("wait", *asked, "--timeout", "120s")
+    assert shell("artifacts", *asked, "--download", "out").startswith("14 files, ")
+    found = {
+        str(path.relative_to(tmp_path / "out").parent): path.read_text().strip() for path in tmp_path.rglob("n.txt")
+    }
+    assert found == {
+        **{
+            f"lr_{sweeps[at].id}/{place:04}_N={n}": str(n)
+            for at, place, n in ((0, 0, 1), (0, 1, 2), (1, 0, 5), (1, 1, 6))
+        },
+        "mo_re/0000_N=9": "9",
+        "mo_re/0001_N=10": "10",
+        str(alone.id): "0",
+    }
 
 
 def test_sizes_and_completion(shell: Shell) -> None:

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from rythmiq_ray import Client, JobFailed, JobSpec, NewJob, grid, zipped
-from rythmiq_ray.errors import InvalidJob, NotFound
+from rythmiq_ray.errors import ArtifactCorrupt, DatabaseUnavailable, InvalidJob, NotFound
 from rythmiq_ray.model import JobState
 
 pytest_plugins = ["rythmiq_ray.testing"]
@@ -146,6 +146,35 @@ def test_a_function_runs_on_a_node_and_its_value_comes_back(rythmiq: Client) -> 
     assert bad.info().attempt == 1, "what a function raises, it would raise again"
 
 
+def test_a_function_that_was_cancelled_has_no_value_of_before(rythmiq: Client) -> None:
+    bad = rythmiq.submit_function(divide, 1, by=0)
+    with pytest.raises(ZeroDivisionError):
+        bad.value(timeout=PATIENCE_S)
+    rythmiq.pause("queue:default")
+    assert bad.retry()
+    assert bad.cancel() is JobState.CANCELLED
+    with pytest.raises(JobFailed, match="is CANCELLED"):
+        bad.value(timeout=PATIENCE_S)
+
+
+def test_one_odd_file_keeps_no_other_from_being_brought(rythmiq: Client, tmp_path: Path) -> None:
+    sweep = rythmiq.sweep(JobSpec(command="touch a b", outputs=("a", "b")), grid(N=[1, 2]))
+    sweep.wait(timeout=PATIENCE_S)
+    first, second = sweep.members()
+    with rythmiq._database() as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE rythmiq.artifacts SET name = '../a' WHERE job_id = %s AND name = 'a'", [first.id])
+    for download, there in (
+        (first.download, {"b", "log.txt"}),
+        (sweep.download, {"0000/b", "0000/log.txt", "0001/a", "0001/b", "0001/log.txt"}),
+    ):
+        folder = tmp_path / str(len(there))
+        with pytest.raises(ArtifactCorrupt):
+            download(folder)
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert found == there
+    assert {path.name for path in second.download(tmp_path / "out")} == {"a", "b", "log.txt"}
+
+
 @pytest.mark.parametrize("module", [psycopg2, psycopg])
 def test_a_job_is_in_the_callers_own_transaction(rythmiq: Client, module: object) -> None:
     connection = module.connect(os.environ["DATABASE_URL"])  # type: ignore[attr-defined]
@@ -160,3 +189,11 @@ def test_a_job_is_in_the_callers_own_transaction(rythmiq: Client, module: object
     assert job.wait(timeout=PATIENCE_S).succeeded
     assert group.wait(timeout=PATIENCE_S).succeeded == 2
     assert [member.params for member in group] == [{"N": "1"}, {"N": "2"}]
+
+
+def test_a_driver_that_cannot_begin_says_so(rythmiq_environment: dict[str, str]) -> None:
+    from rythmiq_ray.testing import InlineDriver  # behind pytest's own import of it
+
+    driver = InlineDriver.of(rythmiq_environment)
+    with pytest.raises(DatabaseUnavailable, match="rythmiq migrate"):
+        driver.__enter__()

@@ -18,7 +18,7 @@ import pytest
 from rythmiq_ray import cli
 from rythmiq_ray.errors import ErrorCode, InvalidJob, NotFound
 from rythmiq_ray.model import ErrorInfo, JobSpec, JobState, NewGroup, NewJob, Phase
-from rythmiq_ray.queue import Ending, Progress, Queue, control, enqueue_group, enqueue_many, inspect
+from rythmiq_ray.queue import Ending, Progress, Queue, control, enqueue_group, enqueue_many, inspect, listing
 from rythmiq_ray.queue.control import Scope
 from rythmiq_ray.secret import Secret
 
@@ -82,7 +82,7 @@ def test_each_scope_has_no_more_running_than_its_limit(connection: Connection, d
     assert len(driver.claim(100)) == 2
     control.unset_limit(connection, ACCOUNT)
     driver.claim(100)
-    assert {job.state for job in inspect.jobs(connection, limit=100) if job.user_id != "ann"} <= {
+    assert {job.state for job in listing.jobs(connection, limit=100) if job.user_id != "ann"} <= {
         JobState.RUNNING,
         JobState.SUCCEEDED,
     }
@@ -276,7 +276,7 @@ def test_a_row_that_somebody_holds_stops_no_driver(connection: Connection, datab
     holder.rollback()
     holder.close()
     assert driver.settle_left(10) > 0
-    assert {job.state for job in inspect.jobs(connection)} == {JobState.SUCCEEDED, JobState.BLOCKED}
+    assert {job.state for job in listing.jobs(connection)} == {JobState.SUCCEEDED, JobState.BLOCKED}
     control.unset_budget(connection, Scope("group", str(group_id)))
     assert len(driver.claim(5)) == 2
     driver.close()
@@ -431,7 +431,7 @@ def test_a_budget_that_is_reached_stops_new_work_and_says_so(
     assert driver.claim(10) == []
     assert len(driver.cancel_requests()) == 1
     monkeypatch.setenv("DATABASE_URL", database_url)
-    waiting = next(str(job.job_id) for job in inspect.jobs(connection) if job.state is JobState.QUEUED)
+    waiting = next(str(job.job_id) for job in listing.jobs(connection) if job.state is JobState.QUEUED)
     assert cli.run(["why", waiting, "--json"]) == 0
     reasons = {item["reason"]: item["message"] for item in json.loads(capsys.readouterr().out)["items"]}
     assert "1.00 of 1.00 credits" in reasons["budget"]

@@ -17,7 +17,7 @@ from rythmiq_ray import JobSpec, NewGroup, NewJob, cli, enqueue_group, enqueue_m
 from rythmiq_ray.errors import ConfigurationError, DatabaseUnavailable
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.local.process import free_ports
-from rythmiq_ray.queue import Queue, check_database, inspect
+from rythmiq_ray.queue import Queue, check_database, listing
 from rythmiq_ray.queue.connection import connect
 from rythmiq_ray.secret import Secret
 
@@ -80,7 +80,7 @@ def test_enqueue_in_a_callers_session_stores_every_text_and_leaves_its_settings(
         assert cursor.fetchone() == (encoding,)
     connection.close()
     reader = connect(Secret(database_url))
-    found = {job.job_id: job for job in inspect.jobs(reader)}
+    found = {job.job_id: job for job in listing.jobs(reader)}
     for job_id, key in zip(ids, keys, strict=True):
         job = found[job_id]
         assert (job.spec.command, job.user_id, job.queue, job.unique_key) == (TEXT, TEXT, TEXT, key)

@@ -18,7 +18,7 @@ import pytest
 from rythmiq_ray import JobSpec, enqueue, enqueue_many
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.model import Artifact, JobState
-from rythmiq_ray.queue import Ending, Queue, inspect
+from rythmiq_ray.queue import Ending, Queue, inspect, listing
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.spec import parse, read_spec
 
@@ -169,7 +169,7 @@ def test_groups_and_dependencies_hold_and_release(gateway: Cursor, owner: Cursor
     first = put(gateway, command="true", group="night", name="load")
     second = put(gateway, command="true", group="night", name="fit", after=["load"])
     third = put(gateway, command="cat model", after_ended=["night"], inputs=[{"uri": f"job:{second}/model"}])
-    states = {job.job_id: (job.state, job.waits_for, job.group_index) for job in inspect.jobs(owner.connection)}
+    states = {job.job_id: (job.state, job.waits_for, job.group_index) for job in listing.jobs(owner.connection)}
     assert states == {
         first: (JobState.QUEUED, 0, 0),
         second: (JobState.BLOCKED, 1, 1),

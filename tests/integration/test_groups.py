@@ -17,7 +17,7 @@ import pytest
 from rythmiq_ray import JobSpec, NewGroup, NewJob, enqueue, enqueue_group, enqueue_many
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob
 from rythmiq_ray.model import ErrorInfo, Input, Job, JobState
-from rythmiq_ray.queue import Ending, Queue, inspect
+from rythmiq_ray.queue import Ending, Queue, inspect, listing
 from rythmiq_ray.secret import Secret
 
 Connection = psycopg2.extensions.connection
@@ -343,7 +343,7 @@ def test_two_who_add_to_a_group_at_once_give_their_members_places_of_their_own(
                     break
         one.commit()
         other.join(30)
-    assert sorted(job.group_index for job in inspect.jobs(connection)) == [0, 1, 2]
+    assert sorted(job.group_index for job in listing.jobs(connection)) == [0, 1, 2]
 
 
 def test_a_group_without_new_members_is_refused(connection: Connection, database_url: str) -> None:

@@ -28,15 +28,15 @@ from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.outages import BACKEND, STORE
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.vitals import Vitals
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.executor import Executor
 from rythmiq_ray.local.camber import Emulator, Faults
 from rythmiq_ray.model import JobState, StepRequest
-from rythmiq_ray.queue import Heartbeat, Queue, inspect
+from rythmiq_ray.queue import Heartbeat, Queue, listing
 from rythmiq_ray.queue import queue as queue_module
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.telemetry.health import HealthServer
 from rythmiq_ray.telemetry.metrics import Metrics, PrometheusSink
+from rythmiq_ray.wakeup import Wakeup
 
 WAIT_S = 60.0
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -196,7 +196,7 @@ def test_metrics_tell_what_happened(driver: Driver, connection: psycopg2.extensi
     enqueue(connection, JobSpec(command="true"), queue="later", delay=3600)
 
     def ended() -> bool:
-        states = [job.state for job in inspect.jobs(connection)]
+        states = [job.state for job in listing.jobs(connection)]
         return sum(state.finished for state in states) == 4 and JobState.QUEUED in states
 
     driver.until(ended, "four jobs end")
@@ -300,7 +300,7 @@ def test_log_lines_about_a_job_name_it_and_its_attempt(
     driver.loop.register()
     driver.poller.start()
     job_id = enqueue(connection, JobSpec(command="exit 3", outputs=("none*",)), max_attempts=2)
-    driver.until(lambda: all(job.state.finished for job in inspect.jobs(connection)), "the job ends")
+    driver.until(lambda: all(job.state.finished for job in listing.jobs(connection)), "the job ends")
     said = [(record.getMessage(), getattr(record, "fields", {})) for record in caplog.records]
     about = {message: fields for message, fields in said if "jobId" in fields}
     assert {"Job claimed", "Task lost", "Collected with a warning", "Attempt failed", "Job failed"} <= about.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import uuid4
 
 import psycopg2
@@ -60,9 +61,30 @@ def test_one_thing_is_found_by_any_of_its_names(connection: Connection) -> None:
     with connection.cursor() as cursor:
         cursor.execute("UPDATE rythmiq.jobs SET remote_id = 4711 WHERE job_id = %s", [job])
     assert listing.find(connection, "4711").id == job, "Camber's own number"
+    named, _ = enqueue_group(connection, NewGroup(name=str(old)[:8]), [NewJob(spec=SPEC)])
+    assert listing.find(connection, str(old)[:8]).id == named, "a name goes before the first digits of another's id"
+    named, _ = enqueue_group(connection, NewGroup(name=str(old)), [NewJob(spec=SPEC)])
+    assert listing.find(connection, str(old)).id == old, "a whole id goes before a name"
     for nothing in ("nobody", "fff", str(uuid4()), "0000", "99999999999999999999"):
         with pytest.raises(NotFound):
             listing.find(connection, nothing)
+
+
+def test_many_ids_are_looked_up_by_the_page(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = enqueue_many(connection, [NewJob(spec=SPEC) for _ in range(2_500)])
+    asked: list[int] = []
+    fetch = listing.fetch
+
+    def counting(*arguments: Any) -> list[Any]:
+        asked.append(len(arguments[2]["ids"]))
+        return fetch(*arguments)
+
+    monkeypatch.setattr(listing, "fetch", counting)
+    found = [job.job_id for job in listing.jobs(connection, Filter(ids=ids), limit=None)]
+    assert found == ids[::-1]
+    assert max(asked) <= 1_000
+    some = listing.jobs(connection, Filter(ids=ids), limit=1_200, before=ids[2_000])
+    assert [job.job_id for job in some] == ids[800:2_000][::-1]
 
 
 LOOKS: dict[str, Callable[[Connection], object]] = {

@@ -24,7 +24,7 @@ from rythmiq_ray import JobSpec, NewJob, cli, enqueue_many
 from rythmiq_ray.errors import ConfigurationError, DatabaseUnavailable
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import JobState
-from rythmiq_ray.queue import Ending, Queue, check_database, check_schema, inspect, migrations, schema
+from rythmiq_ray.queue import Ending, Queue, check_database, check_schema, listing, migrations, schema
 from rythmiq_ray.queue.connection import connect
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.secret import Secret
@@ -80,10 +80,10 @@ def test_a_schema_of_0_1_0_with_rows_in_every_state_is_upgraded(first_url: str) 
     assert migrate(Secret(first_url)) == []
     with connected(first_url) as connection:
         check_schema(connection)
-        assert {(job.warnings, job.free_attempts, job.collect_until) for job in inspect.jobs(connection)} == {
+        assert {(job.warnings, job.free_attempts, job.collect_until) for job in listing.jobs(connection)} == {
             ((), 0, None)
         }
-        assert {count.state: count.jobs for count in inspect.counts(connection)} == dict.fromkeys(STATES, 5)
+        assert {count.state: count.jobs for count in listing.counts(connection)} == dict.fromkeys(STATES, 5)
     queue = Queue(Secret(first_url), lease_s=30)
     queue.register()
     claimed = queue.claim(100)
@@ -250,7 +250,7 @@ def test_a_driver_of_0_1_0_works_on_beside_a_new_one_through_the_upgrade(first_u
     assert old.ask("finish", sorted(seen)) == sorted(seen)
     assert old.ask("uncleaned") >= len(seen)
     with connected(first_url) as connection:
-        assert all(count.state not in ("QUEUED", "RUNNING") for count in inspect.counts(connection))
+        assert all(count.state not in ("QUEUED", "RUNNING") for count in listing.counts(connection))
     old.close()
     new.close()
 

@@ -16,7 +16,7 @@ from rythmiq_ray import JobSpec, NewJob, cli, enqueue_many
 from rythmiq_ray.driver.completer import Completer
 from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.model import JobState, Phase
-from rythmiq_ray.queue import Ending, Heartbeat, Progress, Queue, inspect
+from rythmiq_ray.queue import Ending, Heartbeat, Progress, Queue, inspect, listing
 from rythmiq_ray.queue.connection import Conflict
 from rythmiq_ray.secret import Secret
 
@@ -311,7 +311,7 @@ def test_autocommit_enqueues_all_or_nothing(connect: Callable[[], Connection]) -
     jobs = [NewJob(spec=JobSpec(command="true")), NewJob(spec=JobSpec(command="true"), unique_key="bad")]
     with pytest.raises(psycopg2.errors.RaiseException):
         enqueue_many(connection, jobs)
-    assert inspect.counts(connection) == []
+    assert listing.counts(connection) == []
     assert connection.autocommit
 
 

@@ -19,7 +19,7 @@ from rythmiq_ray import JobSpec, NewJob, enqueue, enqueue_many
 from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob, NotFound
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, Job, JobState, Phase, RemoteStatus
-from rythmiq_ray.queue import Ending, Progress, Queue, inspect
+from rythmiq_ray.queue import Ending, Progress, Queue, inspect, listing
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
@@ -143,7 +143,7 @@ def test_bad_jobs_are_refused_before_anything_is_stored(connection: Connection) 
     with pytest.raises(InvalidJob, match="node_size"):
         enqueue(connection, JobSpec(command="true", node_size="small", gpu=True))
     connection.commit()
-    assert inspect.counts(connection) == []
+    assert listing.counts(connection) == []
 
 
 def test_any_text_comes_back(connection: Connection) -> None:
@@ -173,7 +173,7 @@ def test_a_hundred_thousand_jobs_are_enqueued_in_order(connection: Connection) -
     ids = enqueue_many(connection, [NewJob(spec=JobSpec(command="true"))] * 100_000)
     connection.commit()
     assert ids == sorted(ids)
-    assert inspect.counts(connection)[0].jobs == 100_000
+    assert listing.total(connection, listing.Filter()) == 100_000
 
 
 # ------------------------------------------------------------------------------------------------------ claim

@@ -20,7 +20,18 @@ from rythmiq_ray.errors import DatabaseUnavailable
 from rythmiq_ray.local.camber.emulator import Emulator
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, Input, JobState, NewJob, Phase
-from rythmiq_ray.queue import Ending, Progress, Queue, Told, check_database, control, enqueue_many, inspect, schedules
+from rythmiq_ray.queue import (
+    Ending,
+    Progress,
+    Queue,
+    Told,
+    check_database,
+    control,
+    enqueue_many,
+    inspect,
+    listing,
+    schedules,
+)
 from rythmiq_ray.queue.control import Scope
 from rythmiq_ray.queue.migrations import migrate
 from rythmiq_ray.queue.sql import queries
@@ -102,8 +113,8 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
         run(database_url, f"UPDATE rythmiq.jobs SET attempt = 2147483647 WHERE job_id = '{spent}'")
     second.claim(1)
     assert [refusal.ended for refusal in second.refusals() if refusal.job_id == spent] == [True]
-    for listing in ("adoptable", "held"):  # these are for rows that break a take-over or a release
-        second._run(listing, queues=None, skipped=None, limit=1)
+    for query in ("adoptable", "held"):  # these are for rows that break a take-over or a release
+        second._run(query, queues=None, skipped=None, limit=1)
     second.now = one.created_at + timedelta(days=1)
     assert {job.job_id for job in second.uncleaned(10, older_than_s=60.0)} == {one.job_id, two.job_id, three.job_id}
     second.cleaned([(one.job_id, 1)])
@@ -172,7 +183,7 @@ def test_the_reader_role_shows_everything(
         assert inspect.job(reader, job_id).spec.command == "true"
         assert inspect.attempts(reader, job_id) == []
         assert inspect.artifacts(reader, job_id) == []
-        assert [count.jobs for count in inspect.counts(reader)] == [1]
+        assert [count.jobs for count in listing.counts(reader)] == [1]
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -205,7 +216,7 @@ def test_the_operator_role_cancels_retries_collects_and_prunes(database_url: str
         assert [job.job_id for job in inspect.prunable(operator, older_than_s=0.0, limit=10)] == [job_id]
         assert inspect.prune(operator, [job_id], older_than_s=0.0) == {job_id}
         inspect.prune_drivers(operator, older_than_s=0.0)
-        assert inspect.jobs(operator) == []
+        assert list(listing.jobs(operator)) == []
 
 
 EVERYBODY = [
@@ -409,7 +420,7 @@ def test_a_schedules_runs_are_of_whoever_wrote_it_and_of_nobody_else(database_ur
         run(database_url, "UPDATE rythmiq.schedules SET next_at = next_at - interval '1 minute'")
         assert worker.fire_schedules(10) == 2
         worker.close()
-        jobs = inspect.jobs(owner)
+        jobs = list(listing.jobs(owner))
         assert {job.job_id for job in jobs if job.enqueued_by == "a_enqueue"} == {kept}
         assert {job.enqueued_by for job in jobs if job.spec.command == "mine"} == {"a_operator"}
         assert inspect.job(owner, enqueue(owner, JobSpec(command="after"))).enqueued_by == "postgres"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from rythmiq_ray.cli import output
 from rythmiq_ray.cli.enqueue import env_of, input_of
 from rythmiq_ray.cli.output import age, printable, size
 from rythmiq_ray.errors import InvalidJob
@@ -68,3 +70,10 @@ def test_ages_and_sizes_are_short() -> None:
 def test_a_row_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\nc\u202e") == "a\\x1b[2Jb\\r c\\u202e"
     assert printable("данные 1") == "данные 1"
+
+
+def test_json_is_json_whatever_a_result_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_items([{"loss": float("nan"), "by": [float("-inf"), {"x": 1.5}]}])
+    refuse = lambda name: pytest.fail(f"{name} is not JSON")  # noqa: E731
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found["items"] == [{"loss": None, "by": [None, {"x": 1.5}]}]

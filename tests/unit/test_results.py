@@ -47,6 +47,8 @@ def gathered(files: list[tuple[str, bytes]], **about: object) -> tuple[list[dict
         ("out/rows.jsonl", b'{"a": 1}\n\n{"b": 2}\n', [{"a": 1}, {"b": 2}]),
         ("rows.csv", "\ufeffa,b\n1,x\n2.5,y\n".encode(), [{"a": 1, "b": "x"}, {"a": 2.5, "b": "y"}]),
         ("rows.tsv", b"a\tb\n1\t2\n", [{"a": 1, "b": 2}]),
+        ("rows.csv", b"a,b,c,d\n2024_01,007,+1,0x10\n", [{"a": "2024_01", "b": "007", "c": "+1", "d": "0x10"}]),
+        ("rows.csv", b"a,b,c\n-1e-3,[1],Infinity\n", [{"a": -0.001, "b": "[1]", "c": float("inf")}]),
         ("value.txt", b" 0.25\n", [{"value": 0.25}]),
         ("word", b"fine", [{"word": "fine"}]),
         ("score.json", b'{"N": 9, "state": "x"}', [{"score.N": 9, "score.state": "x"}]),
@@ -74,3 +76,12 @@ def test_a_huge_file_is_not_read() -> None:
 def test_names_come_first_and_cells_are_plain() -> None:
     assert list(table("score.json", b'{"loss": 1}', name="fit")[0]) == ["name", "N", "loss"]
     assert [cell(value) for value in (None, 1, 1.5, True, [1], "x")] == ["", "1", "1.5", "true", "[1]", "x"]
+
+
+def test_a_parameter_keeps_its_value_beside_a_column_of_that_name() -> None:
+    params = {"state": "Ohio", "seconds": "9", "N": "1"}
+    found = gather([replace(job(state=JobState.FAILED), params=params, name="fit")], {}, lambda _uri: [])
+    (row,) = found.rows
+    assert (row["params.state"], row["params.seconds"], row["N"]) == ("Ohio", "9", "1")
+    assert (row["name"], row["state"], row["seconds"]) == ("fit", "FAILED", None)
+    assert found.columns == ["name", "params.state", "params.seconds", "N", "state", "seconds", "credits"]

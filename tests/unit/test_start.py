@@ -21,8 +21,8 @@ from rythmiq_ray.artifacts.s3 import _refused
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.driver.signals import Signals, Stopped
 from rythmiq_ray.driver.startup import StartStep, all_of
-from rythmiq_ray.driver.wakeup import Wakeup
 from rythmiq_ray.errors import BackendUnavailable, ConfigurationError, DatabaseUnavailable, StoreUnavailable
+from rythmiq_ray.wakeup import Wakeup
 
 LATE = BackendUnavailable("late")
 

@@ -30,7 +30,21 @@ def test_a_parameter_is_a_list_or_a_range(text: str, values: list[str]) -> None:
     assert param_of(text)[1] == values
 
 
-@pytest.mark.parametrize("text", ["LR", "1A=2", "=3", "A B=1", "N=1..5..0", "N=1..5..-1", "N=1..99999999"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LR",
+        "1A=2",
+        "=3",
+        "A B=1",
+        "N=1..5..0",
+        "N=1..5..-1",
+        "N=1..99999999",
+        "N=1..99999999999999999999",
+        "N=1.." + "9" * 5_000,
+        "N=1..2..9999999999999999999999",
+    ],
+)
 def test_a_bad_parameter_is_refused(text: str) -> None:
     with pytest.raises(InvalidJob):
         param_of(text)
@@ -60,17 +74,23 @@ def test_files_of_parameters(tmp_path: Path) -> None:
     table, lines = tmp_path / "cases.csv", tmp_path / "cases.jsonl"
     table.write_text('\ufeffCASE,NOTE\na,"x, y"\nb,\n', encoding="utf-8")
     assert read_params(table) == [{"CASE": "a", "NOTE": "x, y"}, {"CASE": "b", "NOTE": ""}]
-    lines.write_text('{"LR": 0.1, "ON": true}\n\n{"LR": [1, 2], "ON": null}\n')
-    assert read_params(lines) == [{"LR": "0.1", "ON": "true"}, {"LR": "[1, 2]", "ON": "None"}]
+    lines.write_text('{"LR": 0.1, "ON": true}\n\n{"ON": "", "LR": [1, 2]}\n')
+    assert read_params(lines) == [{"LR": "0.1", "ON": "true"}, {"LR": "[1, 2]", "ON": ""}]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("x.csv", "A,B\n1\n", "x.csv, line 2: has not as many values"),
-        ("x.csv", "A,B\n1,2,3\n", "x.csv, line 2: has not as many values"),
+        ("x.csv", "A,B\n1\n", "x.csv, line 2: has 1 values, and there are 2 names"),
+        ("x.csv", "A,B\n1,2,3\n", "x.csv, line 2: has 3 values, and there are 2 names"),
+        ("x.csv", "A,A\n1,2\n", "x.csv, line 1: 'A': is there twice"),
+        ("x.csv", 'A,B\n1,"2\n', "x.csv, unexpected end of data"),
+        ("x.csv", "A,B\n", "holds no parameters"),
         ("x.csv", "", "holds no parameters"),
         ("x.jsonl", '{"A": 1}\n{"A"\n', "x.jsonl, line 2: is not JSON"),
+        ("x.jsonl", '{"A": 1}\n\n{"B": 1}\n', "x.jsonl, line 3: has 'B', and the rows before it have 'A'"),
+        ("x.jsonl", '{"A": null}\n', "x.jsonl, line 1: 'A': is null"),
+        ("x.jsonl", "[" * 100_000, "x.jsonl, line 1: is not JSON: nested too deeply"),
         ("x.jsonl", "[1]\n", "line 1: must be an object"),
         ("none.csv", None, "No such file"),
     ],
@@ -109,3 +129,15 @@ def test_what_cannot_be_a_sweep_is_refused() -> None:
         list(expand(NewJob(spec=JobSpec(command="x", env={"N": "1"})), grid(N=[1])))
     with pytest.raises(InvalidJob, match="unique_key: is of one job alone"):
         list(expand(NewJob(spec=JobSpec(command="x"), unique_key="k"), grid(N=[1, 2])))
+
+
+def test_too_many_members_are_refused_before_they_are_made() -> None:
+    many = [{"A": "1"}] * 100_000
+    for make in (lambda: grid(A=range(100_000), B=range(100_000)), lambda: combined(many, [{"B": "1"}] * 100_000)):
+        with pytest.raises(InvalidJob, match="make 10,000,000,000 members; the most is 1,000,000"):
+            make()
+
+
+def test_members_have_the_same_names() -> None:
+    with pytest.raises(InvalidJob, match=re.escape("params[1]: has not the names of params[0], A")):
+        list(expand(NewJob(spec=JobSpec(command="x")), [{"A": "1"}, {"A": "1", "B": "2"}]))

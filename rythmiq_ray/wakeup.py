@@ -1,4 +1,4 @@
-"""What the loop waits on for all events: ended tasks, polls, notifications, signals."""
+"""What a loop waits on for all events: ended tasks, polls, notifications, signals, requests of other threads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from contextlib import suppress
 
 
 class Wakeup:
-    """A pipe that any thread, callback or signal handler may write to, and that the driver's loop waits on."""
+    """A pipe that any thread, callback or signal handler may write to, and that one thread waits on."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
 
     def set(self) -> None:
         """Ends the present or the next wait. Safe in a signal handler; a full pipe wakes just as well."""
