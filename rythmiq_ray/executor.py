@@ -140,8 +140,10 @@ class Executor:
                 return NotYet(reason="the node is new to the driver, which cannot tell its time yet", uploaded=True)
             if now_s() > request.create_by + clock_offset_s:
                 return NotYet(reason="the lease it was sent under is over", delay_s=LATE_DELAY_S, uploaded=True)
+        began = now_s()
         try:
-            return Submitted(remote=self.backend.create(job))
+            remote = self.backend.create(job)
+            return Submitted(remote=remote, create_s=now_s() - began)
         except CreateUncertain as error:
             return SubmitUncertain(error=ErrorInfo.of(error))
         except RythmiqError:

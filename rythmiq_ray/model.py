@@ -446,6 +446,8 @@ class Submitted:
     """The remote job exists."""
 
     remote: RemoteJob
+    create_s: float | None = None
+    """How long the create took, in seconds; None = it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -539,6 +541,8 @@ class EndedAttempt:
     error_message: str | None = None
     cost_credits: float | None = None
     group_id: UUID | None = None
+    create_s: float | None = None
+    """How long the create took; None where another driver made it, or nobody knows whether it was answered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -162,6 +162,8 @@ class Attempt:
     alone_bytes: int = 0
     begun_before: bool = False
     """A lost task or another driver may have left partial work."""
+    create_s: float | None = None
+    """How long the create took, for traces."""
     crashes: int = 0
     faults: int = 0
     internal_faults: int = 0
@@ -413,7 +415,8 @@ class Attempts:
 
     def _settled(self, attempt: Attempt, request: StepRequest | None, result: StepResult, now: float) -> Ending | None:
         match result:
-            case Submitted(remote=remote):
+            case Submitted(remote=remote, create_s=create_s):
+                attempt.create_s = create_s
                 self._know(attempt, remote, now)
             case SubmitUncertain() if isinstance(attempt.state, Submitting):
                 attempt.state.creates += 1
@@ -738,6 +741,7 @@ class Attempts:
             retryable=None if error is None else retryable(job, error, exit_code),
             remote_id=job.remote_id,
             remote_status=job.remote_status,
+            create_s=attempt.create_s,
             free=free,
             **stored,  # type: ignore[arg-type]  # the callers name fields of Ending
         )

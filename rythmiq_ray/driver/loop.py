@@ -458,7 +458,11 @@ class Loop:
     def _trace(self, traces: Traces, endings: Sequence[Ending]) -> None:
         """A trace that cannot be written costs nobody anything but the trace."""
         try:
-            attempts = self._queue.ended_attempts((ending.job_id, ending.attempt) for ending in endings)
+            create_s = {(ending.job_id, ending.attempt): ending.create_s for ending in endings}
+            attempts = [
+                replace(attempt, create_s=create_s.get((attempt.job_id, attempt.attempt)))
+                for attempt in self._queue.ended_attempts(create_s)
+            ]
             groups = {attempt.group_id for attempt in attempts if attempt.group_id is not None}
             traces.write(attempts, self._queue.ended_groups(groups, members=MOST_LINKS) if groups else ())
         except Exception as error:  # noqa: BLE001 - as said

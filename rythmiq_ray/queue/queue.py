@@ -109,6 +109,8 @@ class Ending:
     warnings: tuple[str, ...] = ()
     keep_s: float | None = None
     """How many seconds the attempt's path is kept, because files in it were not stored."""
+    create_s: float | None = None
+    """How long the create took, for traces; it is not stored."""
     free: bool = False
     """The attempt never ran and does not count against ``max_attempts``."""
 

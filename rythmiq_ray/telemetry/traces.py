@@ -14,7 +14,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -210,9 +210,13 @@ class Traces:
 
 def _steps(attempt: EndedAttempt) -> Iterable[tuple[str, datetime, datetime]]:
     """The parts of an attempt, one behind the other: each lasts until the next that was reached begins."""
+    created_at = None
+    if attempt.submitted_at is not None and attempt.create_s is not None:
+        created_at = max(attempt.started_at, attempt.submitted_at - timedelta(seconds=attempt.create_s))
     moments = [
         ("queue", attempt.enqueued_at),
-        ("submit", attempt.started_at),
+        ("upload" if created_at is not None else "submit", attempt.started_at),
+        ("create", created_at),
         ("wait", attempt.submitted_at),
         ("run", attempt.running_at),
         ("collect", attempt.ended_at),

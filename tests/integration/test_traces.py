@@ -29,7 +29,7 @@ from rythmiq_ray.telemetry import logs, traces
 from rythmiq_ray.telemetry.traces import Traces
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-STEPS = ["queue", "submit", "wait", "run", "collect"]
+STEPS = ["queue", "upload", "create", "wait", "run", "collect"]
 
 
 @pytest.fixture
