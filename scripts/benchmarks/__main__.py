@@ -21,7 +21,7 @@ from benchmarks.measure import Bench, Row
 
 ROWS = (
     *("pace", "cost", "waiting", "latency", "artifacts", "recovery", "depth", "start", "queue", "groups", "limits"),
-    *("console", "rest", "growth", "scale"),
+    *("console", "rest", "growth", "soak", "scale"),
 )
 Choice = StrEnum("Choice", ["all", *ROWS])  # type: ignore[misc]  # made of the names of the modules
 QUICK_NOTE = "measured in small, by --quick; the goals are set for the full sizes"
