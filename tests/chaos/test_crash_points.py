@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,12 +79,14 @@ class Case:
             connection.autocommit = True
             for command in ENDS:
                 env = {"A": "1"} if "$A" in command else {}
-                enqueue(connection, JobSpec(command=command, outputs=("*.txt",), env=env), max_attempts=2)
+                spec = JobSpec(command=command, outputs=("*.txt",), env=env)
+                enqueue(connection, spec, max_attempts=2, notify="https://example.org/")
             doomed = enqueue(connection, JobSpec(command="while [ ! -e never ]; do sleep 0.1; done", timeout=30))
             self._die(connection, doomed)
             self._check_manifests("when it died")
             self._drive()
             self._drive()  # Its janitor takes what the first one left.
+            self._tell(connection)
             self._check(connection, camber)
             connection.close()
 
@@ -112,6 +115,22 @@ class Case:
             self._drive(self.point, code=-9)
             if not late:
                 inspect.cancel(connection, [doomed])
+
+    def _tell(self, connection: Any) -> None:
+        """Drives until each end was told: what a dead driver had taken is due again after a while."""
+        deadline = time.monotonic() + RUN_LIMIT_S
+        with connection.cursor() as cursor:
+            while time.monotonic() < deadline:
+                cursor.execute("SELECT count(*) AS untold FROM rythmiq.notifications WHERE delivered_at IS NULL")
+                if not cursor.fetchone()["untold"]:
+                    break
+                self._drive()
+            cursor.execute("SELECT job_id::text AS job_id FROM rythmiq.jobs WHERE notify IS NOT NULL")
+            jobs = sorted(row["job_id"] for row in cursor.fetchall())
+        # A driver that died in between may have told twice; then by one id.
+        told = {tuple(line.split()) for line in (self.folder / "told").read_text().splitlines()}
+        if sorted(job_id for _, job_id in told) != jobs:
+            self.faults.append(f"{len(told)} notifications were sent for {len(jobs)} ends")
 
     def _drive(self, *arguments: str, code: int = 0) -> None:
         done = subprocess.run(
