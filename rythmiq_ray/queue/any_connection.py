@@ -57,17 +57,17 @@ def enqueue_group(connection: Any, group: NewGroup, jobs: Sequence[NewJob]) -> U
 
 @contextmanager
 def _transaction(connection: Any) -> Iterator[Any]:
-    """A part of the caller's transaction that is rolled back alone where it fails; with autocommit one of its own."""
+    """A cursor in a savepoint, so that an error undoes only this part. With autocommit it is a transaction."""
     from psycopg.rows import tuple_row
 
     if not connection.autocommit:
-        connection.execute("SELECT 1")  # Begins the caller's, for the block would commit one that it began itself.
+        connection.execute("SELECT 1")  # Begins the caller's transaction; the block below would commit one that it began.
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         yield cursor
 
 
 def _enqueued(cursor: Any, jobs: Sequence[NewJob]) -> list[UUID]:
-    """Each job after those that it names, with their ids in place of their names."""
+    """Adds each job after the jobs that it names, with their ids in place of their names; returns the ids in order."""
     named: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     members: dict[str, list[int]] = defaultdict(list)
     for at, job in enumerate(jobs):

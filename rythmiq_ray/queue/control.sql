@@ -1,7 +1,7 @@
--- Limits, pauses, budgets and costs, as people set and read them.
+-- Limits, pauses, budgets and costs, set and read by users.
 
 -- name: limits
--- What bounds a scope, and how much of it is used: of * by the user with most.
+-- All limits, and how many jobs run in each scope; for * it is the number of the user who has most.
 WITH used AS MATERIALIZED (
     SELECT coalesce(j.user_id, '') AS user_id, j.queue, coalesce(j.group_id::text, '') AS group_id, count(*) AS running
     FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING' GROUP BY 1, 2, 3
@@ -18,7 +18,7 @@ FROM rythmiq.limits AS l LEFT JOIN rythmiq.groups AS g ON l.scope = 'group' AND 
 ORDER BY l.scope, l.name, l.period NULLS FIRST
 
 -- name: rooms
--- Of a job's scopes those that have no room now.
+-- The scopes of a job that have no room now.
 SELECT r.scope, r.name, min(r.room) AS room FROM rythmiq.rooms(now()) AS r
 WHERE r.room <= 0 AND (r.scope = 'account' OR (r.scope = 'queue' AND r.name = %(queue)s)
                        OR (r.scope = 'user' AND r.name IN (coalesce(%(user_id)s, ''), '*'))
@@ -44,7 +44,7 @@ SELECT rythmiq.pause(%(scope)s, %(name)s, %(reason)s, %(cancel_running)s) AS job
 SELECT rythmiq.resume(%(scope)s, %(name)s) AS found
 
 -- name: rights
--- What the login may do of what the statements for that need: a cancel and a retry change rows, the others are functions.
+-- Which actions the login has the privileges for: a cancel updates rows, the others call functions.
 SELECT current_user::text AS login,
        has_column_privilege('rythmiq.jobs', 'cancel_requested_at', 'UPDATE') AS cancel,
        has_function_privilege('rythmiq.retry(uuid[], boolean)', 'EXECUTE') AS retry,
@@ -55,7 +55,7 @@ SELECT current_user::text AS login,
 SELECT rythmiq.drain(%(driver_id)s) AS found
 
 -- name: cost
--- Credits by day, user, queue, group or the value of a label; what runs is counted by its time so far.
+-- Credits by day, user, queue, group or the value of a label; a running job counts with the time that it has run.
 SELECT CASE %(by)s WHEN 'group' THEN nullif(coalesce(max(k.group_name), k.key), '00000000-0000-0000-0000-000000000000')
                    ELSE k.key END AS key,
        sum(k.credits) AS credits, sum(k.jobs)::bigint AS jobs,

@@ -1,5 +1,5 @@
--- Listings, by one set of filters. Each value is a literal in what Postgres plans, so a filter that was not given costs
--- nothing.
+-- Listings, all with the same filters. psycopg2 sends values as literals, so the planner drops a filter that is not
+-- given.
 
 -- name: filter
 (%(groups)s::uuid[] IS NULL OR j.group_id = ANY(%(groups)s::uuid[]))
@@ -21,8 +21,8 @@ ORDER BY j.job_id DESC
 LIMIT %(limit)s
 
 -- name: jobs_of_group
--- The same for the members of one group, the last one first: each state is read in the order of its index, so that a
--- page of a hundred thousand members costs what a page costs.
+-- The members of one group, the last one first. Each state is read in index order, so a page costs the same for any
+-- number of members.
 SELECT j.*
 FROM (VALUES ('BLOCKED'), ('QUEUED'), ('RETRYING'), ('RUNNING'), ('SUCCEEDED'), ('FAILED'), ('CANCELLED')) AS s(state)
 CROSS JOIN LATERAL (
@@ -40,7 +40,7 @@ LIMIT %(limit)s
 SELECT j.job_id, j.state FROM rythmiq.jobs AS j WHERE :filter ORDER BY j.job_id
 
 -- name: members
--- Of groups, each in its order.
+-- The members of these groups, by group and then in the group's order.
 SELECT j.* FROM rythmiq.jobs AS j
 WHERE j.group_id = ANY(%(groups)s::uuid[]) AND :filter
 ORDER BY j.group_id, j.group_index, j.job_id
@@ -49,8 +49,8 @@ ORDER BY j.group_id, j.group_index, j.job_id
 SELECT count(*) AS total FROM (SELECT FROM rythmiq.jobs AS j WHERE :filter LIMIT %(most)s) AS found
 
 -- name: counts
--- By state, each counted up to a bound; running ones by phase, and by whether the service has started them.
--- Each state is a literal, which the partial indexes are found by.
+-- Jobs by state, each counted up to a limit; running ones by phase and remote status.
+-- Each state is a literal, so that the planner can use the partial indexes.
 SELECT 'BLOCKED' AS state, NULL AS phase, NULL AS remote_status, count(*) AS jobs
 FROM (SELECT FROM rythmiq.jobs AS j WHERE j.state = 'BLOCKED' AND :filter LIMIT %(most)s) AS found
 UNION ALL
@@ -104,13 +104,13 @@ WHERE (%(users)s::text[] IS NULL OR g.user_id = ANY(%(users)s::text[]))
 SELECT g.* FROM rythmiq.groups AS g WHERE g.group_id = ANY(%(ids)s::uuid[]) ORDER BY g.created_at, g.group_id
 
 -- name: between
--- For ids given by their first digits: all jobs and groups in a range of ids, two at most of each.
+-- Jobs and groups in a range of ids, at most two of each: enough to tell whether the first digits of an id are unique.
 (SELECT job_id AS id, true AS is_job FROM rythmiq.jobs WHERE job_id BETWEEN %(low)s AND %(high)s ORDER BY job_id LIMIT 2)
 UNION ALL
 (SELECT group_id, false FROM rythmiq.groups WHERE group_id BETWEEN %(low)s AND %(high)s ORDER BY group_id LIMIT 2)
 
 -- name: named
--- An unfinished group of that name, else the newest, else the newest job.
+-- An unfinished group with that name, else the newest one; after it the newest job with that name.
 (SELECT group_id AS id, false AS is_job FROM rythmiq.groups
  WHERE name = %(name)s ORDER BY (finished_at IS NULL) DESC, created_at DESC LIMIT 1)
 UNION ALL
@@ -120,14 +120,14 @@ UNION ALL
 SELECT job_id AS id, true AS is_job FROM rythmiq.jobs WHERE remote_id = %(remote_id)s ORDER BY job_id DESC LIMIT 1
 
 -- name: pace
--- When the first attempt of a group's members began, and what they cost so far.
+-- When the first attempt of a group's members began, what they have cost so far, and how many have a cost.
 SELECT (SELECT min(a.started_at) FROM rythmiq.jobs AS j JOIN rythmiq.attempts AS a USING (job_id)
         WHERE j.group_id = %(group_id)s) AS began_at,
        (SELECT sum(j.cost_credits) FROM rythmiq.jobs AS j WHERE j.group_id = %(group_id)s) AS credits,
        (SELECT count(*) FROM rythmiq.jobs AS j WHERE j.group_id = %(group_id)s AND j.cost_credits IS NOT NULL) AS priced
 
 -- name: group_errors
--- Errors of a group's members that FAILED, alike but for numbers, with one member each.
+-- Errors of a group's FAILED members, counted together if they differ only in numbers, with one member of each.
 SELECT j.error_code, count(*) AS jobs, (array_agg(j.job_id ORDER BY j.job_id))[1] AS job_id,
        (array_agg(j.error_message ORDER BY j.job_id))[1] AS error_message
 FROM rythmiq.jobs AS j
@@ -147,7 +147,7 @@ SELECT g.group_id, CASE WHEN g.finished_at IS NULL THEN 'RUNNING' WHEN g.failed 
 FROM rythmiq.groups AS g WHERE g.group_id = ANY(%(groups)s::uuid[])
 
 -- name: stored
--- What the attempts that count have stored: of each job the last one that left anything.
+-- The artifacts of each job's last attempt that stored any.
 SELECT x.job_id, x.attempt, x.name, x.uri, x.bytes, x.sha256, x.content_type
 FROM rythmiq.artifacts AS x
 WHERE x.job_id = ANY(%(ids)s::uuid[])
@@ -168,7 +168,7 @@ WHERE d.job_id = %(job_id)s
 ORDER BY d.satisfied, id
 
 -- name: queues
--- What is unfinished, by queue, with the age of the oldest job that could be claimed, and the living drivers.
+-- Unfinished jobs by queue, with the age of the oldest claimable job and the number of live drivers.
 SELECT u.queue, sum(u.blocked)::bigint AS blocked, sum(u.queued)::bigint AS queued, sum(u.retrying)::bigint AS retrying,
        sum(u.running)::bigint AS running, max(u.oldest_s) AS oldest_s,
        (SELECT count(*) FROM rythmiq.drivers AS d
@@ -189,7 +189,7 @@ GROUP BY u.queue
 ORDER BY u.queue
 
 -- name: drivers
--- Drivers that live, and those that have gone not long ago, with what they hold.
+-- Live drivers, those that ended not long ago, and those that still hold jobs; with the number of jobs in each phase.
 SELECT d.driver_id, d.hostname, d.pid, d.version, d.started_at, d.heartbeat_at, d.lease_expires_at, d.stopped_at, d.queues,
        d.stopped_at IS NULL AND d.lease_expires_at > now() AS alive,
        d.draining_at IS NOT NULL AS draining, held.submitting, held.waiting, held.collecting
@@ -205,7 +205,7 @@ WHERE d.stopped_at IS NULL AND d.lease_expires_at > now()
 ORDER BY alive DESC, d.started_at DESC
 
 -- name: ahead
--- How many jobs of a queue go before one that may be claimed, counted up to a bound.
+-- How many jobs of a queue are claimed before a given one, counted up to a limit.
 SELECT count(*) AS jobs FROM (
     SELECT FROM rythmiq.jobs AS o
     WHERE o.queue = %(queue)s AND o.state IN ('QUEUED', 'RETRYING') AND o.next_visible_at <= now()

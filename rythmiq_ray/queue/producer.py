@@ -1,4 +1,4 @@
-"""Putting jobs in: one or a hundred thousand, always inside the caller's own transaction."""
+"""Enqueues jobs, one or a hundred thousand, in the caller's own transaction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SQL: Final = queries("producer")
 _to_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _T = TypeVar("_T")
 _UNIQUE_TRIES: Final = 5
-"""How often an enqueue races with the end of the job that holds its key before it gives up; once is rare."""
+"""How often an enqueue is tried while other sessions take and free its unique keys; a second try is rare."""
 _NULL: Final = "\\N"
 _COPY_CHARACTERS: Final = 64 * 1024
 _COPY_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -61,9 +61,9 @@ def enqueue(
 ) -> UUID:
     """Adds one job in the caller's transaction: it exists once that commits, and never if it rolls back.
 
-    Returns the job's id; where an unfinished job holds ``unique_key``, that job's id. The fields are those of
+    Returns the job's id, or the id of the unfinished job that already has ``unique_key``. The fields are those of
     :class:`~rythmiq_ray.model.NewJob`; ``delay_s`` is the former name of ``delay``. Raises InvalidJob with every fault
-    of the job (also for engines and sizes that Camber does not have), and DatabaseUnavailable.
+    of the job, including an engine or size that Camber does not have, and DatabaseUnavailable.
     """
     job = NewJob(
         spec=spec,
@@ -92,19 +92,19 @@ def enqueue_many(connection: psycopg2.extensions.connection, jobs: Iterable[NewJ
 def enqueue_group(
     connection: psycopg2.extensions.connection, group: NewGroup, jobs: Iterable[NewJob]
 ) -> tuple[UUID, list[UUID]]:
-    """Adds a group with these members in the caller's transaction; returns its id and theirs.
+    """Adds a group with these members in the caller's transaction; returns the group's id and the members' ids.
 
-    Raises as :func:`enqueue`.
+    Raises the same errors as :func:`enqueue`.
     """
     return insert_group(connection, group, checked(jobs))
 
 
 def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
-    """Adds jobs that :mod:`rythmiq_ray.spec` checked before, in the caller's transaction.
+    """Adds jobs that :mod:`rythmiq_ray.spec` has checked, in the caller's transaction; returns their ids in order.
 
-    Where none is open, all of it is repeated after a deadlock or a serialization failure; with autocommit it is one
-    transaction too. Whatever the connection's encoding is, texts arrive as they are. Raises InvalidJob for what a job
-    is to wait for and is not there.
+    If no transaction is open, the whole insert is tried again after a deadlock or a serialization failure. With
+    autocommit it is one transaction too. Texts are stored unchanged, whatever the connection's encoding is. Raises
+    InvalidJob if something that a job waits for does not exist.
     """
     return _stored(connection, lambda: _insert(connection, jobs))
 
@@ -112,7 +112,7 @@ def insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -
 def insert_group(
     connection: psycopg2.extensions.connection, group: NewGroup, jobs: Sequence[NewJob]
 ) -> tuple[UUID, list[UUID]]:
-    """As :func:`insert`, with a new group for those that name none; returns its id too."""
+    """Like :func:`insert`, with a new group for the jobs that name none; returns the group's id and the jobs' ids."""
     check_group(group, jobs)
 
     def work() -> tuple[UUID, list[UUID]]:
@@ -123,7 +123,7 @@ def insert_group(
 
 
 def check_group(group: NewGroup, jobs: Sequence[NewJob]) -> None:
-    """Raises InvalidJob for the group's own faults, and where it would lack members or never end."""
+    """Raises InvalidJob for the group's own faults, for no jobs, and for two jobs with one unique key."""
     if faults := specs.check_group(group):
         raise InvalidJob(faults)
     if not jobs:
@@ -134,7 +134,7 @@ def check_group(group: NewGroup, jobs: Sequence[NewJob]) -> None:
 
 
 def checked(jobs: Iterable[NewJob]) -> list[NewJob]:
-    """Raises InvalidJob with every fault."""
+    """The jobs as a list. Raises InvalidJob with every fault of every job."""
     catalog = load_catalog()
     jobs = list(jobs)
     faults: list[str] = []
@@ -160,7 +160,7 @@ def _stored(connection: psycopg2.extensions.connection, work: Callable[[], _T]) 
 def _insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
     if any(job.unique_key is not None or _is_placed(job) for job in jobs):
         return _insert_placed(connection, jobs, None)
-    # Tee keeps for the caller what the rows take: the ids too are made while Postgres takes in those before them.
+    # Ids are made while Postgres reads the rows before them; tee keeps them for the caller.
     of_rows, of_caller = tee(_new_job_ids(len(jobs)))
     now = _now(connection, jobs)
     texts = _SpecTexts()
@@ -178,7 +178,7 @@ def _is_placed(job: NewJob) -> bool:
 def _insert_placed(
     connection: psycopg2.extensions.connection, jobs: Sequence[NewJob], group: tuple[UUID, NewGroup] | None
 ) -> list[UUID]:
-    """As :func:`_insert`, for jobs with unique keys, groups, dependencies or names."""
+    """Like :func:`_insert`, for jobs with unique keys, groups, dependencies or names."""
     ids = list(_new_job_ids(len(jobs)))
     keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
     new = list(_resolve_keys(connection, jobs, ids, keyed)) if keyed else []
@@ -209,7 +209,7 @@ def _insert_placed(
 def _resolve_keys(
     connection: psycopg2.extensions.connection, jobs: Sequence[NewJob], ids: list[UUID], keyed: Sequence[int]
 ) -> Iterator[int]:
-    """Gives jobs whose key an unfinished job holds, or one before them here, its id; yields where the others are."""
+    """Gives a job whose key an unfinished or an earlier job here has the id of that job; yields the others' indexes."""
     keys = [jobs[at].unique_key for at in keyed]
     rows = fetch(connection, _SQL["holders"], {"keys": _to_json(keys)})
     holders = {keys[row["place"]]: row["job_id"] for row in rows}
@@ -228,8 +228,8 @@ _id_lock: Final = threading.Lock()
 def _new_job_ids(count: int) -> Iterator[UUID]:
     """UUIDs of version 7 (RFC 9562): ids made later sort later, so new rows share index pages.
 
-    The 12 bits behind the milliseconds count fractions of one (method 3), and a process never goes back, so jobs
-    keep the order in which they were given.
+    The 12 bits after the milliseconds are a fraction of a millisecond (method 3). The ids that a process makes only
+    grow, so jobs keep the order in which they were given.
     """
     global _last_id
     milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
@@ -243,7 +243,7 @@ def _new_job_ids(count: int) -> Iterator[UUID]:
 
 
 def _now(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> datetime | None:
-    """The transaction's time, where a job is delayed."""
+    """The transaction's time if a job is delayed, else None."""
     if not any(job.delay for job in jobs):
         return None
     now: datetime = fetch(connection, _SQL["now"], {})[0]["now"]
@@ -251,13 +251,13 @@ def _now(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> 
 
 
 def _copy(connection: psycopg2.extensions.connection, statement: str, lines: Iterator[str]) -> None:
-    # The plain class, whatever the connection's own.
+    # The connection may have a cursor class of its own, which need not support COPY.
     with translated(), connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-        cursor.copy_expert(_SQL[statement], cast("TextIO", Stream(lines)), _COPY_CHARACTERS)  # needs read() alone
+        cursor.copy_expert(_SQL[statement], cast("TextIO", Stream(lines)), _COPY_CHARACTERS)  # it needs only read()
 
 
 def _placed_lines(rows: Iterable[tuple[UUID, NewJob, Place]], now: datetime | None) -> Iterator[str]:
-    """Rows in the text format of COPY, with the columns behind those of :func:`_line`."""
+    """Rows in COPY's text format: the columns of :func:`_line` and those of placed jobs."""
     texts = _SpecTexts()
     group: UUID | None = None
     group_text = _NULL
@@ -291,7 +291,7 @@ def _line(job_id: UUID, job: NewJob, spec: str, now: datetime | None) -> str:
 
 
 class _SpecTexts:
-    """Specs as COPY reads them. Members of a sweep share one object, of which only the variables differ."""
+    """Specs in COPY's text format. Members of a sweep share one spec object and differ only in their variables."""
 
     def __init__(self) -> None:
         self._spec: JobSpec | None = None
@@ -299,7 +299,7 @@ class _SpecTexts:
         self._env: Mapping[str, str] = {}
 
     def of(self, spec: JobSpec, params: Mapping[str, str] | None = None, params_text: str | None = None) -> str:
-        """``params_text``: ``params`` as COPY reads them."""
+        """``params_text`` is ``params`` in COPY's text format."""
         if spec is not self._spec:
             self._spec, self._env = spec, spec.env
             self._head = _head_of(spec)
@@ -310,18 +310,18 @@ class _SpecTexts:
 
 
 def _head_of(spec: JobSpec) -> str:
-    """All but its variables, without the brace at its end."""
+    """The JSON of a spec without ``env`` and without the closing brace."""
     known = spec.as_dict()
     known.pop("env", None)
     if len(known) > 3:
         return _json_text(known)[:-1]
-    # Most specs are no more than the three texts that are always there; the encoder would take six times as long.
+    # Most specs have only the three texts that are always there; the JSON encoder takes six times as long for them.
     command, engine, node_size = map(encode_basestring, known.values())
     return f'{{"command": {command}, "engine": {engine}, "node_size": {node_size}'.replace("\\", "\\\\")
 
 
 def _json_text(data: Mapping[str, Any]) -> str:
-    # JSON itself escapes all else that COPY reads as its own.
+    # JSON already escapes the other characters that are special to COPY.
     return _to_json(dict(data)).replace("\\", "\\\\")
 
 

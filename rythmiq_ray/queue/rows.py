@@ -1,4 +1,4 @@
-"""Rows of ``rythmiq.jobs`` as :class:`~rythmiq_ray.model.Job`, whatever is in them: none of them raises."""
+"""Turns rows of ``rythmiq.jobs`` into :class:`~rythmiq_ray.model.Job`; an unexpected value in a row never raises."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _DATES: Final = (
 
 
 def job_from_row(row: Mapping[str, Any]) -> Job:
-    """The job of a row; what is odd about the row stands in ``warnings`` and has its default, or none, in the job."""
+    """The job of a row. Each unexpected value gets a warning, and a default or None where a job cannot hold it."""
     return read_job(row)[0]
 
 
 def read_job(row: Mapping[str, Any]) -> tuple[Job, list[str]]:
-    """The job of a row, and what keeps it from being run: a sentence for each fault of its spec, field first."""
+    """The job of a row, and why it cannot be run: a sentence for each fault of its spec, which begins with the field."""
     spec, faults = _spec(row["spec"])
     odd = [*faults, *_odd_fields(row)]
     job = Job(
@@ -86,7 +86,7 @@ def read_job(row: Mapping[str, Any]) -> tuple[Job, list[str]]:
 
 
 def faults_of_place(job: Job) -> list[str]:
-    """What a running job's row says of Camber that cannot be its own; whoever acted on it would meddle with others."""
+    """Faults in a running job's ``remote_path`` and ``remote_id``: acting on these could affect another remote job."""
     faults = []
     if job.remote_path != path_of(job.job_id, job.attempt):
         faults.append("remote_path: is not this attempt's own")
@@ -96,12 +96,12 @@ def faults_of_place(job: Job) -> list[str]:
 
 
 def finite(number: float | None) -> float | None:
-    """Postgres stores NaN and Infinity; JSON and a sum of money have neither."""
+    """The number, or None for NaN and Infinity: Postgres stores them, but JSON and sums cannot hold them."""
     return number if number is None or math.isfinite(number) else None
 
 
 def state_of(word: str) -> JobState:
-    """A word that is none of ours, of a newer version, is shown as it is and equals no state."""
+    """The state with this name. A name that only a newer version knows is kept as it is and equals no known state."""
     try:
         return JobState(word)
     except ValueError:
@@ -109,7 +109,7 @@ def state_of(word: str) -> JobState:
 
 
 def phase_of(word: str | None) -> Phase | None:
-    """As :func:`state_of`."""
+    """The phase with this name; an unknown name is treated as in :func:`state_of`."""
     try:
         return None if word is None else Phase(word)
     except ValueError:
@@ -117,7 +117,7 @@ def phase_of(word: str | None) -> Phase | None:
 
 
 def warnings_of(text: object) -> tuple[str, ...]:
-    """The sentences of a column ``warnings``; what else is in it is shown as JSON."""
+    """The sentences of a ``warnings`` column; other values in it are shown as JSON."""
     try:
         found = json.loads(text) if isinstance(text, str) else text
         items = found if isinstance(found, list) else [found]
@@ -127,7 +127,7 @@ def warnings_of(text: object) -> tuple[str, ...]:
 
 
 def texts_of(text: object) -> dict[str, str]:
-    """A column that holds an object of texts; other values are shown as JSON, and what is no object is left out."""
+    """The texts in a JSON object of a column. Other values in it become JSON; a column that is no object gives {}."""
     try:
         found = json.loads(text) if isinstance(text, str) else text
         pairs = found.items() if isinstance(found, dict) else ()
@@ -157,12 +157,12 @@ def _far(date: datetime) -> str:
 
 
 def _spec(text: Any) -> tuple[JobSpec, list[str]]:
-    """What can be read of a spec, with the default of each field that cannot, and the faults."""
+    """The spec, with the default for each field that cannot be read, and the faults."""
     try:
         return read_spec(json.loads(text) if isinstance(text, str) else text)
     except RecursionError:
         fault = "is nested too deeply"
-    except Exception as error:  # noqa: BLE001 - whatever somebody wrote there, it concerns this row alone
+    except Exception as error:  # noqa: BLE001 - a bad spec must not affect other rows
         fault = (
             "holds a number that is too long"
             if isinstance(error, ValueError)

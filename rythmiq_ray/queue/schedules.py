@@ -1,4 +1,4 @@
-"""Schedules, as people keep them: added, shown, paused, run by hand, removed. Drivers fire what is due."""
+"""Adds, lists, pauses, resumes, runs and removes schedules for users. Drivers fire the due times."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Schedule:
     cron: str
     time_zone: str
     job: Mapping[str, Any] | None
-    """A line of `rythmiq schema`."""
+    """A job, as in the JSON Schema that `rythmiq schema` prints; None for a sweep."""
     sweep: Mapping[str, Any] | None
-    """``jobs``, a list of such lines, and what a group has."""
+    """``jobs`` is a list of such jobs, the other keys are fields of the group; None for a single job."""
     overlap: str
     catch_up: str
     paused: bool
@@ -44,7 +44,7 @@ class Schedule:
     last_group_id: UUID | None
     last_outcome: str | None
     last_state: str | None
-    """How the last run stands; None where there was none, or it was pruned."""
+    """The state of the last run; None if there was none or it was pruned."""
     created_at: datetime
     enqueued_by: str
 
@@ -64,9 +64,9 @@ def add(
     catch_up: CatchUp = CatchUp.ONE,
     replace: bool = False,
 ) -> datetime:
-    """Adds a schedule, whose job or sweep was checked before; returns when it is due first.
+    """Adds a schedule whose job or sweep the caller has checked; returns when it is first due.
 
-    Raises InvalidJob for what is no name, cron or time zone, and where one of that name is there, unless ``replace``.
+    Raises InvalidJob for a bad name, cron expression or time zone, and if the name is taken, unless ``replace``.
     """
     if not 1 <= len(name) <= _LONGEST_NAME:
         raise InvalidJob([f"name: must have 1 to {_LONGEST_NAME} characters"])
@@ -88,7 +88,7 @@ def add(
 
 
 def schedules(connection: Connection, name: str | None = None) -> list[Schedule]:
-    """All, by name, or the one of this name. Raises NotFound where there is none of it."""
+    """All schedules, sorted by name, or the one with this name. Raises NotFound if none has it."""
     rows = fetch(connection, _SQL["list"], {"name": name})
     if name is not None and not rows:
         raise NotFound(f"There is no schedule {name!r}")
@@ -96,12 +96,12 @@ def schedules(connection: Connection, name: str | None = None) -> list[Schedule]
 
 
 def pause(connection: Connection, name: str, reason: str | None = None) -> None:
-    """It fires no more until it is resumed. Raises NotFound."""
+    """Stops a schedule from firing until it is resumed. Raises NotFound."""
     _changed(connection, "pause", name, reason=reason)
 
 
 def resume(connection: Connection, name: str) -> datetime:
-    """It goes on, and catches up what was missed as ``catch_up`` says. Returns its next time. Raises NotFound."""
+    """Lets a schedule fire again, and missed times as ``catch_up`` says. Returns its next time. Raises NotFound."""
     (found,) = schedules(connection, name)
     missed = due(found.cron, found.time_zone, found.next_at, now(connection), CatchUp(found.catch_up))
     next_at = missed.times[0] if missed.times and found.catch_up != CatchUp.NONE else missed.next_at
@@ -110,19 +110,23 @@ def resume(connection: Connection, name: str) -> datetime:
 
 
 def remove(connection: Connection, name: str) -> None:
-    """What it has enqueued stays. Raises NotFound."""
+    """Removes a schedule; the jobs that it enqueued stay. Raises NotFound."""
     _changed(connection, "remove", name)
 
 
 def run(connection: Connection, name: str) -> UUID | None:
-    """Enqueues it now, beside its times; the job or group, None where ``overlap`` skips it. Raises NotFound."""
+    """Enqueues its job or sweep now, in addition to its due times. Raises NotFound.
+
+    Returns the job's or the group's id; None if the run is skipped: because of ``overlap``, or because other jobs
+    have all unique keys of the sweep.
+    """
     schedules(connection, name)
     made: UUID | None = fetch(connection, _SQL["run"], {"name": name})[0]["made"]
     return made
 
 
 def now(connection: Connection) -> datetime:
-    """The database's clock."""
+    """The time on the database's clock."""
     at: datetime = fetch(connection, _SQL["now"], {})[0]["now"]
     return at
 

@@ -1,4 +1,4 @@
--- Schedules, as people keep them. What is due is fired by drivers.
+-- Schedules, kept by users. Drivers fire the due times.
 
 -- name: add
 INSERT INTO rythmiq.schedules (name, cron, time_zone, job, sweep, overlap, catch_up, next_at)

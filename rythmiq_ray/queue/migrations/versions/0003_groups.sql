@@ -1,6 +1,6 @@
--- Groups, dependencies, and the state BLOCKED: what a person submits as one thing, and what waits for what.
--- Columns with constant defaults alone: no table is rewritten. Programs of 0.1.0 go on working beside: what follows from
--- the end of a job is done by triggers, whoever ends it.
+-- Groups, dependencies and the state BLOCKED.
+-- New columns have only constant defaults, so no table is rewritten. Programs of 0.1.0 can go on running: triggers do
+-- what follows from the end of a job, whichever program ends it.
 
 ALTER TABLE rythmiq.jobs RENAME COLUMN waits_for TO wait_reason;
 ALTER TABLE rythmiq.jobs
@@ -14,7 +14,7 @@ ALTER TABLE rythmiq.jobs
     ADD COLUMN traceparent text,
     ADD COLUMN enqueued_by name;
 
--- Not validated, because that reads the whole table, and no row breaks it: the former check allowed less.
+-- Not validated, because that would read the whole table. No row breaks it: the former check allowed fewer states.
 ALTER TABLE rythmiq.jobs DROP CONSTRAINT jobs_state_check;
 ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_state_check
     CHECK (state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED')) NOT VALID;
@@ -25,8 +25,8 @@ COMMENT ON COLUMN rythmiq.jobs.notify IS 'a URL that gets a signed POST each tim
 COMMENT ON COLUMN rythmiq.jobs.traceparent IS 'the trace of whoever put it in, as W3C Trace Context writes it';
 COMMENT ON COLUMN rythmiq.jobs.enqueued_by IS 'the login that put it in; NULL for jobs from before this column';
 
--- Whether a login may see every job: it owns the tables, or is a member of a role that reads them. NULL, the login of
--- rows from before enqueued_by, counts as the owner; one that is gone sees nothing.
+-- Whether a login may see every job: it owns the tables, or is a member of a role that reads them. NULL, as in rows
+-- that are older than enqueued_by, counts as the owner. A login that was dropped sees nothing.
 CREATE FUNCTION rythmiq.sees_all(login name) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT login IS NULL OR EXISTS (
@@ -36,16 +36,16 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
                OR r.oid = (SELECT relowner FROM pg_class WHERE oid = 'rythmiq.jobs'::regclass)))
 $$;
 
--- For whom jobs are being put in: the login, or who made the schedule that is due. Any login may set the setting, so it
--- is believed only where the owner's own functions run.
+-- The login for which jobs are enqueued: the session's, or the one that wrote the schedule that is due. Any login can
+-- set rythmiq.enqueuer, so it is used only inside functions that run as the owner.
 CREATE FUNCTION rythmiq.enqueuer() RETURNS name LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(CASE WHEN current_user = (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c
                                               WHERE c.oid = 'rythmiq.jobs'::regclass)
                          THEN nullif(current_setting('rythmiq.enqueuer', true), '')::name END, session_user)
 $$;
 
--- Not with the column itself: rows that are there already would get the login of whoever migrates. The function is asked
--- only where there is a setting: it would make a bulk load slow.
+-- Not in ADD COLUMN: existing rows would get the login that migrates. The function is called only if rythmiq.enqueuer
+-- is set, because it would make a bulk load slow.
 ALTER TABLE rythmiq.jobs ALTER COLUMN enqueued_by SET DEFAULT
     CASE WHEN coalesce(current_setting('rythmiq.enqueuer', true), '') = '' THEN session_user ELSE rythmiq.enqueuer() END;
 
@@ -115,9 +115,10 @@ COMMENT ON TYPE rythmiq.job_change IS
 CREATE FUNCTION rythmiq.ended(state text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') $$;
 
--- What follows from the end of jobs, and of the groups that ended with them: counters, dependents, the rest of a stopped
--- group, places that became free. Round after round, because what is cancelled here has dependents too. Locks are taken
--- in the order of ids: groups, then jobs. "refill" are groups in which only a place may have become free.
+-- Does what follows from the end of jobs and of their groups: updates the counters, releases or cancels dependents,
+-- cancels the rest of a stopped group, and gives places that became free to other members. It repeats, because jobs
+-- that are cancelled here have dependents too. Locks are taken in the order of ids: groups, then jobs. "refill" are
+-- groups in which only a place may have become free.
 CREATE FUNCTION rythmiq.settle(changes rythmiq.job_change[], refill uuid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -132,7 +133,7 @@ DECLARE
     count    bigint;
     limited  record;
 BEGIN
-    PERFORM set_config('rythmiq.settling', 'on', true);  -- The trigger is not to begin the same again.
+    PERFORM set_config('rythmiq.settling', 'on', true);  -- Keeps the triggers from calling this function again.
     WHILE cardinality(changes) > 0 LOOP
         WITH delta AS (
             SELECT c.group_id,
@@ -170,7 +171,7 @@ BEGIN
 
         SELECT array_agg(c.group_id) INTO gone FROM unnest(changes) AS c WHERE c.job_id IS NULL AND c.after IS NULL;
 
-        -- What was waited for has come. The flag counts each dependency once, however often its job ends.
+        -- Dependencies that are now satisfied. The flag counts each only once, however often its job ends.
         WITH met AS (
             UPDATE rythmiq.dependencies AS d
             SET satisfied = true
@@ -188,7 +189,7 @@ BEGIN
         )
         SELECT array_agg(m.job_id) INTO satisfied FROM (SELECT * FROM met UNION ALL SELECT * FROM met_by_groups) AS m;
 
-        -- A statement of its own: one that was put back while this waited for its dependencies is BLOCKED only now.
+        -- A separate statement sees jobs that a retry made BLOCKED while the statement above waited for its locks.
         WITH fewer AS (
             SELECT s.job_id, count(*)::integer AS met FROM unnest(satisfied) AS s(job_id) GROUP BY s.job_id
         ), locked AS MATERIALIZED (
@@ -212,7 +213,7 @@ BEGIN
         INTO released, touched
         FROM ready AS r;
 
-        -- What was waited for can no longer come.
+        -- Dependencies that can no longer be satisfied.
         WITH lost AS (
             SELECT DISTINCT ON (l.job_id) l.job_id, l.why
             FROM (
@@ -249,7 +250,7 @@ BEGIN
         FROM ended AS e;
 
         IF cardinality(stopping) > 0 THEN
-            -- What another session holds may be claimed by it just now: then drivers look at the group again.
+            -- A job that another session has locked may be claimed right now, so drivers check the group again later.
             WITH rest AS (
                 SELECT j.job_id, j.state FROM rythmiq.jobs AS j
                 WHERE j.group_id = ANY(stopping) AND j.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING')
@@ -314,8 +315,8 @@ BEGIN
 END
 $$;
 
--- As settle, but waits for no other session for long, and never keeps a job from ending: what cannot be done now is left
--- to the drivers, whether a row is held by somebody or refuses to be changed.
+-- Like settle, but waits only briefly for other sessions and never keeps a job from ending: if a row is locked or
+-- cannot be changed, the work is left to the drivers.
 CREATE FUNCTION rythmiq.settle_soon(changes rythmiq.job_change[], refill uuid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 BEGIN
@@ -433,7 +434,7 @@ CREATE TRIGGER dependencies_inserted AFTER INSERT ON rythmiq.dependencies
     REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.dependencies_inserted();
 
--- A role that only puts jobs in says whether they wait, and nothing else about how they stand.
+-- A role that may only enqueue can give a new job the state QUEUED or BLOCKED, and no other.
 CREATE FUNCTION rythmiq.refuse_state() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT has_column_privilege('rythmiq.jobs', 'attempt', 'INSERT') THEN
@@ -446,8 +447,8 @@ $$;
 CREATE TRIGGER jobs_new BEFORE INSERT ON rythmiq.jobs
     FOR EACH ROW WHEN (NEW.state <> 'QUEUED' AND NEW.state <> 'BLOCKED') EXECUTE FUNCTION rythmiq.refuse_state();
 
--- For whoever just wrote dependencies on these jobs and groups: what has ended already counts at once. What has not may
--- be ending in a transaction that cannot see those dependencies yet, so drivers look at it again.
+-- Called after dependencies on these jobs and groups were written: those that have already ended count at once. The
+-- others may be ending in a transaction that cannot see the new dependencies yet, so drivers check them again.
 CREATE FUNCTION rythmiq.settle_sources(jobs uuid[], groups uuid[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -470,8 +471,8 @@ BEGIN
 END
 $$;
 
--- For drivers, now and then: looks again at what was left to them. Returns how much there was; what another session
--- holds stays.
+-- Called by drivers now and then: settles the jobs and groups in rythmiq.unsettled. Returns how many were handled;
+-- those that another session has locked stay.
 CREATE FUNCTION rythmiq.settle_left(most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -527,9 +528,10 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION rythmiq.hold_dependencies IS 'locks them for rythmiq.retry, whose caller may not change them';
 
--- Gives ended jobs one attempt more, and with "downstream" those too that were cancelled because they needed them. A job
--- that waits for others is BLOCKED again; one whose dependencies can never come is left alone. Of several with one unique
--- key, one, and none whose key another job holds. Returns the ids of those that were put back.
+-- Gives ended jobs one more attempt; with "downstream" also the jobs that were cancelled because they needed them. A
+-- job that waits for others becomes BLOCKED again. Left alone are jobs whose dependencies can never be satisfied, jobs
+-- whose unique key another job holds, and all but one of several jobs with the same key. Returns the ids of the retried
+-- jobs.
 CREATE FUNCTION rythmiq.retry(ids uuid[], downstream boolean) RETURNS SETOF uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -548,7 +550,7 @@ BEGIN
                OR d.on_group_id IN (SELECT m.group_id FROM rythmiq.jobs AS m WHERE m.job_id = ANY(more)));
         chosen := chosen || coalesce(more, '{}');
     END LOOP;
-    -- The dependencies too: what is counted here must not be satisfied meanwhile.
+    -- Dependencies are locked too: one that is counted as unmet here must not be satisfied meanwhile.
     PERFORM FROM rythmiq.jobs AS j WHERE j.job_id = ANY(chosen) ORDER BY j.job_id FOR NO KEY UPDATE;
     PERFORM rythmiq.hold_dependencies(chosen);
     LOOP
@@ -578,11 +580,11 @@ BEGIN
         SET state = CASE WHEN w.unmet > 0 OR coalesce(g.places, g.max_parallel) IS NOT NULL THEN 'BLOCKED' ELSE 'RETRYING' END,
             waits_for = w.unmet, next_visible_at = now(), finished_at = NULL, cancel_requested_at = NULL,
             updated_at = now(),
-            -- An attempt at the end of the integers is left to the claim, which says so.
+            -- An attempt at the largest integer is left to the claim, which ends the job with an error.
             max_attempts = greatest(j.max_attempts, least(j.attempt, 2147483646) + 1 - j.free_attempts),
-            -- What never became whole is looked at again by `collect` alone; a retry runs the command anew.
+            -- Outputs that never became complete are fetched again only by `collect`; a retry runs the command again.
             collect_until = CASE WHEN j.error_code = 'artifact_corrupt' THEN NULL ELSE j.collect_until END,
-            -- A driver of 0.1.0 cannot read a code that it does not know.
+            -- A driver of 0.1.0 fails on an error code that it does not know.
             error_code = CASE WHEN j.error_code IN ('artifacts_not_stored', 'dependency_failed') THEN NULL
                               ELSE j.error_code END
         FROM rythmiq.jobs AS k
@@ -604,6 +606,6 @@ $$;
 REVOKE EXECUTE ON FUNCTION rythmiq.settle(rythmiq.job_change[], uuid[]), rythmiq.settle_soon(rythmiq.job_change[], uuid[]),
     rythmiq.settle_sources(uuid[], uuid[]), rythmiq.settle_left(integer), rythmiq.hold_dependencies(uuid[]),
     rythmiq.retry(uuid[], boolean) FROM PUBLIC;
--- Else anybody could attach them to a table of his own, and have them believe what stands there.
+-- Otherwise any login could attach these triggers to a table of its own and pass them made-up rows.
 REVOKE EXECUTE ON FUNCTION rythmiq.jobs_updated(), rythmiq.jobs_inserted(), rythmiq.jobs_deleted(),
     rythmiq.dependencies_inserted() FROM PUBLIC;

@@ -1,4 +1,5 @@
--- What any language has: functions to enqueue and cancel, a view to follow. And the queues that a driver serves.
+-- For programs in any language: functions to enqueue and cancel, and a view to follow jobs. And the queues that a
+-- driver serves.
 
 ALTER TABLE rythmiq.drivers ADD COLUMN queues text[];
 
@@ -16,7 +17,7 @@ $$;
 COMMENT ON FUNCTION rythmiq.unserved IS 'of these queues those that no living driver serves, where there is one at all';
 
 CREATE FUNCTION rythmiq.new_job_id() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    -- Version 7 of RFC 9562, with fractions of a millisecond behind the milliseconds: ids made later sort later.
+    -- Version 7 of RFC 9562, with fractions of a millisecond after the milliseconds: ids made later sort later.
     SELECT (lpad(to_hex(floor(t.us / 1000)::bigint), 12, '0') || '7'
             || lpad(to_hex((mod(t.us, 1000) * 4096 / 1000)::integer), 3, '0')
             || substr(replace(gen_random_uuid()::text, '-', ''), 17))::uuid
@@ -36,7 +37,7 @@ DECLARE
     said CONSTANT text := 'must be seconds, or a text such as 90s, 2h or 1d';
 BEGIN
     IF jsonb_typeof(value) = 'number' THEN
-        -- A JSON number may be one that no double is.
+        -- A JSON number may be too large for a double.
         RETURN round(least(greatest((value #>> '{}')::numeric, -1e12), 1e12), 9)::double precision;
     END IF;
     found := regexp_match(coalesce(CASE WHEN jsonb_typeof(value) = 'string' THEN value #>> '{}' END, ''),
@@ -131,8 +132,8 @@ BEGIN
 END
 $$;
 
--- Whether a file may have this name, relative to the working directory. Among what it may not hold are characters that
--- change the direction of text.
+-- Whether a file may have this name, relative to the working directory. Characters that change the direction of text
+-- are among those that it must not contain.
 CREATE FUNCTION rythmiq.is_name(name text) RETURNS boolean
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT octet_length(name) <= 900 AND name !~ '(^|/)\.{0,2}(/|$)'
@@ -168,8 +169,9 @@ BEGIN
 END
 $$;
 
--- The jobs or groups that a reference means, of those that the login may see: an id, or the name of a job of the same
--- group, or of a group. Nobody shadows a name of another's groups.
+-- The jobs or the group that a reference means, among those that the login may see. A reference is an id, the name of
+-- jobs in the same group, or the name of a group. The login's own groups come first, so that no other login's group can
+-- take over a name.
 CREATE FUNCTION rythmiq.referred(reference text, within uuid) RETURNS TABLE (id uuid, is_job boolean)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -188,7 +190,8 @@ BEGIN
 END
 $$;
 
--- The groups to which these jobs and groups lead, by what they wait for, and what would wait again after a retry.
+-- These groups and all that these jobs and groups wait for, directly or through others. It includes what cancelled jobs
+-- would wait for again after a retry.
 CREATE FUNCTION rythmiq.leads_to(jobs uuid[], groups uuid[]) RETURNS SETOF uuid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH RECURSIVE above(job_id, group_id) AS (
@@ -253,7 +256,7 @@ BEGIN
             WHEN several THEN './'
             ELSE regexp_replace(regexp_replace(uri, CASE WHEN uri ~ '^http' THEN '[?#].*$' ELSE '$^' END, ''), '^.*/', '')
         END;
-        -- A single file that goes into a folder has its own name there, several go into a folder.
+        -- A single file that goes into a folder keeps its own name there; several files always go into a folder.
         name := coalesce(item ->> 'name', own);
         name := CASE WHEN name = '' THEN name
                      WHEN several THEN regexp_replace(name, '/?$', '/')
@@ -280,7 +283,7 @@ $$;
 CREATE FUNCTION rythmiq.enqueue(job jsonb) RETURNS uuid LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    -- What bash or rythmiq uses itself.
+    -- Names that bash or rythmiq uses itself.
     taken CONSTANT text := '(?!(BASH(_(ALIASES|ARGC|ARGV|CMDS|ENV|LINENO|SOURCE|VERSINFO|VERSION)|OPTS)?|EUID|IFS|OLDPWD'
         || '|OPTERR|OPTIND|PPID|PS4|PWD|SHELLOPTS|SHLVL|UID)$|[Rr][Yy][Tt][Hh][Mm][Ii][Qq]_)';
     env_name CONSTANT text := '^' || taken || '[A-Za-z_][A-Za-z0-9_]{0,254}$';
@@ -442,13 +445,13 @@ BEGIN
         END IF;
     END IF;
     IF joined IS NOT NULL THEN
-        -- Two who add to a group at once give its members places one after the other.
+        -- Serializes sessions that add to the same group, so that no group_index is given twice.
         PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.group ' || joined, 0));
         SELECT coalesce(g.places, g.max_parallel) IS NOT NULL INTO limited FROM rythmiq.groups AS g WHERE g.group_id = joined;
         SELECT coalesce(max(j.group_index) + 1, 0) INTO index FROM rythmiq.jobs AS j WHERE j.group_id = joined;
     END IF;
 
-    -- What it waits for: after and after_ended, and the jobs and groups that inputs are of.
+    -- What it waits for: after, after_ended, and the jobs and groups whose files are inputs.
     FOREACH word IN ARRAY ARRAY['after_ended', 'after'] LOOP
         place := 0;
         FOR wanted IN SELECT jsonb_array_elements_text(rythmiq.check_texts(job, word, '^.{1,200}$', 'must be an id or a name')) LOOP
@@ -485,9 +488,9 @@ BEGIN
     SELECT count(DISTINCT n.id), coalesce(array_agg(DISTINCT n.id) FILTER (WHERE n.is_job), '{}'),
            coalesce(array_agg(DISTINCT n.id) FILTER (WHERE NOT n.is_job), '{}')
     INTO waits, awaited, awaited_groups FROM unnest(need_ids, need_jobs) AS n(id, is_job);
-    -- Groups alone grow: what leads to none now never will, so that nobody need wait for others who add to groups.
+    -- Only a group can get new members. Dependencies that reach no group now never will, so no lock is needed for them.
     IF joined IS NOT NULL AND waits > 0 AND EXISTS (SELECT FROM rythmiq.leads_to(awaited, awaited_groups)) THEN
-        -- Two who add to groups that are there could close a circle together that neither sees.
+        -- Without the lock two sessions could together create a circle that neither sees.
         PERFORM pg_advisory_xact_lock(hashtextextended('rythmiq.graph', 0));
         IF joined IN (SELECT rythmiq.leads_to(awaited, awaited_groups)) THEN
             PERFORM rythmiq.refuse('after', 'what this job waits for waits for its group: a circle never ends');
@@ -506,10 +509,10 @@ BEGIN
     RETURNING job_id INTO added;
     IF NOT FOUND THEN
         IF grouped THEN
-            -- The new group would have no member, and never end.
+            -- The new group would have no members and never end.
             RAISE serialization_failure USING MESSAGE = 'unique_key: another session took it, try again';
         END IF;
-        -- Somebody took the key meanwhile, and may have ended since.
+        -- Another job took the key meanwhile. It may have ended since, so all is tried again.
         RETURN rythmiq.enqueue(job);
     END IF;
     INSERT INTO rythmiq.dependencies (job_id, on_job_id, on_group_id, needs)
@@ -547,7 +550,7 @@ DECLARE
         OR EXISTS (SELECT FROM pg_roles AS r WHERE r.rolname = 'rythmiq_operator' AND pg_has_role(session_user, r.oid, 'MEMBER'));
     now_is text;
 BEGIN
-    -- Rows are locked in the order of their ids, as wherever else a statement waits for them.
+    -- Every statement that waits for job rows locks them in the order of their ids, so that there is no deadlock.
     PERFORM FROM rythmiq.jobs AS j
     WHERE (j.job_id = id OR j.group_id = id) AND j.state IN ('BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING')
       AND (all_of OR j.enqueued_by = session_user)

@@ -1,4 +1,4 @@
--- Jobs and sweeps that come again and again: any driver fires each due time, and only once.
+-- Schedules of jobs and sweeps. Any driver may fire a due time; each is fired exactly once.
 
 CREATE TABLE rythmiq.schedules (
     name          text PRIMARY KEY CHECK (length(name) BETWEEN 1 AND 200),
@@ -23,7 +23,7 @@ CREATE TABLE rythmiq.schedules (
 COMMENT ON TABLE rythmiq.schedules IS 'job is a line of `rythmiq schema`; sweep has jobs, a list of such lines, and what a group has';
 COMMENT ON COLUMN rythmiq.schedules.last_outcome IS 'what became of the last due time: enqueued, skipped, or why it could not be enqueued';
 
--- Whose text it is decides whose secrets a run may name.
+-- The login that last wrote the job or sweep is the one whose secret grants its runs have.
 CREATE FUNCTION rythmiq.schedule_written() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     NEW.enqueued_by := session_user;
@@ -34,8 +34,8 @@ $$;
 CREATE TRIGGER schedules_written BEFORE UPDATE OF job, sweep ON rythmiq.schedules
     FOR EACH ROW EXECUTE FUNCTION rythmiq.schedule_written();
 
--- Enqueues what a schedule has, once, as the login that wrote it. Returns the job, or the group of a sweep; NULL where it
--- is skipped. What another session holds is waited for briefly alone.
+-- Enqueues a schedule's job or sweep once, as the login that wrote it. Returns the id of the job or group, NULL if the
+-- run is skipped. Waits only briefly for rows that another session has locked.
 CREATE FUNCTION rythmiq.run_schedule(schedule text, at timestamptz) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
@@ -96,7 +96,8 @@ BEGIN
 END
 $$;
 
--- Fires due times of a schedule, unless another session has or holds it: whoever moves next_at on from what it was does it.
+-- Fires due times of a schedule, unless another session has fired them or is doing so: only the session that still
+-- finds next_at = "was" may fire. Returns how many runs were enqueued.
 CREATE FUNCTION rythmiq.fire_schedule(schedule text, was timestamptz, following timestamptz, times timestamptz[])
 RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -114,8 +115,8 @@ BEGIN
                 fired := fired + 1;
             END IF;
         EXCEPTION WHEN OTHERS THEN
-            -- What may pass (a conflict, a lock, a shutdown) leaves it due. One that cannot be enqueued any more keeps no
-            -- other from being fired.
+            -- After an error that may pass (a conflict, a lock, a shutdown) the times stay due. After any other error
+            -- this time is given up, so that it does not keep the following ones from being fired.
             IF SQLSTATE ~ '^(40|53|55P03|57|58)' THEN RAISE; END IF;
             UPDATE rythmiq.schedules AS x SET last_outcome = 'not enqueued: ' || SQLERRM WHERE x.name = schedule;
         END;

@@ -1,9 +1,9 @@
--- What bounds the work of all drivers together: limits, turns between users, pauses, budgets; and what it cost.
+-- Limits, turns between users, pauses and budgets, which hold for all drivers together; and costs.
 
 ALTER TABLE rythmiq.drivers ADD COLUMN draining_at timestamptz;
 ALTER TABLE rythmiq.jobs ADD COLUMN credits_per_hour double precision;
 
--- In limits it stands for each user. Not validated, because that reads the whole table; see complete_migration.
+-- In rythmiq.limits, * stands for each user. Not validated, because that reads the whole table; see complete_migration.
 ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_user_check CHECK (user_id <> '*') NOT VALID;
 
 COMMENT ON COLUMN rythmiq.drivers.draining_at IS 'since then it ends what it has, takes nothing new, and goes';
@@ -47,15 +47,16 @@ CREATE TABLE rythmiq.costs (
     group_name text
 ) WITH (fillfactor = 70);
 
--- Hashes, because an index holds no long text.
+-- Hashes, because an index entry cannot hold a long text.
 CREATE UNIQUE INDEX costs_key ON rythmiq.costs (day, md5(user_id), md5(queue), group_id, md5(labels::text), part);
 
 COMMENT ON TABLE rythmiq.costs IS 'what ended, by the day in UTC on which it ended; it stays when jobs are pruned';
 COMMENT ON COLUMN rythmiq.costs.group_id IS 'all zeros where a job is in no group';
 COMMENT ON COLUMN rythmiq.costs.part IS 'another row of the same key, where a session held the first one';
 
--- What reads the whole table of jobs. `rythmiq migrate` calls it once its other work is committed, and drops it: readers
--- wait for nothing then, and writers alone for this. It counts anew what the trigger below has counted until then.
+-- The part of the migration that reads the whole table of jobs. `rythmiq migrate` calls it after its other work is
+-- committed, and then drops it: readers do not wait, and writers wait only for this part. It counts again what the
+-- trigger below has counted until then.
 CREATE FUNCTION rythmiq.complete_migration() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     LOCK TABLE rythmiq.jobs IN SHARE ROW EXCLUSIVE MODE;
@@ -71,7 +72,8 @@ BEGIN
 END
 $$;
 
--- The label that differs with each run of a schedule is left out: it would make a row for each.
+-- Adds to rythmiq.costs. The label scheduled_at is left out: it differs in each run of a schedule, so each would get a
+-- row of its own.
 CREATE FUNCTION rythmiq.jobs_priced() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
@@ -88,7 +90,7 @@ BEGIN
             WHERE n.cost_credits IS DISTINCT FROM o.cost_credits AND n.cost_credits < 'infinity'
               AND coalesce(o.cost_credits, 0) < 'infinity'
             GROUP BY 2, 3, 4, 5
-            ORDER BY 2, 3, 4, 5 -- In one order, so that two never wait for each other both.
+            ORDER BY 2, 3, 4, 5 -- All sessions use the same order, so that two never deadlock.
             ON CONFLICT (day, md5(user_id), md5(queue), group_id, md5(labels::text), part) DO UPDATE
             SET credits = c.credits + excluded.credits, jobs = c.jobs + excluded.jobs;
             RETURN NULL;
@@ -104,7 +106,7 @@ CREATE TRIGGER jobs_priced AFTER UPDATE ON rythmiq.jobs
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION rythmiq.jobs_priced();
 
--- None for what is no price: it would keep all others from being summed.
+-- The credits of a running job. NULL if its price or times are out of range: such a value would spoil every sum.
 CREATE FUNCTION rythmiq.estimated_credits(an_hour double precision, since timestamptz, until timestamptz)
 RETURNS double precision LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN an_hour BETWEEN 0 AND 1e9 AND isfinite(since) AND isfinite(until)
@@ -125,8 +127,8 @@ COMMENT ON VIEW rythmiq.spending IS 'what ended, and beside it what runs, by its
 
 -- ------------------------------------------------------------------------------------------------------------- groups
 
--- A limit of a group, or a pause, holds by way of its places: what has none is BLOCKED, and no claim meets it. A group that
--- another session holds is left to the drivers; the claim keeps to the limit meanwhile.
+-- A limit or a pause of a group sets its "places": members without a place are BLOCKED, so no claim has to look at
+-- them. A group that another session has locked is left to the drivers; until then the claim itself keeps to the limit.
 CREATE FUNCTION rythmiq.place_group(id uuid) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     bound integer;
@@ -189,8 +191,8 @@ CREATE FUNCTION rythmiq.as_uuid(value text) RETURNS uuid LANGUAGE sql IMMUTABLE 
     SELECT CASE WHEN value ~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' THEN value::uuid END
 $$;
 
--- Whether the login may bound this scope: it is on call, or it has put that group in and nobody else has bounded it. Returns
--- the name as it is stored.
+-- Raises an error unless the login may limit this scope: it is an operator or the owner, or it enqueued that group and
+-- no other login has limited it. Returns the name as it is stored.
 CREATE FUNCTION rythmiq.check_scope(of_scope text, of_name text) RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -286,7 +288,7 @@ BEGIN
 END
 $$;
 
--- Asks for the end of what runs in a scope; of * of these users. Returns how many there were.
+-- Requests cancellation of the jobs that run in these queues, groups or users, or in the account. Returns how many.
 CREATE FUNCTION rythmiq.cancel_running(scope text, names text[]) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -344,8 +346,8 @@ BEGIN
 END
 $$;
 
--- What budgets have been spent, and which are reached; all by one pass over the costs. What is to be cancelled is looked for
--- each time, because a row that another session holds is skipped.
+-- Updates how much of each budget is spent and who has reached it, all in one pass over the costs. It looks for jobs to
+-- cancel each time, because a row that another session has locked is skipped.
 CREATE FUNCTION rythmiq.check_budgets() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     b record;
@@ -391,7 +393,7 @@ BEGIN
 END
 $$;
 
--- The value that camber.max_in_flight=auto has found, for all drivers of the account together.
+-- The limit that camber.max_in_flight=auto has found, for all drivers of the account together.
 CREATE TABLE rythmiq.account (
     one         boolean PRIMARY KEY DEFAULT true CHECK (one),
     found_limit double precision,
@@ -408,8 +410,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock
 DECLARE
     sent_at CONSTANT timestamptz := CASE WHEN share IS NOT NULL THEN now() - make_interval(secs => sent_age_s) END;
 BEGIN
-    -- What was sent before the limit was lowered speaks of the limit before it: one burst is one sign, also of several
-    -- drivers, one of which may have waited here for another.
+    -- A refused create that was sent before the limit was last lowered says nothing about the lower limit. So a burst
+    -- of refusals lowers it only once, also when several drivers report them.
     RETURN QUERY UPDATE rythmiq.account AS a
         SET found_limit = CASE WHEN sent_at >= coalesce(a.lowered_at, '-infinity')
                                THEN greatest(1, coalesce(a.found_limit, first) * share)
@@ -423,7 +425,8 @@ $$;
 
 -- -------------------------------------------------------------------------------------------------------------- claims
 
--- The users who have jobs in a lane, and from when the first of each is claimable.
+-- The users from "low" to below "high" who have waiting jobs of a priority and queue, and when the first of each is
+-- claimable.
 CREATE FUNCTION rythmiq.users_between(of_priority integer, of_queue text, low text, high text)
 RETURNS TABLE (who text, visible_at timestamptz) LANGUAGE sql STABLE AS $$
     WITH RECURSIVE walk AS (
@@ -443,8 +446,8 @@ RETURNS TABLE (who text, visible_at timestamptz) LANGUAGE sql STABLE AS $$
     SELECT walk.who, walk.next_visible_at FROM walk
 $$;
 
--- Each attempt is 0 or more. That it is asked for makes this look at one row of each queue: an index-only scan would copy
--- all entries of a page for the first of them.
+-- The queues that have waiting jobs of a priority. The condition on attempt is always true; it prevents an index-only
+-- scan, which would copy all entries of a page to use the first one.
 CREATE FUNCTION rythmiq.queues_waiting(of_priority integer) RETURNS SETOF text LANGUAGE sql STABLE AS $$
     WITH RECURSIVE walk AS (
         (SELECT j.queue FROM rythmiq.jobs AS j
@@ -462,7 +465,8 @@ CREATE FUNCTION rythmiq.queues_waiting(of_priority integer) RETURNS SETOF text L
     SELECT walk.queue FROM walk
 $$;
 
--- What each bounded scope has room for; of several rows of one scope the least. "used" counts jobs that run and attempts that were begun within a minute.
+-- How many more jobs each limited scope has room for; if a scope has several rows, the smallest counts. "used" has
+-- running jobs and the attempts that began within the last minute.
 CREATE FUNCTION rythmiq.rooms(moment timestamptz) RETURNS TABLE (scope text, name text, room bigint)
 LANGUAGE sql STABLE AS $$
     WITH used AS (
@@ -507,8 +511,8 @@ LANGUAGE sql STABLE AS $$
     SELECT 'user', '*', CASE WHEN e.paused THEN 0 ELSE least(e.max_running, e.per_minute) END FROM each_user AS e
 $$;
 
--- The next jobs to be claimed, locked: the highest priority first, users by turns, each user's oldest first, and none
--- for which a limit has no room. Drivers choose one after the other, so that no two take the same room.
+-- Locks and returns the next jobs to be claimed: the highest priority first, users in turn, each user's oldest first,
+-- and no job for which a limit has no room. Drivers choose one after the other, so that no two use the same room.
 CREATE FUNCTION rythmiq.next_jobs(served text[], wanted integer, account integer, age_s double precision, after text,
                                   skipped uuid[], only_one uuid, at timestamptz) RETURNS SETOF uuid
 LANGUAGE plpgsql ROWS 100 SET lock_timeout = '2s' AS $$
@@ -534,7 +538,7 @@ BEGIN
     bounded := EXISTS (SELECT FROM rythmiq.limits);
     IF bounded OR account IS NOT NULL THEN
         BEGIN
-            -- A row rather than an advisory lock, which every login may take, and hold.
+            -- A row rather than an advisory lock, because any login can take and keep an advisory lock.
             PERFORM FROM rythmiq.account FOR NO KEY UPDATE;
         EXCEPTION WHEN lock_not_available THEN
             RETURN;
@@ -558,8 +562,8 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Each priority that waits, and, of those below the highest, what has waited for so long that it counts as one step
-    -- higher, or as several: a slice is a priority, the class that it counts as, and from when to when it was put in.
+    -- Jobs below the highest priority count as one step higher for each age_s that they have waited. A slice is a
+    -- priority, the class that its jobs count as, and the range of next_visible_at that belongs to that class.
     WITH RECURSIVE heads AS (
         (SELECT j.priority, j.next_visible_at, 0 AS rank FROM rythmiq.jobs AS j
          WHERE j.state IN ('QUEUED', 'RETRYING') ORDER BY j.priority DESC, j.next_visible_at LIMIT 1)
@@ -585,7 +589,7 @@ BEGIN
     END IF;
     SELECT max((s ->> 'class')::integer) INTO deepest FROM jsonb_array_elements(slices) AS s;
 
-    -- One user of one queue alone takes no turns with anybody.
+    -- With only one user in one queue there are no turns to take.
     IF NOT bounded AND jsonb_array_length(slices) = 1 THEN
         SELECT array_agg(l.queue), array_agg(l.who) INTO lane_queues, lane_users
         FROM (
@@ -639,7 +643,7 @@ BEGIN
                 SELECT w.* FROM rythmiq.users_between(o.priority, o.queue, '', after) AS w WHERE after > ''
             ) AS u
             WHERE coalesce((users ->> u.who)::bigint, each_user, 1) > 0 AND u.visible_at <= o.until
-              -- Only what can be claimed makes a lane: others would keep those behind from being looked at.
+              -- Only users with a claimable job become lanes: the others would use up most_lanes.
               AND (groups = '{}' OR EXISTS (
                   SELECT FROM rythmiq.jobs AS j
                   WHERE j.state IN ('QUEUED', 'RETRYING') AND j.priority = o.priority AND j.queue = o.queue
@@ -697,8 +701,8 @@ BEGIN
 END
 $$;
 
--- The roles that a login is a member of, itself first, and whether it owns the tables or is on call; none for a login that
--- is gone.
+-- The roles that a login is a member of, itself first, and whether it is the tables' owner or an operator. NULL and
+-- false for a login that was dropped.
 CREATE FUNCTION rythmiq.roles_of(login name) RETURNS TABLE (roles name[], trusted boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(r.rolname ORDER BY r.rolname <> login, r.rolname),

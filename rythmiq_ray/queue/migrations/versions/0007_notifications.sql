@@ -1,4 +1,5 @@
--- Who is told by a signed POST that a job or a group has ended: a row for each end, delivered by whichever driver is alive.
+-- Notifications: one row for each end of a job or group with a notify URL, delivered by any live driver as a signed
+-- POST.
 
 CREATE TABLE rythmiq.notifications (
     notification_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -22,7 +23,7 @@ CREATE INDEX notifications_done ON rythmiq.notifications (created_at) WHERE next
 CREATE INDEX notifications_job ON rythmiq.notifications (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX notifications_group ON rythmiq.notifications (group_id) WHERE group_id IS NOT NULL;
 
--- The shape of Standard Webhooks: type, timestamp, data.
+-- The body that Standard Webhooks asks for: type, timestamp, data.
 CREATE FUNCTION rythmiq.notification(kind text, data jsonb) RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT jsonb_build_object('type', kind, 'data', data,
                               'timestamp', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
