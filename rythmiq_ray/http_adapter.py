@@ -30,7 +30,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 from rythmiq_ray.clock import now_s
 
 STEP_BYTES: Final = 16 * 1024
-"""A stream must move at least this many bytes in each timeout period: about 500 bytes a second for 30 s."""
+"""A stream must move at least this many bytes in each timeout: about 500 bytes a second if it is 30 s."""
 KEEP_S: Final = 15.0
 """How long an idle connection may be used again; servers and gateways close it some time later."""
 _BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")

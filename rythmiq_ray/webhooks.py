@@ -1,8 +1,8 @@
-"""A signed POST that tells of an end, by Standard Webhooks: which headers it has, and where it may go.
+"""Sends notifications as signed POSTs, as Standard Webhooks defines them, and only to addresses that are allowed.
 
-``webhook-id`` is the same for each try of one notification, ``webhook-timestamp`` is when it was sent, in seconds since
-1970, and ``webhook-signature`` is ``v1,`` and the base64 of HMAC-SHA256 over ``<id>.<timestamp>.<body>``. Libraries of
-many languages check these (https://www.standardwebhooks.com).
+``webhook-id`` is the same for each try of one notification. ``webhook-timestamp`` is when it was sent, in seconds since
+1970. ``webhook-signature`` is ``v1,`` and the base64 of HMAC-SHA256 over ``<id>.<timestamp>.<body>``. There are
+libraries in many languages that verify these (https://www.standardwebhooks.com).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what a secret begins with, not o
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What came of a try."""
+    """The outcome of one try."""
 
     error: str | None
-    """Why it was not delivered, without the URL's path, which may be a secret; None = it was."""
+    """Why it was not delivered, without the URL's path, which may be a secret; None if it was delivered."""
     final: bool = False
-    """Whether another try would be refused as well."""
+    """Whether it must not be tried again, because another try would fail too."""
 
 
 class Webhooks:
@@ -52,9 +52,10 @@ class Webhooks:
         private_networks: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``timeout_s`` is for all of one POST; ``clock`` gives seconds since 1970.
+        """``timeout_s`` is for one whole POST; ``clock`` gives seconds since 1970.
 
-        Raises ValueError for networks that are none and for certificates that cannot be read.
+        Raises ValueError for an invalid network, for a secret after ``whsec_`` that is not base64, and for certificates
+        that cannot be read.
         """
         self._key = _key_of(secret)
         self._timeout_s = timeout_s
@@ -63,7 +64,7 @@ class Webhooks:
         self._tls = trusted()
 
     def send(self, notification_id: str, url: str, body: str) -> Answer:
-        """One try: any status of 2xx counts as delivered. A redirect is not followed."""
+        """Makes one try; any 2xx status counts as delivered. A redirect is not followed, and is an error."""
         try:
             host = urlsplit(url).hostname or ""
         except ValueError:
@@ -77,7 +78,7 @@ class Webhooks:
                 session.trust_env = False
                 for scheme in ("http://", "https://"):
                     session.mount(scheme, Adapter(self._tls, connections=1))
-                # The proxy resolves the name, so it is the proxy that knows which addresses may be reached.
+                # A proxy resolves the name itself, so only the proxy can check the address.
                 current.patience = Patience(self._timeout_s, may_reach=None if proxied else self._may_reach)
                 response = session.post(
                     url,
@@ -86,7 +87,7 @@ class Webhooks:
                     timeout=self._timeout_s,
                     proxies={"http": proxied, "https": proxied} if proxied else None,
                     allow_redirects=False,
-                    stream=True,  # Nobody reads what it says.
+                    stream=True,  # The body of the answer is not needed.
                 )
                 response.close()
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
@@ -115,7 +116,7 @@ class Webhooks:
         return public or any(found in network for network in self._networks)
 
     def _may_be_asked_for(self, host: str) -> bool:
-        """Of a proxy; a name may be asked for, as it is not known here what it stands for."""
+        """Whether a proxy may be asked for this host. A name may always, because it is not resolved here."""
         try:
             return self._may_reach(host)
         except ValueError:

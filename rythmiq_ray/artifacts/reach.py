@@ -1,4 +1,7 @@
-"""Which jobs' stored files an input reaches: nodes may read the whole artifact store, whoever put a job in may not."""
+"""Finds out which jobs' stored files an input reads.
+
+Nodes can read the whole artifact store, but a job may only read files that its enqueuer may see.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,20 @@ from rythmiq_ray.config import ArtifactsConfig
 
 _WILDCARD: Final = re.compile(r"[*?\[]")
 INPUTS: Final = "inputs"
-"""The folder of uploaded inputs; each has its hash as its name, which only those know who have the file."""
+"""The folder of uploaded inputs. A file's name is its hash, which only somebody who has the file can know."""
 
 
 class Reach(Enum):
-    """What an input reaches that is not of one job."""
+    """What an input reads if it is not the files of one job."""
 
     NOTHING = "nothing"
     """No stored file of any job."""
     ALL = "all"
-    """Files of several jobs, whichever there are."""
+    """Possibly files of several jobs."""
 
 
 def reach_of(uri: str, config: ArtifactsConfig) -> UUID | Reach:
-    """The job whose stored files an input reaches."""
+    """The job whose stored files an input reads, or which other files they may be."""
     root, place = _root(config), _place(uri)
     head = place[: found.start()] if (found := _WILDCARD.search(place)) else place
     several = found is not None or place.endswith("/")
@@ -44,13 +47,13 @@ def reach_of(uri: str, config: ArtifactsConfig) -> UUID | Reach:
 
 
 def _root(config: ArtifactsConfig) -> str:
-    """With a slash at its end."""
+    """The root of the artifact store, with a slash at its end."""
     folder = f"s3://{config.bucket}" if config.type == "s3" else posixpath.normpath(str(config.path))
     return "/".join(filter(None, (folder, config.prefix))) + "/"
 
 
 def _place(uri: str) -> str:
-    """As :func:`_root` writes it."""
+    """A URI in the form that :func:`_root` has."""
     scheme = uri.partition(":")[0].lower()
     if scheme == "s3":
         return "s3:" + uri.partition(":")[2]

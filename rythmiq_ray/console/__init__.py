@@ -1,1 +1,1 @@
-"""What the consoles share, in a browser and in a terminal: connections, filters, actions, a job's log, words."""
+"""What the web console and ``rythmiq top`` share: connections, filters, actions, a job's log, formatting."""

@@ -1,6 +1,6 @@
-"""What a console may change: each is asked for once, then done.
+"""The changes that a console can make: each is confirmed once, then done.
 
-An action is a line of :data:`ACTIONS`. Its pages, its buttons and its CSRF token follow from that.
+Each action is an entry of :data:`ACTIONS`; its page and its buttons are made from that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 Kind = Literal["job", "group", "filter", "account", "queue", "user"]
-"""What an action is done to; a queue and a user are named by their name, and there is one account."""
+"""The kinds of targets. A queue or user is given by name, a job or group by id; there is only one account."""
 UNFINISHED: Final = frozenset({JobState.BLOCKED, JobState.QUEUED, JobState.RETRYING, JobState.RUNNING})
 ENDED_BADLY: Final = frozenset({JobState.FAILED, JobState.CANCELLED})
 MOST_CHANGED: Final = 100_000
@@ -34,15 +34,15 @@ class Target:
 
     kind: Kind
     id: UUID | None = None
-    """Of a job or group."""
+    """The id of a job or group."""
     name: str = ""
-    """Of what is named."""
+    """The name of a queue or user."""
     asked: Asked | None = None
-    """The filters, of kind ``filter``."""
+    """The filters, for the kind ``filter``."""
 
     @property
     def path(self) -> str:
-        """Behind the action's name in an address."""
+        """The part of a URL after the action's name."""
         from urllib.parse import quote
 
         if self.kind == "filter":
@@ -51,32 +51,35 @@ class Target:
 
     @property
     def scope(self) -> Scope:
-        """What a pause of it is about."""
+        """The scope that pausing this target pauses."""
         return Scope(self.kind, str(self.id or self.name))
 
 
 @dataclass(frozen=True)
 class Action:
-    """A thing that a page may do."""
+    """A change that a console can make."""
 
     name: str
-    """In addresses."""
+    """Its name in URLs."""
     label: str
-    """On its button."""
+    """The text of its button."""
     meaning: str
     """What will happen, in a sentence."""
     kinds: Collection[Kind]
     states: Collection[JobState] | None
-    """Jobs in one of these are changed; a button is only there where there can be one. None: it is about a scope."""
+    """It changes jobs in these states; a button is shown only if there may be one. None for actions on a scope."""
     run: Callable[[Connection, Target, bool], str]
-    """Does it, and says what was done. The last argument is the box that ``option`` names."""
+    """Does it, and returns a sentence on what was done. The last argument is whether the ``option`` is chosen."""
     option: str = ""
-    """What a box beside the button says."""
+    """The label of a checkbox beside the button."""
     danger: bool = False
 
 
 def job_ids(connection: Connection, target: Target, states: Collection[JobState]) -> list[UUID]:
-    """Jobs of a target in one of these states, ``MOST_CHANGED`` at most. Raises InvalidJob for a larger filter."""
+    """The ids of a target's jobs in these states.
+
+    Raises InvalidJob for a filter that is empty, has faults or matches more than ``MOST_CHANGED`` jobs.
+    """
     if target.kind == "job":
         assert target.id is not None  # noqa: S101 - the route has it
         wanted = listing.Filter(ids=[target.id])
@@ -99,7 +102,7 @@ def _cancel(connection: Connection, target: Target, _option: bool) -> str:
         asked = inspect.cancel(connection, groups=[target.id])
     else:
         ids = job_ids(connection, target, UNFINISHED)
-        connection.rollback()  # What follows is repeated after a deadlock where it is its transaction's first.
+        connection.rollback()  # The cancel is tried again after a deadlock only if it begins the transaction.
         asked = inspect.cancel(connection, ids=ids) if ids else {}
     if not asked:
         return "Nothing was left to cancel."
@@ -177,7 +180,7 @@ ACTIONS: Final = {
 
 
 def action_of(name: str, kind: str) -> Action:
-    """Raises NotFound."""
+    """The action with this name, if it can be done to this kind. Raises NotFound."""
     action = ACTIONS.get(name)
     if action is None or kind not in action.kinds:
         raise NotFound("There is no such action")
@@ -185,10 +188,10 @@ def action_of(name: str, kind: str) -> Action:
 
 
 def offered(kind: Kind, states: Collection[JobState]) -> list[Action]:
-    """Those that can change something of what is in these states."""
+    """The actions that can change something if jobs are in these states."""
     return [action for action in ACTIONS.values() if kind in action.kinds and set(action.states or ()) & set(states)]
 
 
 def of_scope(*, paused: bool) -> list[Action]:
-    """Those for a scope that is paused, or is not."""
+    """The actions for a scope: resume if it is paused, else pause."""
     return [ACTIONS["resume" if paused else "pause"]]

@@ -25,11 +25,11 @@ _LONG_S: Final = 120.0
 
 
 FAULTS: Final = (RythmiqError, psycopg2.Error)
-"""What reading in the background may end with: a server that goes away in the middle of a call raises its own."""
+"""What a read in the background can raise; psycopg2's own errors come from a server that goes away during a call."""
 
 
 def said_of(error: Exception) -> str:
-    """A sentence for people; messages of foreign errors are not shown, because they may quote a row."""
+    """A sentence for users. Messages of other libraries' errors are not shown, because they may quote a row."""
     return error.message if isinstance(error, RythmiqError) else f"Postgres does not answer: {type(error).__name__}"
 
 
@@ -43,7 +43,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection whose statements can change nothing, each its own transaction."""
+        """A read-only connection; each statement is its own transaction."""
         if not self._places.acquire(timeout=_PATIENCE_S):
             raise DatabaseUnavailable("Too many pages are being read at once, try again")
         try:
@@ -51,7 +51,7 @@ class Database:
             try:
                 yield connection
             except DatabaseUnavailable:
-                # Others that were idle are of the same server that may be gone.
+                # The server may be gone, so the idle connections to it are closed too.
                 connection.close()
                 self.close()
                 raise
@@ -75,9 +75,9 @@ class Database:
 
     @contextmanager
     def patient(self) -> Iterator[Connection]:
-        """A separate read-only connection for long reads, beside those of the pages."""
+        """A separate read-only connection for long reads, which takes none of the shared ones."""
         connection = self._open(_LONG_S)
-        # Pages are not to wait for what nobody does.
+        # Parallel workers would slow down the queries of pages.
         fetch(connection, "SET max_parallel_workers_per_gather = 0", {})
         try:
             yield connection
@@ -85,7 +85,7 @@ class Database:
             connection.close()
 
     def close(self) -> None:
-        """Closes connections that are idle."""
+        """Closes idle connections."""
         with suppress(Empty):
             while True:
                 self._idle.get_nowait().close()

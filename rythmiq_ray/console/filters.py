@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 NAMES: Final = ("group", "queue", "user", "state", "name", "label", "error", "since", "until")
-"""As the options of the command line are called."""
+"""The same names as the options of the command line."""
 _LONGEST: Final = 1_000
 _MOST: Final = 100
 
@@ -33,25 +33,25 @@ class Asked:
 
     @property
     def query(self) -> str:
-        """As a query string again."""
+        """The filters as a query string."""
         return urlencode(self.given)
 
     @property
     def command(self) -> str:
-        """As options of the command line."""
+        """The filters as options of the command line."""
         import shlex
 
         return " ".join(f"--{name} {shlex.quote(value)}" for name, value in self.given)
 
     @property
     def text(self) -> str:
-        """As :func:`items_of` reads it."""
+        """The filters as a text that :func:`items_of` reads."""
         import shlex
 
         return " ".join(f"{name}={shlex.quote(value)}" for name, value in self.given)
 
     def values(self, name: str) -> list[str]:
-        """What was given for a filter."""
+        """The values given for one filter."""
         return [value for known, value in self.given if known == name]
 
     def with_(self, name: str, *values: str) -> str:
@@ -60,13 +60,13 @@ class Asked:
         return urlencode(kept + [(name, value) for value in values])
 
     def toggled(self, name: str, value: str) -> str:
-        """The query string with a value more, or without it."""
+        """The query string with a value of a filter added, or removed if it was there."""
         now = self.values(name)
         return self.with_(name, *([each for each in now if each != value] if value in now else [*now, value]))
 
 
 def read(items: Iterable[tuple[str, str]], connection: Connection) -> Asked:
-    """Reads a query string; names of groups are looked up."""
+    """Reads the items of a query string, and looks up the names of groups. Raises DatabaseUnavailable."""
     given = tuple((k, v.strip()[:_LONGEST]) for k, v in items if k in NAMES and v.strip())[:_MOST]
     asked = Asked(given)
     faults: list[str] = []
@@ -100,9 +100,9 @@ def read(items: Iterable[tuple[str, str]], connection: Connection) -> Asked:
 
 
 def items_of(text: str) -> list[tuple[str, str]]:
-    """``queue=night state=failed 'name=fit *'``: names and values; a word alone is a part of a job's name.
+    """Names and values in a text such as ``queue=night state=failed 'name=fit *'``.
 
-    Raises ValueError, with a sentence for whoever typed it.
+    A word without ``=`` is a glob of a job's name, or a part of the name. Raises ValueError with a sentence for the user.
     """
     import shlex
 

@@ -26,13 +26,13 @@ MOST_FOUND: Final = 500
 MOST_READ: Final = 256 * 1024 * 1024
 """The most bytes of a log that a page reads; for longer ones use `rythmiq logs`."""
 LONGEST_LINE: Final = 4_000
-"""Characters of a line that are shown."""
+"""The most characters of a line that are shown."""
 _LOOK_S: Final = 1.0
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;:]*m")
 _PATIENCE: Final = 4
 """Each read fetches the whole live log, so the pause after it is this many times as long as the read took."""
 _MOST_NEW: Final = 256 * 1024
-"""Bytes that a page gets at once; of more, the last."""
+"""The most bytes that a follower gets at once; of more, it gets the last ones."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,20 @@ class Look:
 
     lines: list[Line]
     total: int
-    """Lines of all that was read."""
+    """The number of lines read."""
     bytes: int
     whole: bool
-    """Whether all of the log was read."""
+    """Whether the whole log was read."""
     found: int | None
     """How many lines the search found; None without one."""
     live: bool
-    """Whether it is the service's, of an attempt that runs."""
+    """Whether it is a running attempt's log, read from the backend."""
 
 
 def look(database: Database, backends: Backends, job_id: UUID, attempt: int, search: str = "") -> Look:
-    """The last lines of an attempt's log, or those that hold ``search``, whatever the case.
+    """The last lines of an attempt's log, or the lines that contain ``search``, ignoring case.
 
-    Raises NotFound where there is none yet, StoreUnavailable, and what the backend raises.
+    Raises NotFound if there is no log, StoreUnavailable, and what the backend raises.
     """
     job, file = _log_of(database, job_id, attempt)
     if file is not None:
@@ -93,7 +93,7 @@ def _looked(chunks: Iterable[bytes], search: str, *, live: bool) -> Look:
             whole = False
             break
         number += 1
-        # After carriage returns, as progress bars use them, only the last text counts.
+        # Progress bars use carriage returns; only the text after the last one is shown.
         text = plain(line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2])
         if not wanted or wanted in text.casefold():
             found += 1
@@ -102,7 +102,7 @@ def _looked(chunks: Iterable[bytes], search: str, *, live: bool) -> Look:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Each line and its bytes; a line without an end is cut where it gets long."""
+    """Each line, and how many bytes it takes in the log; a line of more than 1 MiB is cut."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -117,16 +117,16 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
 
 @dataclass(frozen=True)
 class News:
-    """What a page that follows a log is told."""
+    """What a follower of a log is told."""
 
     text: str
     at: int
-    """Bytes of the log up to here."""
+    """How many bytes of the log have been read up to here."""
     ended: bool = False
 
 
 def plain(text: str) -> str:
-    """Without a terminal's colours."""
+    """A text without a terminal's colours."""
     return _COLOURS.sub("", text)
 
 
@@ -154,7 +154,7 @@ class Follower:
         self.pause_s = _LOOK_S
 
     def look(self) -> list[News]:
-        """What has come since the last look; the last of all is ``ended``. Raises NotFound and DatabaseUnavailable."""
+        """The news since the last look; the very last one is ``ended``. Raises NotFound and DatabaseUnavailable."""
         began = time.monotonic()
         text, fault = b"", ""
         job, file = _log_of(self._database, self._job_id, self._attempt)
@@ -170,7 +170,7 @@ class Follower:
             pass
         except RythmiqError as error:
             fault = unreadable(error)
-        # A character may come in two parts.
+        # The decoder keeps the first part of a character that is split between two reads.
         said = plain(self._decoder.decode(text)).replace("\r\n", "\n").replace("\r", "\n")
         news = [News(said, self._at)] if said else []
         if fault and fault != self._said:

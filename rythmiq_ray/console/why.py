@@ -1,4 +1,4 @@
-"""What a console is given to say why a job does not run: the command line's own answer."""
+"""The type of the function that tells a console why a job does not run; it is the one of the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Reason(Protocol):
-    """What keeps a job from running, and what would change it."""
+    """A reason why a job does not run, and what would change it."""
 
     @property
     def message(self) -> str: ...

@@ -19,14 +19,14 @@ STATE_STYLES: Final = {
     "FAILED": "bold red",
     "CANCELLED": "magenta",
 }
-"""On a terminal, as rich names styles."""
+"""Styles for a terminal, by rich's names."""
 BAR_SIGNS: Final = {
     JobState.SUCCEEDED: "#",
     JobState.FAILED: "x",
     JobState.CANCELLED: "-",
     JobState.RUNNING: "~",
 }
-"""What a group's bar is made of; a dot stands for what waits."""
+"""The characters of a group's bar; a dot is a member that waits."""
 
 
 def visible(value: object) -> str:
@@ -42,12 +42,12 @@ def _written(character: str) -> str:
 
 
 def on_one_line(value: object) -> str:
-    """The same without a break: what a row of a table can hold."""
+    """Like :func:`visible`, but on one line, for a row of a table."""
     return " ".join(visible(value).split("\n")).replace("\t", " ")
 
 
 def number(value: float | None, *, bounded: bool = False) -> str:
-    """``12,345``; with a plus where there may be more."""
+    """``12,345``; with a plus if there may be more."""
     if value is None:
         return NOTHING
     text = f"{value:,}" if isinstance(value, int) else measure(value)
@@ -131,12 +131,12 @@ def called(job: Job) -> str:
 
 
 def short(text: str, most: int = 400) -> str:
-    """A text that a page can hold by the hundred."""
+    """A text cut to ``most`` characters, because a page may have hundreds of them."""
     return text if len(text) <= most else f"{text[:most]}\u2026"
 
 
 def stage(job: Job) -> str:
-    """What is being done about a running job; empty for others."""
+    """The step that a running job is in; empty for other jobs."""
     if job.state is not JobState.RUNNING or job.phase is None:
         return ""
     if job.phase is Phase.WAITING and job.remote_status is not None:
@@ -145,7 +145,7 @@ def stage(job: Job) -> str:
 
 
 def bar(group: Group, running: int, columns: int) -> str:
-    """``[####xx--~~....]``: succeeded, failed, cancelled, running, waiting; ``columns`` beside the brackets."""
+    """``[####xx--~~....]``: succeeded, failed, cancelled, running, waiting; ``columns`` wide inside the brackets."""
     numbers = {
         JobState.SUCCEEDED: group.succeeded,
         JobState.FAILED: group.failed,
@@ -157,14 +157,14 @@ def bar(group: Group, running: int, columns: int) -> str:
     total = 0
     for state, sign in BAR_SIGNS.items():
         total += numbers[state]
-        # What there is at all is seen.
+        # A state with any member gets at least one character.
         end = max(round(columns * min(total, members) / members), len(text) + (1 if numbers[state] else 0))
         text += sign * (min(end, columns) - len(text))
     return f"[{text.ljust(columns, '.')}]"
 
 
 def driver_state(driver: DriverState) -> str:
-    """In a word: ``alive``, ``draining``, ``stopped``, or ``lost`` where it went without a word."""
+    """``alive``, ``draining``, ``stopped``, or ``lost`` if its lease ended without a stop."""
     if driver.alive:
         return "draining" if driver.draining else "alive"
     return "stopped" if driver.stopped_at else "lost"

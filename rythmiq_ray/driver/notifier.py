@@ -1,4 +1,4 @@
-"""Tells those who asked by ``--notify``: each end once at least, by whichever driver is alive."""
+"""Sends notifications to the URLs of ``--notify``. Any live driver sends them, each at least once."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ log = get_logger("driver")
 BATCH: Final = 100
 THREADS: Final = 8
 FAULTS_OF_A_HOST: Final = 3
-"""After so many in one batch, the host's others of that batch are not tried: one host must not hold up the rest."""
+"""After this many failures in one batch, the batch's other notifications to that host are not tried: one host must not
+delay the others."""
 HOLD_FACTOR: Final = 2.0
-"""A batch is left to its driver for twice as long as it can take; then another driver takes it."""
+"""A driver keeps a batch for twice as long as sending it can take; then another driver may take it."""
 KEEP_S: Final = 30 * 86_400.0
-"""So long it can be seen what became of one."""
+"""How long the row of a notification is kept after it was delivered or given up."""
 FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 6 * 3600.0
 
 
 def pause_s(tries: int) -> float:
-    """Seconds from one try to the next, after so many tries."""
+    """Seconds to wait before the next try, after this many tries."""
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4.0 ** (min(tries, 20) - 1))
 
 
 class Notifier:
-    """Rows are read and written by the driver's loop, and sent by threads; the loop waits for none of them."""
+    """Sends due notifications. The driver's loop reads and writes the rows, threads send; the loop never waits."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Notifier:
     ) -> None:
         """``send`` makes one try with an id, a URL and a body; ``wake`` wakes the loop.
 
-        ``told`` counts each try by its outcome.
+        ``told`` is called for each try with its outcome: ``delivered``, ``retried`` or ``given_up``.
         """
         self._config = config
         self._queue = queue
@@ -60,11 +61,11 @@ class Notifier:
 
     @property
     def busy(self) -> bool:
-        """Whether some are under way, or what became of them is still to be written."""
+        """Whether a batch is being sent, or its outcomes are not written yet."""
         return self._sending
 
     def look_round(self, *, due: bool) -> None:
-        """Writes what became of the last ones; takes more where some are ``due``. Raises DatabaseUnavailable."""
+        """Writes the outcomes of the last batch; takes another one if some are ``due``. Raises DatabaseUnavailable."""
         while not self._sent.empty():
             self._queue.told(self._sent.get())
             self._sending = False
@@ -90,7 +91,7 @@ class Notifier:
         else:
             try:
                 answer = self._send(str(one.notification_id), one.url, one.body)
-            except Exception as error:  # noqa: BLE001 - whatever a row holds, it concerns that row alone
+            except Exception as error:  # noqa: BLE001 - a bad row must not affect others
                 answer = Answer(error=f"{type(error).__name__} while it was sent", final=True)
         if answer.error is None:
             log.info("Notification delivered", **about, host=host)
@@ -108,7 +109,7 @@ class Notifier:
 
 
 def _host_of(url: str) -> str:
-    """For the log: what is behind it in a URL may be a secret."""
+    """The host for the log: the rest of a URL may be a secret."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:

@@ -1,4 +1,4 @@
-"""The embedded default: a Postgres, an S3 and a Camber emulator from wheels, all on this machine, all real."""
+"""The embedded default: Postgres, S3 and a Camber emulator, installed from wheels and run on this machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class PartFailed(RythmiqError):
 
 
 class NotInstalled(RythmiqError, ModuleNotFoundError):
-    """What the extra ``local`` brings is not here.
+    """A package of the extra ``local`` is not installed.
 
-    Also a ModuleNotFoundError, for who only wants to know whether the embedded default can be used at all.
+    Also a ModuleNotFoundError, for code that only checks whether the embedded default can be used.
     """
 
     code = ErrorCode.CONFIGURATION

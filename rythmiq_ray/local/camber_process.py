@@ -1,4 +1,4 @@
-"""The Camber emulator as a process of its own."""
+"""Runs the Camber emulator as a separate process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rythmiq_ray.local.process import Handle, start, wait_until
 
 
 class CamberProcess:
-    """``python -m rythmiq_ray.local.camber`` over one folder."""
+    """``python -m rythmiq_ray.local.camber`` with its state in one folder."""
 
     def __init__(self, root: Path, *, port: int, api_key: str) -> None:
         self._root = root
@@ -29,7 +29,10 @@ class CamberProcess:
         return f"http://127.0.0.1:{self._port}/api/cli"
 
     def start(self, *, tethered: bool) -> None:
-        """Begins to start; :meth:`wait` returns when it answers. Raises NotInstalled."""
+        """Starts the process; :meth:`wait` returns once it answers. Raises NotInstalled.
+
+        ``tethered``: it ends with the calling thread.
+        """
         if find_spec("aiohttp") is None:
             raise NotInstalled("aiohttp")
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ class CamberProcess:
             ],
             log=self._log,
             folder=Path("/"),
-            # Jobs inherit it, so it holds nothing of the caller's but where programs are found.
+            # Jobs inherit it, so of the caller's variables it has only PATH.
             environ={
                 "PATH": os.environ.get("PATH", os.defpath),
                 "HOME": str(self._root),
@@ -53,10 +56,10 @@ class CamberProcess:
         )
 
     def wait(self) -> None:
-        """Returns when it answers to its key; raises PartFailed."""
+        """Returns once it accepts its key; raises PartFailed if it ends or takes too long."""
         assert self.handle is not None  # noqa: S101 - start() comes first
         with requests.Session() as session:
-            session.trust_env = False  # a proxy of the environment's has no way to this machine
+            session.trust_env = False  # a proxy cannot reach this machine's loopback address
             session.headers["Authorization"] = f"Bearer {self._api_key}"
 
             def ready() -> bool:
@@ -68,7 +71,7 @@ class CamberProcess:
             wait_until(ready, part="The Camber emulator", handle=self.handle, log=self._log)
 
     def stop(self) -> None:
-        """Ends it and the jobs that it runs."""
+        """Stops it and the jobs that it runs."""
         if self.handle is not None:
             self.handle.stop(signal.SIGTERM, grace_s=10)
             self.handle = None

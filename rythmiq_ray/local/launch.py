@@ -1,11 +1,11 @@
-"""Becomes another program, as another user if asked, that gets a signal when the thread that started it ends.
+"""Replaces itself by another program, which gets a signal when the thread that started it ends.
 
-Run by its path in an interpreter of its own, so it imports nothing of ours::
+It is run by its path in a separate interpreter, so it imports nothing of this package::
 
     python -I -S launch.py PARENT_PID SIGNAL UID:GID PROGRAM [ARGUMENT …]
 
-``SIGNAL`` 0 means no tie, ``UID:GID`` ``-`` means the same user. A process of its own does this, and not a function
-between fork and exec, because that one may find any lock held by a thread that the child does not have.
+``SIGNAL`` 0 means no signal, ``-`` for ``UID:GID`` means the same user. This is a separate process and not a function
+between fork and exec, because such a function can wait forever for a lock that another thread held at the fork.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         os.setgid(group)
         os.setuid(user)
     if int(number):
-        # After the change of user, which clears it. A parent that ended before this line is noticed by the next one.
+        # After the change of user, which clears it. The next line notices a parent that ended before this one.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != int(parent):
             sys.exit(1)

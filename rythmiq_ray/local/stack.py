@@ -1,4 +1,4 @@
-"""Postgres, S3 and the Camber emulator together: kept running across commands, or for one owner alone."""
+"""Runs Postgres, S3 and the Camber emulator together, either across commands or only for one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rythmiq_ray.local.state import Running, State, StateFile
 
 POSTGRES, STORE, CAMBER = "postgres", "s3", "camber"
 PARTS: Final = (STORE, CAMBER, POSTGRES)
-"""In the order in which they start: the first two come up while Postgres makes its data folder."""
+"""In the order in which they start: the first two start up while Postgres makes its data folder."""
 FOLDER_VARIABLE: Final = "RYTHMIQ_LOCAL_DIR"
 
 
@@ -34,7 +34,7 @@ class Part(Protocol):
 
 
 class Stack:
-    """The parts over one folder. Addresses, keys and data stay the same from one start to the next."""
+    """The parts of the embedded default in one folder. Addresses, keys and data stay the same across starts."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
@@ -43,9 +43,9 @@ class Stack:
     @classmethod
     @contextmanager
     def owned(cls, root: Path, parts: Collection[str] = PARTS) -> Iterator[Stack]:
-        """The parts, of which those that did not run before end with this block, or with the process, even by SIGKILL.
+        """Starts the parts that do not run yet; these end with this block, or with the process, even by SIGKILL.
 
-        The kernel ties them to the calling thread, which must be there as long as they. Raises PartFailed.
+        The kernel ties them to the calling thread, which must live as long as the block. Raises PartFailed.
         """
         stack = cls(root)
         started = stack.up(parts, tethered=True)
@@ -55,10 +55,10 @@ class Stack:
             stack.down(started)
 
     def up(self, parts: Collection[str] = PARTS, *, tethered: bool = False) -> set[str]:
-        """Starts those that do not run, returns when all answer, and says which ones it started.
+        """Starts the parts that do not run, and returns once all answer. Returns the names of those it started.
 
-        ``tethered``: what it starts ends with the calling thread. Raises PartFailed, and NotInstalled; what it
-        started is stopped then.
+        ``tethered``: what it starts ends with the calling thread. Raises PartFailed and NotInstalled, after it has
+        stopped what it started.
         """
         if not parts:
             return set()
@@ -86,13 +86,13 @@ class Stack:
                         raise
 
     def _start(self, state: State, names: Collection[str], owner: Handle | None) -> None:
-        """Starts these, notes them at once, and returns when all answer."""
+        """Starts these parts, records each at once, and returns once all answer."""
         made = {name: self._part(name, state) for name in names}
         for name, part in made.items():
             part.start(tethered=owner is not None)
             assert part.handle is not None  # noqa: S101 - it was started
             state.running[name] = Running(part.handle, owner)
-            self._file.write(state)  # at once: whoever comes after a crash right here must find it
+            self._file.write(state)  # at once: after a crash right here the next command must find it
         for part in made.values():
             part.wait()
 
@@ -108,7 +108,7 @@ class Stack:
             return ran
 
     def status(self) -> dict[str, int | None]:
-        """The process id of each part; None where it does not run."""
+        """The process id of each part; None if it does not run."""
         state = self._file.read()
         running = state.running if state else {}
         return {
@@ -117,7 +117,7 @@ class Stack:
         }
 
     def environment(self, parts: Collection[str] = PARTS) -> dict[str, str]:
-        """The variables by which a driver, ``psql`` or ``aws`` use these parts. Raises NotFound before the first up."""
+        """The variables with which a driver or ``aws`` uses these parts. Raises NotFound before the first start."""
         if not parts:
             return {}
         state = self._state()
@@ -150,7 +150,7 @@ class Stack:
         return state
 
     def _answers(self, name: str, state: State) -> bool:
-        """Whether a part runs and answers. Raises PartFailed if it runs and does not: nobody knows what it is doing."""
+        """Whether a part runs and answers. Raises PartFailed if it runs but does not answer."""
         running = state.running[name]
         if not running.usable:
             return False
@@ -163,7 +163,7 @@ class Stack:
         return True
 
     def _stop(self, state: State, names: Collection[str]) -> None:
-        """Stops what runs of these, all at once, and forgets them."""
+        """Stops these parts, all at the same time, and removes them from the state."""
         parts = [self._part(name, state) for name in names if name in state.running]
         with ThreadPoolExecutor(len(PARTS)) as pool:
             list(pool.map(lambda part: part.stop(), parts))
@@ -172,7 +172,7 @@ class Stack:
 
     @staticmethod
     def _renew_ports(state: State, names: Collection[str]) -> bool:
-        """Chooses anew where another program took a port of these stopped parts, and says whether one did."""
+        """Chooses new ports for stopped parts if another program has taken one; whether that was so."""
         store = STORE in names and not all(map(port_is_free, state.s3_ports))
         camber = CAMBER in names and not port_is_free(state.camber_port)
         if store:
@@ -223,7 +223,7 @@ def local_root() -> Path:
 
 
 def parts_needed(environ: Mapping[str, str]) -> set[str]:
-    """The parts that the environment does not name real ones for."""
+    """The parts for which the environment names no real service."""
     needed = set(PARTS)
     if environ.get("DATABASE_URL"):
         needed.discard(POSTGRES)
@@ -237,9 +237,10 @@ def parts_needed(environ: Mapping[str, str]) -> set[str]:
 
 @contextmanager
 def local_environment(parts: Collection[str]) -> Iterator[dict[str, str]]:
-    """The variables of these parts: of those that run here already, or else of ones that end with this block.
+    """The variables of these parts. Parts that do not run yet are started and end with this block.
 
-    Both use the same data, so jobs enqueued while the stack was up are done by a driver that brings its own.
+    The data is the same either way: a driver that starts its own parts runs jobs that were enqueued while the stack was
+    up.
     """
     with Stack.owned(local_root(), parts) as stack:
         yield stack.environment(parts)

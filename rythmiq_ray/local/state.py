@@ -1,4 +1,4 @@
-"""What the commands of one folder tell each other about the parts that run there."""
+"""The state file through which commands on one folder know which parts run there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Running:
 
     process: Handle
     owner: Handle | None
-    """The process that it ends with; None if it stays until it is stopped."""
+    """The process that it ends with; None if it runs until it is stopped."""
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> Running:
@@ -38,7 +38,10 @@ class Running:
 
 @dataclass
 class State:
-    """Chosen at the first start and kept, so that what was exported once stays right; except for ``running``."""
+    """Which parts run, and the addresses and keys of a stack.
+
+    These are chosen at the first start and kept, so that exported variables stay valid.
+    """
 
     socket_folder: str = field(default_factory=new_socket_folder)
     s3_ports: list[int] = field(default_factory=lambda: free_ports(PORTS))
@@ -55,14 +58,14 @@ class State:
 
 
 class StateFile:
-    """``stack.json``, readable by its owner alone, and the lock by which one command at a time acts on it."""
+    """``stack.json``, which only its owner can read, and the lock that lets one command at a time change it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._path = root / "stack.json"
 
     def read(self) -> State | None:
-        """None if nothing was ever started here. Raises PartFailed."""
+        """The state; None if nothing was ever started here. Raises PartFailed if the file is damaged."""
         try:
             return State.parse(json.loads(self._path.read_text()))
         except FileNotFoundError:
@@ -73,7 +76,7 @@ class StateFile:
             ) from None
 
     def write(self, state: State) -> None:
-        """Replaces the file at once, so that no reader and no crash finds half of it. Needs the lock."""
+        """Replaces the file atomically, so that neither a reader nor a crash sees half of it. Needs the lock."""
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -82,8 +85,8 @@ class StateFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Waits until no other command acts on this folder. The lock ends with its holder."""
-        # Others may pass through, because root's Postgres is another user; what is secret is 0600 or 0700.
+        """Holds the lock, for which it waits. The kernel frees it if its holder dies."""
+        # Others can enter the folder, because root's Postgres is another user; secret files in it are 0600 or 0700.
         self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
         with (self._root / "stack.lock").open("w") as file:
             flock(file, LOCK_EX)

@@ -61,7 +61,7 @@ def _transaction(connection: Any) -> Iterator[Any]:
     from psycopg.rows import tuple_row
 
     if not connection.autocommit:
-        connection.execute("SELECT 1")  # Begins the caller's transaction; the block below would commit one that it began.
+        connection.execute("SELECT 1")  # Begins the caller's transaction; the block would commit one that it began.
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         yield cursor
 

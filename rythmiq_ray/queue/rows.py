@@ -30,12 +30,12 @@ _DATES: Final = (
 
 
 def job_from_row(row: Mapping[str, Any]) -> Job:
-    """The job of a row. Each unexpected value gets a warning, and a default or None where a job cannot hold it."""
+    """The job of a row. An unexpected value gets a warning, and becomes a default or None if a job cannot hold it."""
     return read_job(row)[0]
 
 
 def read_job(row: Mapping[str, Any]) -> tuple[Job, list[str]]:
-    """The job of a row, and why it cannot be run: a sentence for each fault of its spec, which begins with the field."""
+    """The job of a row, and why it cannot be run: a sentence for each fault of its spec, field first."""
     spec, faults = _spec(row["spec"])
     odd = [*faults, *_odd_fields(row)]
     job = Job(

@@ -1,9 +1,9 @@
-"""Traces: each attempt as spans with its true times, written when it has ended.
+"""Traces: each attempt is written as spans with its true times when it has ended.
 
-All ids follow from those of the job and the group, so that nothing is stored for them: an attempt's span is the same
-whichever driver writes it, the job finds its own span in ``TRACEPARENT``, and log lines name the trace. Names and
-attributes are those of OpenTelemetry's conventions for messaging. Where traces go is said by the variables of
-OpenTelemetry, such as ``OTEL_EXPORTER_OTLP_ENDPOINT``.
+All span and trace ids are computed from the ids of the job and the group, so none is stored. An attempt's span has the
+same id whichever driver writes it, the job gets its own span in ``TRACEPARENT``, and log lines name the trace. Names
+and attributes are those of OpenTelemetry's conventions for messaging. OpenTelemetry's environment variables, such as
+``OTEL_EXPORTER_OTLP_ENDPOINT``, say where traces are sent.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, SpanContext
 
 ENV_NAME: Final = "TRACEPARENT"
-"""The variable by which programs hand on their trace: ours to the job, and a caller's to the CLI."""
+"""The variable that passes a trace to another program: from a caller to the CLI, and from the driver to the job."""
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 EXTRA: Final = "rythmiq-ray[otel]"
 MOST_LINKS: Final = 128
-"""Of a group's span to its members: more is what backends cut."""
+"""The most links from a group's span to its members; tracing backends drop more."""
 _SYSTEM: Final = "rythmiq"
 _KNOWN: Final = 100_000
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
@@ -39,7 +39,7 @@ _FLUSH_MS: Final = 5000
 
 
 def of_caller(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The trace that this program is in: of the span that is open now, else what ``TRACEPARENT`` says."""
+    """The ``traceparent`` of the span that is open now, else of ``TRACEPARENT``; None if there is none."""
     try:
         from opentelemetry import trace
     except ImportError:
@@ -53,13 +53,13 @@ def of_caller(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def wanted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment says where traces go."""
+    """Whether the environment says where to send traces, and does not turn them off."""
     off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none"
     return not off and any(environ.get(name) for name in ENDPOINTS)
 
 
 def open_traces() -> Traces:
-    """Traces that go where the environment says. Raises ImportError where the extra ``otel`` is not installed."""
+    """Traces that are sent where the environment says. Raises ImportError if the extra ``otel`` is not installed."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -80,10 +80,10 @@ class Traces:
         self._provider = provider
         self._tracer = provider.get_tracer("rythmiq_ray", __version__)
         self._traces: OrderedDict[str, str] = OrderedDict()
-        """Of jobs whose trace does not follow from their id: the last ones that were seen."""
+        """Trace ids by job id, of the last jobs seen that are in a caller's trace."""
 
     def see(self, jobs: Iterable[Job]) -> None:
-        """Remembers to which trace these belong, for :meth:`trace_id`."""
+        """Remembers which trace these jobs belong to, for :meth:`trace_id`."""
         for job in jobs:
             if job.traceparent is not None and (found := _TRACEPARENT.fullmatch(job.traceparent)):
                 self._traces[str(job.job_id)] = found[1]
@@ -91,24 +91,24 @@ class Traces:
                     self._traces.popitem(last=False)
 
     def trace_id(self, job_id: object) -> str:
-        """Of a job, as hexadecimal digits, for a line of the log."""
+        """A job's trace id as 32 hexadecimal digits, for log lines."""
         text = str(job_id)
         return self._traces.get(text) or text.replace("-", "")
 
     def of_job(self, job: Job) -> str:
-        """What the job gets as ``TRACEPARENT``: the span of its attempt."""
+        """The job's ``TRACEPARENT``, which names the span of its attempt."""
         trace_id, _, flags = _parent(job.job_id, job.traceparent)
         return f"00-{trace_id:032x}-{_span_id(job.job_id, job.attempt):016x}-{flags:02x}"
 
     def write(self, attempts: Iterable[EndedAttempt], groups: Iterable[EndedGroup] = ()) -> None:
-        """Their spans, to be sent soon; nothing waits for that."""
+        """Writes their spans. These are sent in the background."""
         for attempt in attempts:
             self._attempt(attempt)
         for group in groups:
             self._group(group)
 
     def close(self) -> None:
-        """Sends what is there, for some seconds at most."""
+        """Sends the remaining spans, which takes a few seconds at most."""
         self._provider.force_flush(_FLUSH_MS)
         self._provider.shutdown()
 
@@ -209,7 +209,7 @@ class Traces:
 
 
 def _steps(attempt: EndedAttempt) -> Iterable[tuple[str, datetime, datetime]]:
-    """The parts of an attempt, one behind the other: each lasts until the next that was reached begins."""
+    """The steps of an attempt that it reached, in order; each lasts until the next one begins."""
     created_at = None
     if attempt.submitted_at is not None and attempt.create_s is not None:
         created_at = max(attempt.started_at, attempt.submitted_at - timedelta(seconds=attempt.create_s))
@@ -228,7 +228,7 @@ def _steps(attempt: EndedAttempt) -> Iterable[tuple[str, datetime, datetime]]:
 
 
 def _parent(job_id: UUID, traceparent: str | None) -> tuple[int, int | None, int]:
-    """The trace of a job, the span that its attempts are in, and the flags; None = they are at the top."""
+    """A job's trace id, the parent span of its attempts (None if they have none), and the trace flags."""
     found = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
     if found is None:
         return job_id.int, None, 1
@@ -273,11 +273,11 @@ class _Next(threading.local):
 
 
 _next: Final = _Next()
-"""The ids of the span that is begun next in this thread; None = any."""
+"""The trace and span ids for the next span that this thread begins; None = random ones."""
 
 
 def _ids() -> Any:
-    """The generator of ids for a provider."""
+    """The id generator for a provider, which uses :data:`_next`."""
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
     class Ids(RandomIdGenerator):

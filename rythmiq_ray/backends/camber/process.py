@@ -1,4 +1,4 @@
-"""One run of a program: within a total time, with bounded output, and with nothing of it left behind."""
+"""Runs a program with a timeout and bounded output, and leaves none of its processes behind."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ def run(
     within_s: float,
     most_bytes: int,
 ) -> int | None:
-    """Runs a program in ``folder``; returns its exit code, or None where it was killed because its time was over.
+    """Runs a program in ``folder``; returns its exit code, or None if it was killed.
 
-    ``answer`` is what its standard input holds. ``out`` and ``err`` are files rather than pipes: they take any amount,
-    and a process that inherited them holds nothing up. No file that it writes gets longer than ``most_bytes``. It and
-    what it started are gone when this returns or raises.
+    It is killed when ``within_s`` seconds have passed, or if it cannot be watched. ``answer`` is its standard input.
+    ``out`` and ``err`` are files, not pipes: they never fill up, and a child that inherits them blocks nothing. No file
+    that the program writes gets longer than ``most_bytes``. When this returns or raises, the program has ended and its
+    whole process group was killed.
 
-    Raises OSError where it could not be started.
+    Raises OSError if it could not be started.
     """
-    # A create that outlived its driver would come after the look into the list. A function that is run in the child
-    # (preexec_fn) could tether it too, but is not safe beside the threads of Ray and gRPC.
+    # A create that outlives its driver could happen after the list was searched for it. A preexec_fn could also tie it
+    # to the driver, but is not safe beside the threads of Ray and gRPC.
     process = subprocess.Popen(
         [TETHER, "--pdeathsig", "KILL", "--", *command],
         stdin=subprocess.PIPE if answer else subprocess.DEVNULL,
@@ -47,7 +48,7 @@ def run(
     )
     ended = False
     try:
-        # Once it is started, no fault of ours says that it was not: it counts as killed.
+        # Once it is started, an error here must not look like a failed start, so it counts as killed.
         with suppress(OSError):
             _bound_files(process.pid, most_bytes)
             if process.stdin is not None:
@@ -55,7 +56,7 @@ def run(
                     stdin.write(answer)
             ended = _ends_within(process.pid, within_s)
     finally:
-        # Before it is waited for: until then its number, which is its group's, belongs to nobody else.
+        # Before wait(): until then no other process can have its pid, which is also its group's id.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         exit_code = process.wait()
@@ -70,7 +71,7 @@ def _bound_files(pid: int, most_bytes: int) -> None:
 
 
 def _ends_within(pid: int, seconds: float) -> bool:
-    """Waits for the end of a child without taking note of it, so that its number stays its own."""
+    """Waits for the end of a child without reaping it, so that its pid is not used again; whether it ended in time."""
     descriptor = os.pidfd_open(pid)
     try:
         poll = select.poll()

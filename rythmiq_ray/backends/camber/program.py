@@ -1,7 +1,7 @@
-"""Camber through the vendor's program ``camber``, every surface of which was seen at work (camber-api, section 7).
+"""Calls Camber through the vendor's program ``camber``, whose commands are all verified (camber-api, section 7).
 
-What it cannot say is left out: a job's tags, so ``camber.region`` too. What it cannot do is cancel: a job ends by the
-marker file alone.
+It cannot set a job's tags, so ``camber.region`` has no effect. It cannot cancel, so only the cancel marker in the stash
+stops a job.
 """
 
 from __future__ import annotations
@@ -47,45 +47,46 @@ log = get_logger("camber")
 _MOST_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _MOST_LOG_BYTES: Final = 16 * 1024**3
 _LOG_S: Final = 600.0
-"""For a log, whose size nobody knows beforehand."""
+"""The timeout for a log, whose size is not known beforehand."""
 _SLOWEST_BYTES_PER_S: Final = 1024 * 1024
-"""A transfer gets the time that its bytes need at this rate, and that of a small call."""
+"""The timeout of a transfer is the time that its bytes need at this rate, plus that of a small call."""
 _SLACK_BYTES: Final = 64 * 1024 * 1024
-"""By which a file may have grown between its listing and its download."""
+"""How much a file may have grown between its listing and its download."""
 _SHORT_BYTES: Final = 4096
-"""A log of no more may be an error instead."""
+"""Output of at most this size may be an error message instead of the log."""
 _BLOCK_BYTES: Final = 1024 * 1024
 _MAX_BACKOFF_S: Final = 5.0
 _MAX_PATIENCE_S: Final = 15.0
 _MOST_SIZES: Final = 100_000
-"""Files whose sizes are remembered."""
+"""The most files whose sizes are cached."""
 _VERSION_S: Final = 10.0
 _PASSED_ON: Final = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
 )
-"""What the program gets of our environment; the rest holds secrets of ours, and of jobs."""
+"""The environment variables that the program gets; others may hold secrets of the driver or of jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Said:
-    """How a run ended."""
+    """How a run of the program ended."""
 
     out: bytes
-    """The beginning of what it printed."""
+    """The beginning of its standard output."""
     err: str
+    """The beginning of its standard error, with the key masked."""
     text: str
-    """The beginning of both, without the key."""
+    """The beginning of both, with the key masked."""
     exit_code: int | None
-    """None: its time was over."""
+    """None if it timed out, or if its output could not be read."""
 
 
 class _NotWhole(BackendUnavailable):
-    """A download that is not as long as the listing says: a placeholder, or a file that still grows."""
+    """A download is not as long as the listing says: a placeholder, or a file that still grows. Or a log broke off."""
 
 
 class CamberProgram:
-    """:class:`~rythmiq_ray.backends.camber.calls.CamberCalls` as runs of a program."""
+    """Implements :class:`~rythmiq_ray.backends.camber.calls.CamberCalls`; each call is a run of the program."""
 
     def __init__(
         self,
@@ -95,9 +96,9 @@ class CamberProgram:
         on_call: OnCall | None = None,
         backoff_s: float = 0.2,
     ) -> None:
-        """``key`` is asked for the key of each call; without it, that is the configuration's.
+        """``key`` returns the key for each call; the default is the configuration's. Does not run the program.
 
-        Raises ConfigurationError for a key that cannot be a variable. Runs nothing.
+        Raises ConfigurationError for a key that cannot be an environment variable.
         """
         self._config = config
         self._key = key or (lambda: config.api_key)
@@ -106,7 +107,7 @@ class CamberProgram:
         self._on_call = on_call
         self.calls: Counter[str] = Counter()
         self._lock = threading.Lock()
-        # Apart, so that a create never waits behind large files.
+        # Two semaphores, so that a create never waits for large transfers.
         self._transfers = threading.BoundedSemaphore(config.program_at_once)
         self._others = threading.BoundedSemaphore(config.program_at_once)
         self._spool = Spool()
@@ -212,7 +213,7 @@ class CamberProgram:
     # ------------------------------------------------------------------------------------------- one try of each
 
     def _create(self, body: Mapping[str, object], began_at: float) -> RemoteJob:
-        """``began_at``: its time counts from then, not from when there was a place for it."""
+        """``began_at``: the timeout counts from then, so it includes the wait for a free slot."""
         path = str(body["mount_dir"])
         arguments = [
             *("job", "create", "--engine", str(body["engine_type"]).lower(), "--size", str(body["node_size"]).lower()),
@@ -231,7 +232,7 @@ class CamberProgram:
         return RemoteJob(remote_id=remote_id, status=RemoteStatus.SUBMITTED, path=path)
 
     def _asked(self, operation: str, command: Sequence[str], read: Callable[[Answer], T | None]) -> T:
-        """What an idempotent command answers in JSON, as ``read`` takes it (None: it is something else)."""
+        """What ``read`` makes of the JSON answer of an idempotent command; ``read`` gives None for another answer."""
 
         def attempt() -> T:
             with self._folder() as folder:
@@ -248,7 +249,7 @@ class CamberProgram:
         return self._repeated(attempt)
 
     def _fetch_log(self, folder: Path, remote_id: int) -> None:
-        """Leaves the log in ``folder/out``. What it holds is the job's, so no error is taken from it."""
+        """Leaves the log in ``folder/out``. A log can hold any text, so a long one is never read as an error."""
         said = self._run(
             "logs",
             ["job", "logs", str(remote_id)],
@@ -269,7 +270,7 @@ class CamberProgram:
             raise _NotWhole("The log broke off")
 
     def _downloaded(self, folder: Path, uri: str) -> Path:
-        """A file of the stash, as long as the listing says. Raises NotFound."""
+        """Downloads a file of the stash, which is then as long as the listing says. Raises NotFound."""
         return _whole(lambda: self._repeated(lambda: self._download(folder, uri)))
 
     def _download(self, folder: Path, uri: str) -> Path:
@@ -294,7 +295,7 @@ class CamberProgram:
         said = self._transfer("stash_write", str(file), uri, folder, size)
         if said.exit_code == 0 and not words.complains(said.text):
             return
-        # A name may sound like an error, and the code of a good upload be 255: what is there counts.
+        # A file name can look like an error, and a good upload can exit with 255. So the listing decides.
         try:
             if self._size(uri, anew=True) == size:
                 return
@@ -313,7 +314,7 @@ class CamberProgram:
         return self._run(operation, arguments, folder, within_s=within_s, most_bytes=most, transfer=True)
 
     def _make_folders(self, uri: str) -> None:
-        """Those above a file. What becomes of it the next upload shows."""
+        """Makes the folders above a file. Errors are ignored: the next upload shows whether it worked."""
         owner, *steps = uri.removeprefix("stash://").split("/")[:-1]
         for depth in range(len(steps)):
             place = "/".join((owner, *steps[: depth + 1]))
@@ -335,7 +336,7 @@ class CamberProgram:
                 raise error
 
     def _size(self, uri: str, *, anew: bool = False) -> int:
-        """What the listing says of a file; asked for ``anew``, or where it is not remembered. Raises NotFound."""
+        """A file's size in bytes from the listing, which is read again with ``anew``. Raises NotFound."""
         parent, _, name = uri.rpartition("/")
         parent += "/"
         with self._lock:
@@ -356,7 +357,7 @@ class CamberProgram:
                 self._sizes.popitem(last=False)
 
     def _tell_version(self) -> None:
-        """Once a process: notes which program works here."""
+        """Logs once for each process which program is used."""
         with self._lock:
             told, self._version_told = self._version_told, True
         if told:
@@ -384,10 +385,10 @@ class CamberProgram:
         head_bytes: int = _MOST_ANSWER_BYTES,
         transfer: bool = False,
     ) -> _Said:
-        """Runs the program, with what it prints in ``folder / "out"``; its first ``head_bytes`` are in the answer.
+        """Runs the program with its output in ``folder / "out"``; the first ``head_bytes`` of it are returned too.
 
-        ``within_s`` counts from when there is a place for it, ``until`` is the clock's (:mod:`rythmiq_ray.clock`).
-        Raises BackendUnavailable where it was not started.
+        The timeout is ``within_s`` seconds after a slot is free, or ``until``, a time of :mod:`rythmiq_ray.clock`.
+        Raises BackendUnavailable if the program was not started.
         """
         places = self._transfers if transfer else self._others
         if not places.acquire(timeout=None if until is None else max(0.0, until - now_s())):
@@ -429,10 +430,10 @@ class CamberProgram:
     def _read(self, folder: Path, key: Secret, exit_code: int | None, head_bytes: int) -> _Said:
         try:
             out, err = _head(folder / "out", head_bytes), _head(folder / "err", _SHORT_BYTES)
-        except OSError:  # It was started, so what became of it is as unknown as after its time was over.
+        except OSError:  # It was started, so its outcome is unknown, as after a timeout.
             return _Said(out=b"", err="", text="", exit_code=None)
         shown, complaint = words.plain(out[:_SHORT_BYTES]), words.plain(err)
-        # Where the key was changed meanwhile, it may be either.
+        # If the key has changed meanwhile, the output may hold either.
         for secret in (self._config.api_key, key):
             shown, complaint = (text.replace(secret.reveal(), MASK) for text in (shown, complaint))
         return _Said(out=out, err=complaint, text=f"{shown}\n{complaint}", exit_code=exit_code)
@@ -455,7 +456,7 @@ class CamberProgram:
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
-        """A folder for one call's files, gone with it."""
+        """A folder for one call's files, removed after it. Raises BackendUnavailable."""
         with ExitStack() as stack:
             with _disk():
                 folder = stack.enter_context(self._spool.folder())
@@ -471,7 +472,7 @@ def _disk() -> Iterator[None]:
 
 
 def _whole(call: Callable[[], T]) -> T:
-    """What never became whole is as good as not there: that is its job's trouble alone."""
+    """Turns _NotWhole into NotFound: a file that never becomes complete affects only its own job, not the backend."""
     try:
         return call()
     except _NotWhole as error:

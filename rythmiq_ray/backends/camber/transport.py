@@ -1,7 +1,7 @@
-"""How a call travels: by requests, in the thread that makes it, under one deadline for all of it.
+"""Sends HTTP calls to Camber with requests, in the calling thread, each with one deadline for the whole call.
 
-Proxies and certificates are what requests reads from the environment, with ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``
-beside, read once. Nothing is sent twice, no redirect is followed and no cookie is kept.
+Proxies and certificates come from the environment variables that requests reads, and from ``SSL_CERT_FILE`` and
+``SSL_CERT_DIR``. They are read once. Nothing is sent twice, no redirect is followed and no cookie is kept.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _BLOCK_BYTES: Final = 256 * 1024
 _OPENED: Final = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 _FAULTS: Final = (requests.RequestException, urllib3.HTTPError, http.client.HTTPException, OSError, ValueError)
-"""What requests lets through, whatever a server sends; ValueError is what is made of odd header values."""
+"""What requests can raise for anything that a server sends; malformed header values raise ValueError."""
 
 
 class Unanswered(Exception):
-    """A request that brought no whole answer. The text says what happened, and quotes no URL and no header."""
+    """A request that got no complete answer. The text says what happened, and quotes no URL and no header."""
 
     def __init__(self, what: str, *, never_sent: bool = False) -> None:
         super().__init__(what)
@@ -46,7 +46,7 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """One request; ``path`` is quoted and below the endpoint, ``json`` goes as JSON, ``data`` as it is."""
+    """One request. ``path`` is URL-quoted and relative to the endpoint; ``json`` is encoded, ``data`` is sent as is."""
 
     method: str
     path: str
@@ -54,22 +54,22 @@ class Request:
     data: bytes | Upload | None = None
     headers: Mapping[str, str] | None = None
     connect_timeout_s: float
-    """To find the name's addresses and be connected to one of them."""
+    """For resolving the host name and connecting to one of its addresses."""
     timeout_s: float
-    """For all of a small call. A streamed body must get on within each such time (:class:`Patience`)."""
+    """For the whole of a small call. A streamed body must make progress within each such time (:class:`Patience`)."""
     fresh: bool = False
-    """Over a connection that was never used: one from the pool may be closed by the server just as it is written to,
-    and then nobody knows whether the request arrived."""
+    """Whether to use a new connection. The server may close a pooled one just as it is written to, and then it is not
+    known whether the request arrived."""
 
 
 class Transport:
-    """Sends requests to one endpoint, with the key. Thread-safe."""
+    """Sends requests with the API key to one endpoint. Thread-safe."""
 
     def __init__(self, endpoint: str, key: Callable[[], Secret], threads: int) -> None:
-        """``threads``: how many connections are kept for those that call at once.
+        """``threads``: how many threads call at once; as many connections are kept.
 
-        Raises ConfigurationError for a key that cannot go into a header and for an endpoint that is no URL, and
-        BackendUnavailable where the certificates that the environment names cannot be read.
+        Raises ConfigurationError for a key that cannot be sent in a header and for an endpoint that is no URL, and
+        BackendUnavailable if the certificates that the environment names cannot be read.
         """
         if not usable(key()):
             raise ConfigurationError("camber.api_key is empty or holds characters that no key has")
@@ -80,7 +80,7 @@ class Transport:
         self._session = self._new_session(connections=threads)
 
     def call(self, request: Request) -> Answer:
-        """The whole answer. Raises Unanswered."""
+        """Sends a request and reads the whole answer. Raises Unanswered."""
         if not request.fresh:
             return whole(self._send(self._session, request))
         with self._new_session(connections=1) as session:
@@ -88,7 +88,7 @@ class Transport:
             return whole(self._send(session, request))
 
     def open(self, request: Request) -> requests.Response:
-        """The answer, its body not read yet. Raises Unanswered."""
+        """Sends a request; the body of the answer is not read yet. Raises Unanswered."""
         return self._send(self._session, request, streams=True)
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class Transport:
 
     def _new_session(self, *, connections: int) -> requests.Session:
         session = _Session()
-        session.trust_env = False  # It was asked once. A .netrc would replace the key.
+        session.trust_env = False  # The environment was read once; and a .netrc would replace the key.
         session.proxies = dict(self._proxies)
         session.auth = _Bearer(self._key)
         session.headers["Accept-Encoding"] = "identity"
@@ -130,7 +130,7 @@ class Transport:
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """None: a redirect is not looked at even where it is not followed."""
+        """Returns None. requests would parse the target even if it does not follow it."""
 
 
 class _Bearer(AuthBase):
@@ -143,7 +143,7 @@ class _Bearer(AuthBase):
 
 
 def whole(response: requests.Response) -> Answer:
-    """An answer with its body, decoded where it is encoded; closes it. Raises Unanswered."""
+    """Reads a response's body, decoded if it is encoded, and closes the response. Raises Unanswered."""
     with _translated(), response:
         body = bytearray()
         for chunk in response.iter_content(_BLOCK_BYTES):
@@ -164,7 +164,7 @@ def _normalized(endpoint: str) -> str:
 
 
 def _proxies(endpoint: str) -> Mapping[str, str]:
-    """What the environment names for this endpoint; a proxy has no way to this machine's own addresses."""
+    """The environment's proxies for this endpoint; none for a loopback address, which a proxy cannot reach."""
     host = urlsplit(endpoint).hostname or ""
     with requests.Session() as session:
         proxies: Mapping[str, str] = session.merge_environment_settings(endpoint, {}, None, None, None)["proxies"]
@@ -188,7 +188,7 @@ def _translated(patience: Patience | None = None) -> Iterator[None]:
 
 
 def _words(error: BaseException, *, sent: bool) -> str:
-    """What happened, found among all that the error wraps."""
+    """What happened, in words: the first entry of :data:`_WORDS` that fits the error or one that it wraps."""
     wrapped = list(_unwrapped(error, set()))
     return next(
         (words for kinds, words in _WORDS if any(isinstance(part, kinds) for part in wrapped)), "the connection broke"
@@ -196,7 +196,7 @@ def _words(error: BaseException, *, sent: bool) -> str:
 
 
 _WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
-    # The endpoint itself was checked at the start.
+    # The endpoint was checked at the start, so a bad URL here is the proxy's.
     (
         (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.LocationValueError),
         "the proxy that the environment names cannot be used",

@@ -1,7 +1,7 @@
 """An emulator of Camber Cloud's API, for development, tests and benchmarks.
 
-It follows the contract over HTTP and runs real processes, but on this machine and for whoever holds its one key. It
-imports nothing else of this project, so that it cannot share a misunderstanding with the client.
+It follows the contract over HTTP and runs jobs as real processes, on this machine and for anybody who has its only key.
+It imports nothing else of this project, so that it cannot share a misunderstanding with the client.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Cancelling", "Emulator", "Faults", "ListShape", "Outage", "Settings"
 
 
 def __getattr__(name: str) -> Any:
-    # The program beside the emulator is a process for each call, and needs none of this.
+    # Imported late: program.py is a process for each call and needs none of this.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from rythmiq_ray.local.camber import emulator, faults, settings

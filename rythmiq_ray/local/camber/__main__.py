@@ -1,4 +1,4 @@
-"""``python -m rythmiq_ray.local.camber``: the emulator as a process of its own."""
+"""``python -m rythmiq_ray.local.camber``: runs the emulator as a separate process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rythmiq_ray.local.camber.settings import Range, Settings
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT, then ends with 0; 2 for bad arguments, 1 where it cannot start."""
+    """Serves until SIGTERM or SIGINT. Exit code 0 after that, 1 if it cannot start, 2 for bad arguments."""
     parser = _parser()
     arguments = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""The forms that answers take: the envelope, and the refusals that were seen on the wire."""
+"""The forms of answers: the envelope, and the errors that the real service was seen to send."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plain(data: Any, status: int = 200) -> web.Response:
 
 
 def enveloped(data: bytes = b"null") -> web.Response:
-    """The envelope around what is encoded already."""
+    """The envelope around data that is already encoded."""
     return web.Response(body=b'{"code":0,"message":"ok","data":' + data + b"}", headers=JSON)
 
 
@@ -41,7 +41,7 @@ class Refusal(Exception):
 
 
 def invalid(struct: str, *details: tuple[str, str]) -> Refusal:
-    """Fields that break a rule, as (name of the Go field, what is wrong)."""
+    """400 for invalid fields; ``details`` are pairs of the Go field's name and what is wrong."""
     return Refusal(
         400,
         {
@@ -55,12 +55,12 @@ def invalid(struct: str, *details: tuple[str, str]) -> Refusal:
 
 
 def wrong_type(expected: str, got: str, field: str) -> Refusal:
-    """A JSON value of a type that the field cannot take; such an answer has no code."""
+    """400 for a JSON value whose type the field cannot have; this answer has no code."""
     return Refusal(400, {"message": f"Unmarshal type error: expected={expected}, got={got}, field={field}"})
 
 
 def failed(message: str, status: int = 400) -> Refusal:
-    """A failure of the domain, which comes with 400 as well as with 500."""
+    """An error with code 2, for a request that is well formed but fails; the status may be 400 or 500."""
     return Refusal(status, {"code": 2, "message": message})
 
 

@@ -1,4 +1,4 @@
-"""The routes of the contract, and beside them those by which tests and benchmarks look into the emulator."""
+"""The routes of the contract, and ``/_emulator/…`` routes for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _BAD_GATEWAY: Final = b"<html><head><title>Bad Gateway</title></head><body><h1>B
 
 
 class Api:
-    """Answers requests; what they change is done by the parts it is made of."""
+    """Answers requests; the emulator's other parts make the changes."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class Api:
         self._routes = self._table()
 
     def server(self) -> web.Server:
-        """What speaks HTTP on each connection; made in the event loop."""
-        # A table finds ten routes in less processor time than web.Application's router and middlewares take.
+        """The HTTP server; call this in the event loop."""
+        # A dict of ten routes takes less processor time than web.Application's router and middlewares.
         request = partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=_LONGEST_BODY)
         return web.Server(self._answer, request_factory=request, access_log=None)
 
@@ -123,7 +123,7 @@ class Api:
             raise method_not_allowed()
         return handler
 
-    # What stands before every operation
+    # Before every operation
 
     async def _perform(self, operation: str, handler: _Handler, request: web.BaseRequest) -> web.StreamResponse:
         self._calls.arrived(operation, time())
@@ -144,7 +144,7 @@ class Api:
             return failed(f"stash: {error.strerror or 'failure'}").answer()
 
     async def _misbehave(self, operation: str, request: web.BaseRequest) -> web.StreamResponse | None:
-        """What goes wrong before anything is done, if it does."""
+        """Applies the faults that occur before an operation; None = the operation goes on. Raises Refusal."""
         mischief, faults = self._mischief, self._mischief.faults
         outage = mischief.outage
         if outage is Outage.REFUSED:
@@ -324,7 +324,7 @@ class Api:
 
 
 async def _meet(request: web.BaseRequest, what: str) -> None:
-    """Tells a caller who waits for it to send the body."""
+    """Tells a caller that waits for ``100 Continue`` to send the body."""
     if what.lower() != "100-continue":
         raise web.HTTPExpectationFailed(text=f"Unknown Expect: {what}")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Who called what and when: the numbers that benchmarks compare."""
+"""Counts calls and their times, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class CallLog:
-    """Times of arrival by operation, in seconds since the epoch; 8 bytes a call."""
+    """Arrival times by operation, in seconds since 1970; 8 bytes for each call."""
 
     def __init__(self) -> None:
         self._times: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))

@@ -1,8 +1,8 @@
-"""Runs one command as a container's first process would: when it ends, or the emulator does, nothing of it is left.
+"""Runs one command like a container: when it or the emulator ends, all its processes are killed.
 
-Started as a script of its own, with the standard library alone: ``python -I -S container.py COMMAND``. Standard input
-is a pipe whose other end only the emulator holds. It ends when the emulator closes it to have the command killed, and
-also when the emulator is killed in whatever way.
+It is run as a separate script with only the standard library: ``python -I -S container.py COMMAND``. Standard input is
+a pipe whose other end only the emulator has. The pipe closes when the emulator wants the command killed, and also when
+the emulator itself ends in any way.
 
 The exit code is the command's own, or 128 + the signal that ended it, as a shell reports it.
 """
@@ -24,7 +24,7 @@ KILLED = 128 + signal.SIGKILL
 
 def main() -> int:
     libc = ctypes.CDLL(None)
-    # What the command leaves in the background, in whatever session, becomes our child when its parent ends.
+    # Processes that the command leaves in the background, in any session, become our children when their parent ends.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake)
@@ -53,7 +53,7 @@ def run(libc: ctypes.CDLL, command: str) -> None:
 
 
 def wait(command: int, woken: int) -> int:
-    """Waits for the command, or for the emulator to let go of it."""
+    """Waits until the command ends or the emulator closes the pipe; returns the exit code."""
     while True:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -69,7 +69,7 @@ def wait(command: int, woken: int) -> int:
 
 
 def kill_all() -> None:
-    """Kills every descendant, and those that they start meanwhile."""
+    """Kills every descendant, also those that are started meanwhile."""
     while True:
         for process in descendants():
             with contextlib.suppress(ProcessLookupError):
@@ -87,7 +87,7 @@ def descendants() -> set[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # The name, in parentheses, may hold anything; state and parent follow the last of them.
+                # The process name in parentheses may contain anything; state and parent come after the last ")".
                 parents[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
     found = {os.getpid()}
     while grown := {child for child, parent in parents.items() if parent in found} - found:

@@ -1,4 +1,4 @@
-"""The body of a create, read as the service's Go code reads it: unknown fields ignored, wrong types named."""
+"""Reads the body of a create as the service's Go code does: unknown fields are ignored, wrong types are errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GPU_SIZES: Final = frozenset(("XSMALL", "MEDIUM", "LARGE"))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobRequest:
-    """What somebody asked to be run."""
+    """A valid request to create a job."""
 
     command: str
     mount_dir: str
@@ -29,7 +29,7 @@ class JobRequest:
     tags: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        # Written out, for dataclasses.asdict copies each value with care.
+        # Written out, because dataclasses.asdict makes deep copies, which is slow.
         return {
             "command": self.command,
             "mount_dir": self.mount_dir,
@@ -53,10 +53,10 @@ _TYPES: Final = {
 
 
 def read_request(body: bytes) -> JobRequest:
-    """Raises Refusal for what the service would not create."""
+    """The request in a body. Raises Refusal for one that the service would not accept."""
     sent = read_object(body, "CreateJobRequest")
     values: dict[str, Any] = {}
-    # In the order in which they were sent, as Go's decoder complains.
+    # In the order in which they were sent: Go's decoder reports the first wrong one.
     for name, value in sent.items():
         expected = _TYPES.get(name)
         if expected is None or value is None:

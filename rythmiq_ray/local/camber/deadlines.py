@@ -1,4 +1,4 @@
-"""Things to be done at set times, ten thousand of them as cheaply as ten."""
+"""Calls functions at set times; ten thousand cost little more than ten."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import count
 from typing import Final
 
 _BATCH: Final = 32
-"""Calls between two looks at the network: many jobs that end at once must not keep requests waiting."""
+"""The most calls before the event loop gets a turn: many jobs that end at once must not delay requests."""
 
 
 class Deadlines:
@@ -22,7 +22,7 @@ class Deadlines:
         self._timer: asyncio.Handle | None = None
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Calls once ``delay_s`` has passed, in the order of the deadlines, and of asking among equal ones."""
+        """Runs ``call`` once ``delay_s`` has passed. Calls run in the order of their deadlines, then as they were added."""
         entry = (self._loop.time() + delay_s, next(self._order), call)
         heappush(self._heap, entry)
         if self._heap[0] is entry:
@@ -42,7 +42,7 @@ class Deadlines:
             self._timer = self._loop.call_soon(self._run) if due else self._loop.call_at(when, self._run)
 
     def _run(self) -> None:
-        # The loop's clock may wake a timer up to its resolution early; a later look at the clock would spin until then.
+        # The loop may run a timer early, by up to its clock's resolution; without the margin it would spin until then.
         now = self._loop.time() + 0.001
         try:
             for _ in range(_BATCH):

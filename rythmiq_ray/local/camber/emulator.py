@@ -1,4 +1,4 @@
-"""The emulator as a whole: its parts, its socket, and a thread to run it in."""
+"""The whole emulator: puts its parts together, listens, and can run in a thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rythmiq_ray.local.camber.settings import Settings
 from rythmiq_ray.local.camber.stash import Stash
 
 HOST: Final = "127.0.0.1"
-"""Whoever reaches the socket and has the key runs commands here, so nothing else is ever listened on."""
+"""The only address: anybody who can reach the socket and has the key can run commands on this machine."""
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 30.0
 _SHUTDOWN_TIMEOUT_S: Final = 1.0
@@ -32,7 +32,7 @@ _OWN_FOLDERS: Final = ("stash", "work", "logs", "unfinished", "trash")
 
 
 class Emulator:
-    """A Camber Cloud of one's own, with its state in a folder that survives restarts.
+    """A Camber Cloud on this machine. Its state is in a folder and survives restarts.
 
     Use :meth:`start` and :meth:`stop` (or ``with``) to run it in a thread, or :meth:`serve` in an event loop.
     """
@@ -46,7 +46,7 @@ class Emulator:
         settings: Settings | None = None,
         faults: Faults | None = None,
     ) -> None:
-        """``port`` 0: any free one at the first start, the same one after that."""
+        """``port`` 0 means any free port at the first start of this object, and the same port after that."""
         self.root = root
         self.settings = settings or Settings()
         self.api_key = api_key
@@ -71,7 +71,7 @@ class Emulator:
 
     @property
     def endpoint(self) -> str:
-        """What a client is given as the base of all its URLs."""
+        """The base URL for clients."""
         return f"{self.origin}{API}"
 
     @property
@@ -100,7 +100,7 @@ class Emulator:
     def start(self) -> None:
         """Runs it in a thread and returns when it listens.
 
-        Raises OSError where the port or the folder is in use, or the folder holds what is not an emulator's.
+        Raises OSError if the port or the folder is in use, or if the folder holds files that are not an emulator's.
         """
         listening = threading.Event()
         errors: list[BaseException] = []
@@ -216,7 +216,7 @@ class Emulator:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """One emulator for a folder: a second one would take the first one's jobs for left-overs, and kill them."""
+    """Allows one emulator for each folder: a second one would kill the first one's jobs as left over from a crash."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_foreign(root)
     with (root / "lock").open("w") as lock:
@@ -228,7 +228,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(root: Path) -> None:
-    """A start empties some of its folders. Where there is no journal they are somebody else's."""
+    """Raises FileExistsError if the folder is not an emulator's, because a start empties some of its subfolders."""
     if not (root / JOURNAL_NAME).exists():
         foreign = [name for name in _OWN_FOLDERS if (root / name).exists()]
         if foreign:

@@ -1,4 +1,4 @@
-"""What goes wrong, told as data and drawn from a seed, so that a run can be repeated."""
+"""Faults of the emulated service, as data and drawn from a seed, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OPERATIONS: Final = (
     "stash_write",
     "stash_remove",
 )
-"""What the service can be asked for."""
+"""The service's operations."""
 
 
 class ListShape(StrEnum):
-    """What the answer to a list of jobs looks like."""
+    """The form of the answer to a list of jobs."""
 
     ENVELOPED = "enveloped"
     """``{"code":0,"message":"ok","data":{"jobs":[…],"total":N}}``, as in the contract."""
@@ -55,7 +55,7 @@ class Outage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Faults:
-    """Misbehaviour. Fields that are called a probability go from 0 (never) to 1 (always); times are in seconds."""
+    """Which faults there are. Probabilities go from 0 (never) to 1 (always); times are in seconds."""
 
     seed: int = 0
     lost_answer: float = 0.0
@@ -79,23 +79,23 @@ class Faults:
     outage_s: float | None = None
     """How long the outage lasts from when it was set; None = until the faults are set again."""
     refuse_key: bool = False
-    """The key is refused, as after it was revoked."""
+    """Whether the key is refused, as if it had been revoked."""
     cancel: Cancelling = Cancelling.SUPPORTED
     latency_s: float = 0.0
     """Added to every call."""
     create_latency_s: float = 0.0
     """Added to every create, before the job is created."""
     operations: tuple[str, ...] = ()
-    """Where ``too_many`` and ``server_error`` strike; empty = everywhere."""
+    """The operations that ``too_many`` and ``server_error`` affect; empty = all."""
     at_most: int | None = None
-    """How often each fault with a probability strikes, counted for each; None = no limit."""
+    """How often each fault with a probability may occur, counted for each fault; None = no limit."""
 
     def __post_init__(self) -> None:
         problems = [
             f"{name} is a probability, from 0 to 1" for name in PROBABILITIES if not 0 <= getattr(self, name) <= 1
         ]
         problems += [f"{name} is not below 0" for name in _SECONDS if (getattr(self, name) or 0) < 0]
-        # A misspelt one would never strike, and whoever relies on it would test nothing.
+        # A misspelt operation would never match, so a test that relies on it would test nothing.
         problems += [f"unknown operation {name!r}" for name in self.operations if name not in OPERATIONS]
         if problems:
             raise ValueError("; ".join(problems))
@@ -105,7 +105,7 @@ class Faults:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Faults:
-        """Reads what :meth:`as_dict` wrote; what is not named has its default. Raises ValueError naming each fault."""
+        """Reads what :meth:`as_dict` wrote; missing fields get their defaults. Raises ValueError with all problems."""
         known = {field.name: field.type for field in fields(cls)}
         problems = [f"unknown field {name!r}" for name in data if name not in known]
         values: dict[str, Any] = {}
@@ -125,7 +125,7 @@ _WORDS: Final[Mapping[str, type[StrEnum]]] = {"ListShape": ListShape, "Outage": 
 
 
 def _read(kind: str, value: Any) -> Any:
-    """A JSON value as the type that a field is annotated with."""
+    """Converts a JSON value to the type of a field's annotation. Raises ValueError."""
     if value is None and kind.endswith("| None"):
         return None
     kind = kind.removesuffix(" | None")
@@ -145,20 +145,20 @@ def _read(kind: str, value: Any) -> Any:
 
 
 class Mischief:
-    """Decides when faults strike. Each has draws of its own, so that switching one on leaves the others alone."""
+    """Decides when faults occur. Each has its own random stream, so that turning one on does not change the others."""
 
     def __init__(self, faults: Faults) -> None:
         self.set(faults)
 
     def set(self, faults: Faults) -> None:
-        """Replaces the faults; draws, counts and the outage's clock begin anew."""
+        """Replaces the faults; random streams, counts and the outage's clock start again."""
         self.faults = faults
         self._draws: dict[str, Random] = {}
         self._struck: Counter[str] = Counter()
         self._outage_ends = None if faults.outage_s is None else monotonic() + faults.outage_s
 
     def strikes(self, fault: str) -> bool:
-        """Draws for the fault of that name."""
+        """Whether the fault with this name occurs now; draws from its stream."""
         probability: float = getattr(self.faults, fault)
         if probability <= 0.0:
             return False
@@ -170,7 +170,7 @@ class Mischief:
         return True
 
     def draws(self, fault: str) -> Random:
-        """The stream of draws that belongs to a fault."""
+        """The random stream of a fault."""
         if fault not in self._draws:
             self._draws[fault] = Random(f"{self.faults.seed}/{fault}")  # noqa: S311 - to be repeatable is its purpose
         return self._draws[fault]

@@ -1,4 +1,4 @@
-"""A job without a process, for benchmarks: it only leaves what the wrapper of a command would have left."""
+"""Jobs without a process, for benchmarks: they leave only the files that a command's wrapper would have left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def log_of(job: Job) -> bytes:
 
 
 def leave_result(stash: Stash, job: Job) -> None:
-    """Writes log and result of a job that has ended into its path."""
+    """Writes the log and the result of an ended job to its path. Raises OSError."""
     log = log_of(job)
     result = {
         "version": 1,

@@ -1,4 +1,4 @@
-"""What happened, one JSON object a line, appended and never changed. It is the emulator's memory across restarts."""
+"""All events, one JSON object in each line, appended and never changed. The emulator's state is read back from it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Final
 from rythmiq_ray.local.camber.answers import encode
 
 JOURNAL_NAME: Final = "journal.jsonl"
-"""In the emulator's folder; made before anything else there."""
+"""In the emulator's folder; it is made before everything else, so its absence shows that the folder is another's."""
 
 
 class Journal:
-    """An append-only file. A line is handed to the system in one write, so it outlives a kill of this process."""
+    """An append-only file. A line is given to the kernel in one write, so it survives a kill of this process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +29,7 @@ class Journal:
                 yield json.loads(line)
 
     def write(self, event: str, time: float, **facts: Any) -> None:
-        """Appends one event; ``time`` is in seconds since the epoch."""
+        """Appends one event; ``time`` is in seconds since 1970. Raises OSError."""
         line = encode({"event": event, "time": time, **facts}) + b"\n"
         while line:
             line = line[os.write(self._file, line) :]
@@ -38,7 +38,7 @@ class Journal:
         os.close(self._file)
 
     def _drop_torn_line(self) -> None:
-        """A full disk may have left a line without its end; its event was then never answered for."""
+        """Removes an incomplete last line, which a full disk may have left; no caller was told of its event."""
         end = self._path.stat().st_size
         if end == 0:
             return

@@ -1,4 +1,4 @@
-"""The jobs and what became of them: kept in memory, and each change written to the journal first."""
+"""The jobs and their states, kept in memory; each change is written to the journal first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Status(StrEnum):
 
 
 class CreateAnswer(StrEnum):
-    """What became of the answer to a create; in the journal, for whoever counts creates from outside."""
+    """What happened to the answer to a create. It is in the journal, for tests that count creates."""
 
     SENT = "sent"
     LOST = "lost"
@@ -55,7 +55,7 @@ def _timestamp(time_s: int) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """One job. Times are in seconds since the epoch; only :class:`Ledger` changes it."""
+    """One job. Times are in seconds since 1970; only :class:`Ledger` changes it."""
 
     job_id: int
     request: JobRequest
@@ -72,7 +72,7 @@ class Job:
         return self.request.mount_dir.removesuffix("/")
 
     def as_dict(self, status: str | None = None) -> dict[str, Any]:
-        """The job object; ``status`` in place of the real one."""
+        """The job object of the API; ``status`` replaces the real one."""
         return {
             "job_id": self.job_id,
             "job_status": status or self.status.value,
@@ -83,7 +83,7 @@ class Job:
         }
 
     def encoded(self) -> bytes:
-        """The job object as JSON; a page of a list is a hundred of these."""
+        """The job object as JSON, cached: a page of a list has a hundred of these."""
         if self._encoded is None:
             self._encoded = encode(self.as_dict())
         return self._encoded
@@ -139,9 +139,9 @@ class Ledger:
         return list(self._jobs)
 
     def page(self, number: int, size: int, *, lag_s: float = 0.0) -> tuple[list[Job], int]:
-        """A page, newest first and counted from 1, and how many jobs there are.
+        """A page of jobs, newest first, and the total number of jobs. Pages are counted from 1.
 
-        Jobs younger than ``lag_s`` are not seen.
+        Jobs that are younger than ``lag_s`` seconds are not included.
         """
         total = len(self._jobs)
         if lag_s > 0.0:
@@ -177,7 +177,7 @@ class Ledger:
         job.move(Status.RUNNING, now)
 
     def end(self, job: Job, status: Status, exit_code: int | None) -> None:
-        """``exit_code`` None: it is not known, because the emulator itself was killed."""
+        """Ends a job; ``exit_code`` is None if it is unknown because the emulator itself was killed."""
         now = time()
         self._journal.write("end", now, job_id=job.job_id, mount_dir=job.path, status=status, exit_code=exit_code)
         job.move(status, now)
@@ -188,5 +188,5 @@ class Ledger:
         job.move(Status.CANCELLED, now)
 
     def removed(self, path: str) -> None:
-        """A path of the stash was removed."""
+        """Records that a path of the stash was removed."""
         self._journal.write("remove", time(), path=path)

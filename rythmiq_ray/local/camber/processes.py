@@ -1,4 +1,4 @@
-"""A job as a real process: a working directory filled from the stash, and what it wrote brought back late."""
+"""Runs jobs as real processes: fills a working directory from the stash, and later copies new files back."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class _Run:
     job: Job
     home: Path
     known: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Size and time of change of each file that the job did not write itself."""
+    """Size and modification time (ns) of each file that the job did not write itself."""
     written: set[str] = field(default_factory=set)
-    """Paths that came into the stash before the process was there."""
+    """Paths that were written to the stash before the process was started."""
     process: Process | None = None
 
     @property
@@ -49,7 +49,7 @@ class _Run:
 
 
 class Processes:
-    """Runs jobs, not more than ``max_running`` at once and in the order they came."""
+    """Runs jobs in the order in which they came, at most ``max_running`` at once."""
 
     def __init__(self, folder: Path, stash: Stash, ledger: Ledger, settings: Settings) -> None:
         self._work = folder / "work"
@@ -64,11 +64,11 @@ class Processes:
             place.mkdir(mode=0o700, exist_ok=True)
 
     def log(self, job: Job) -> Path:
-        """Where the job's output is; exists once the job runs."""
+        """The file with the job's output; it exists once the job runs."""
         return self._logs / f"{job.job_id}.log"
 
     def recover(self) -> None:
-        """After a restart: what was running is killed, if it is still there, and has FAILED; late files still come."""
+        """After a restart: jobs that were running are killed and become FAILED; their late files are still copied."""
         _kill_jobs_below(self._work)
         for job in self._ledger.all():
             if job.status is Status.RUNNING:
@@ -85,18 +85,18 @@ class Processes:
                 self._spawn(self._bring_back(run))
 
     def start(self, job: Job) -> None:
-        """Runs the job when there is room for it."""
+        """Runs the job as soon as fewer than ``max_running`` run."""
         self._ready.append(job)
         self._fill()
 
     def kill(self, job: Job) -> None:
-        """Ends a job that has been marked as cancelled."""
+        """Kills a job that is already marked as cancelled."""
         run = self._running.get(job.job_id)
         if run is not None and run.process is not None:
             _let_go(run.process)
 
     async def written(self, path: str) -> None:
-        """A file came into the stash: a running job on whose path it lies gets to see it."""
+        """Copies a file that was written to the stash into the working directory of the running job with that path."""
         for run in list(self._running.values()):
             if path.startswith(f"{run.job.path}/"):
                 if run.process is None:
@@ -105,7 +105,7 @@ class Processes:
                     await asyncio.to_thread(self._hand_in, run, path)
 
     async def close(self) -> None:
-        """Kills all; the next start over this folder finds them as jobs that were running."""
+        """Kills all jobs; the next start on this folder treats them as jobs that were running."""
         self._ready.clear()
         processes = [run.process for run in self._running.values() if run.process is not None]
         for task in self._tasks:
@@ -195,7 +195,7 @@ class Processes:
             run.known[name] = known
 
     async def _bring_back(self, run: _Run) -> None:
-        """Brings new and changed files back one by one in no useful order; each is short at first."""
+        """Copies new and changed files back one by one, in random order and each in two halves."""
         await asyncio.sleep(self._settings.sync_delay_s)
         files = await asyncio.to_thread(lambda: list(regular_files(run.workdir)))
         changed = [(name, size) for name, size, changed_ns in files if run.known.get(name) != (size, changed_ns)]
@@ -223,16 +223,16 @@ class Processes:
 
 
 def _let_go(process: Process) -> None:
-    """Has the container kill all that it holds."""
+    """Makes the container kill all its processes."""
     if process.stdin is not None:
         process.stdin.close()
 
 
 def _kill_jobs_below(folder: Path) -> None:
-    """Kills processes of jobs whose home is at or below the folder, with all that descend from them.
+    """Kills the processes whose HOME is at or below the folder, and all their descendants.
 
-    The containers end by themselves when an emulator is killed; this is for one that was killed as well. A process
-    inherits its home, wherever it goes; who merely looks around in the folder has another one.
+    A container ends by itself when the emulator is killed; this is for containers that were killed too. Processes
+    inherit HOME. It is used instead of the working directory, so that a person's shell in the folder is not killed.
     """
     doomed: set[psutil.Process] = set()
     for process in psutil.process_iter():

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A program like the vendor's ``camber``, for the emulator: the commands, and the words that were recorded of it.
+"""A program like the vendor's ``camber``, for the emulator, with the same commands and the same recorded output.
 
-It shares no code with whoever reads these words, and starts fast, for each call is a process: the standard library
-is all that it imports.
+It shares no code with the client that reads this output. It imports only the standard library, so that it starts fast:
+each call is a process.
 
 Environment: ``CAMBER_API_KEY``, ``CAMBER_API_ENDPOINT`` (the emulator's), and for tests ``RYTHMIQ_CAMBER_ODDITIES``, a
-folder with ``oddities.json``, what the program does oddly, where it notes what it did.
+folder with ``oddities.json`` (the fields of :class:`Oddities`), in which the program also records its calls.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ BLOCK_BYTES = 1024 * 1024
 
 
 class Failure(Exception):
-    """What the program ends with; its text is printed."""
+    """Ends the program with an error; its text is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Oddities:
-    """What was seen of the vendor's program on some days. A command is named as its method below, as ``job_create``."""
+    """Odd behaviour that the vendor's program has shown. Commands are named after their methods, as ``job_create``."""
 
     banner: bool = False
-    """A line before what is asked for."""
+    """Prints a line before the output."""
     garbage: bool = False
-    """A line behind it."""
+    """Prints lines after the output."""
     asks: bool = False
-    """A create wants a ``y``."""
+    """A create asks for a ``y`` on standard input."""
     error_exit: int = 1
-    """The exit code of errors; with 0 they are on standard output."""
+    """The exit code of errors; if it is 0, they are printed on standard output."""
     upload_exit: int = 0
     """The exit code of good uploads."""
     placeholders: int = 0
-    """So many downloads of each file bring one byte."""
+    """How many downloads of each file bring only one byte."""
     needs_folders: bool = False
-    """An upload makes no folders."""
+    """An upload makes no folders and fails without them."""
     slow_s: float = 0.0
-    """Seconds before each command."""
+    """Seconds to wait before each command."""
     hangs: tuple[str, ...] = ()
     """Commands that do not end when they are done."""
     says: Mapping[str, str] = field(default_factory=dict)
-    """Commands that print these words and do nothing."""
+    """Text by command; these commands print it and do nothing else."""
     child: bool = False
-    """It leaves a child behind."""
+    """Leaves a child process behind."""
     records: bool = False
-    """Arguments and environment are noted."""
+    """Writes arguments and environment of each call to ``calls.jsonl``."""
 
 
 class Notebook:
-    """Where the oddities are set, and what has to be known from one run to the next; None: no folder, no oddities."""
+    """Reads the oddities and keeps what one run must know of earlier ones. Without a folder there are no oddities."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -74,7 +74,7 @@ class Notebook:
                 file.write(f"{line}\n")
 
     def count(self, what: str) -> int:
-        """How often this was noted, this time included."""
+        """Counts an event; returns how often it has been counted, this time included."""
         if self._folder is None:
             return 1
         with self._place(self._folder, what).open("ab") as file:
@@ -90,7 +90,7 @@ class Notebook:
 
 
 class Api:
-    """Requests to the emulator, one connection for each."""
+    """Makes requests to the emulator, each on its own connection."""
 
     def __init__(self, endpoint: str, key: str) -> None:
         where = urlsplit(endpoint)
@@ -98,7 +98,7 @@ class Api:
         self._key = key
 
     def open(self, method: str, path: str, body: Any = None, length: int | None = None) -> http.client.HTTPResponse:
-        """The answer where it is 2xx. Raises Failure."""
+        """Sends a request; the answer if its status is 2xx. Raises Failure."""
         headers = {"Authorization": f"Bearer {self._key}"}
         if isinstance(body, dict):
             body = json.dumps(body).encode()
@@ -120,7 +120,7 @@ class Api:
         raise _failure(answer.status, answer.read())
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """What an answer holds, out of its envelope if it has one."""
+        """Sends a request; the JSON of the answer, without its envelope. Raises Failure."""
         told = json.loads(self.open(method, path, body).read())
         return told.get("data", told)
 
@@ -206,7 +206,7 @@ class Program:
         return 0
 
     def stash_mkdir(self, given: argparse.Namespace) -> int:
-        # Over HTTP folders come with their files.
+        # Over HTTP an upload makes the folders, so this only records the call.
         self._notebook.count(f"folder {given.uri.rstrip('/')}")
         return 0
 
@@ -244,7 +244,7 @@ class Program:
 
 
 def main() -> int:
-    """Runs one command, as the vendor's program does; its exit code says as little."""
+    """Runs one command like the vendor's program; its exit code is as unreliable."""
     given = _parser().parse_args()
     folder = os.environ.get("RYTHMIQ_CAMBER_ODDITIES")
     notebook = Notebook(Path(folder) if folder else None)

@@ -1,4 +1,4 @@
-"""The life of a job from create to its end, whether a process or none runs it."""
+"""Moves a job from create to its end, with or without a process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rythmiq_ray.local.camber.stash import Stash
 
 
 class Scheduler:
-    """Moves jobs on: PENDING, RUNNING, and one of the ends."""
+    """Moves jobs from PENDING to RUNNING and to a terminal status."""
 
     def __init__(
         self,
@@ -37,21 +37,21 @@ class Scheduler:
         self._draws = Random(settings.seed)  # noqa: S311 - to be repeatable is its purpose
 
     def recover(self) -> None:
-        """After a restart: jobs that were RUNNING have FAILED, those that were PENDING go on."""
+        """After a restart: jobs that were RUNNING become FAILED, those that were PENDING go on."""
         self._processes.recover()
         for job in self._ledger.all():
             if job.status is Status.PENDING:
                 self.accept(job)
 
     def accept(self, job: Job) -> None:
-        """Takes charge of a job that is PENDING."""
+        """Schedules a PENDING job."""
         if self._mischief.strikes("self_cancel"):
             self._deadlines.after(self._mischief.faults.self_cancel_after_s, partial(self._give_up, job))
         else:
             self._deadlines.after(self._draw(self._settings.queue_wait_s), partial(self._start, job))
 
     def cancel(self, job: Job) -> None:
-        """Ends a job for its owner; nothing happens to one that has ended."""
+        """Cancels a job for its owner; does nothing if it has ended."""
         if not job.status.terminal:
             self._ledger.cancel(job, by="owner")
             self._processes.kill(job)

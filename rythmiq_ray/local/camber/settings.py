@@ -1,4 +1,4 @@
-"""How the emulated service behaves when nothing is wrong with it."""
+"""How the emulated service behaves without faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Range = tuple[float, float]
-"""Seconds, from which a value is drawn evenly for each job."""
+"""Lowest and highest value in seconds; each job's value is drawn uniformly from this range."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,13 +21,13 @@ class Settings:
     max_running: int = 4
     """How many processes run at once; more jobs stay PENDING. Not applied in instant mode."""
     sync_delay_s: float = 0.3
-    """From the end of a job to the first of its files that comes back to the stash."""
+    """From the end of a job until its first file is copied back to the stash."""
     sync_step_s: float = 0.02
-    """How long each file is there by half only, before the rest of it follows."""
+    """How long only the first half of each file is there before the rest is copied."""
     instant_s: Range | None = None
-    """Not None: no process is run, a job is RUNNING for that long and then COMPLETED."""
+    """If set, no process is run: a job is RUNNING for this long and then COMPLETED."""
     seed: int = 0
-    """Of the waits and of the order in which files come back."""
+    """For the waits and for the order in which files are copied back."""
     search_path: str = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     """PATH of the jobs; the emulator's own Python comes first, so that there is a ``python3``."""
 
@@ -45,7 +45,7 @@ class Settings:
 
     @classmethod
     def instant(cls, lowest_s: float = 0.0, highest_s: float | None = None) -> Settings:
-        """For benchmarks: no process, no queue, and results that are in the stash when the status is terminal."""
+        """For benchmarks: no process, no wait in the queue, and a result that is there as soon as the job has ended."""
         return cls(
             queue_wait_s=(0.0, 0.0),
             sync_delay_s=0.0,

@@ -1,6 +1,6 @@
 """The stash: folders and files of one owner, kept as folders and files on this disk.
 
-What every job needs goes through ``os``, because pathlib takes more processor time than the system calls it makes.
+Calls that every job makes use ``os``, because pathlib takes more processor time than the system calls themselves.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LONGEST_STEP: Final = 255
 _LONGEST_PATH: Final = 1024
 _NO_STEPS: Final = frozenset(("", ".", ".."))
 _FEW: Final = 16
-"""A folder of no more files is removed on the spot, which costs less than handing it to a thread."""
+"""A folder with at most this many files is removed at once, which costs less than passing it to a thread."""
 
 
 class InvalidPath(ValueError):
-    """A path that is not relative, or that leads out of where it starts."""
+    """A path that is not relative, leaves the owner's root, is too long or is not Unicode."""
 
 
 class ForeignOwner(ValueError):
@@ -33,7 +33,7 @@ class ForeignOwner(ValueError):
 
 
 def checked_path(path: str) -> str:
-    """A relative path without the slash that may be at its end. Raises InvalidPath."""
+    """Checks a relative path and removes a slash at its end. Raises InvalidPath."""
     if path.startswith("/"):
         raise InvalidPath("must be relative")
     checked = path.removesuffix("/")
@@ -58,9 +58,9 @@ class Entry:
 
 
 class Stash:
-    """Files of one owner. Methods block; those that may take long are meant for a thread.
+    """Files of one owner. Methods block; call those that may take long in a thread.
 
-    Nothing but regular files and folders is ever made here, so no path leads out of the root by a link.
+    Only regular files and folders are ever made here, so no link can lead out of the root.
     """
 
     def __init__(self, folder: Path, owner: str) -> None:
@@ -72,7 +72,7 @@ class Stash:
         shutil.rmtree(self._unfinished, ignore_errors=True)
         shutil.rmtree(self._trash, ignore_errors=True)
         for place in (Path(self._root), self._unfinished, self._trash):
-            # What is sent may hold secrets, and this machine may have other users.
+            # Files may hold secrets, and this machine may have other users.
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remover = ThreadPoolExecutor(1, thread_name_prefix="stash-remover")
 
@@ -92,11 +92,11 @@ class Stash:
         return checked_path(path) if path else ""
 
     def place(self, path: str) -> str:
-        """Where a path that :func:`checked_path` has let through lies on the disk."""
+        """The place on disk of a path that :func:`checked_path` has checked."""
         return f"{self._root}/{path}"
 
     def entries(self, path: str, *, recursive: bool) -> list[Entry]:
-        """What lies at or below a path, by name. Raises FileNotFoundError."""
+        """The file at a path, or what is below a folder, sorted by name. Raises FileNotFoundError."""
         place = Path(self.place(path))
         status = place.stat()
         if not S_ISDIR(status.st_mode):
@@ -120,17 +120,17 @@ class Stash:
         return sum(1 for entry in self._below(Path(self._root), "", True) if not entry.is_folder)
 
     def open_new(self, path: str) -> int:
-        """Opens a file for writing from its start, with the folders above it. Raises OSError."""
+        """Opens a file, emptied, for writing, and makes missing folders; returns a descriptor. Raises OSError."""
         place = self.place(path)
         while True:
             try:
                 return os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:
-                # Until it succeeds: an emptied folder may be pruned between the two calls.
+                # Repeated until it works: remove() may delete an empty folder between the two calls.
                 _make_folder(place.rpartition("/")[0])
 
     def write(self, path: str, data: bytes) -> None:
-        """A whole file at once. Raises OSError."""
+        """Writes a whole file. Raises OSError."""
         file = self.open_new(path)
         try:
             while data:
@@ -139,11 +139,11 @@ class Stash:
             os.close(file)
 
     def unfinished(self) -> Path:
-        """A place for a file that is still on its way here, for :meth:`adopt`."""
+        """A path for a file that is still being received, for :meth:`adopt`."""
         return self._unfinished / str(next(self._names))
 
     def adopt(self, unfinished: Path, path: str) -> None:
-        """Makes a file that is whole now appear at a path. Raises OSError."""
+        """Moves a complete file to a path of the stash. Raises OSError."""
         place = self.place(path)
         while True:
             try:
@@ -153,7 +153,7 @@ class Stash:
                 _make_folder(place.rpartition("/")[0])
 
     def remove(self, path: str, *, recursive: bool) -> None:
-        """Removes a file or a folder, and folders above that are empty then; fine if it is not there.
+        """Removes a file or a folder, and then empty folders above it; does nothing if it does not exist.
 
         Raises IsADirectoryError for a folder without ``recursive``.
         """
@@ -180,15 +180,15 @@ class Stash:
             with suppress(OSError):  # a late file has come back meanwhile
                 os.rmdir(place)
                 return
-        # Gone at once for whoever looks; taking it apart may last.
+        # Moved away, so that it is gone at once; deleting the files can take long.
         doomed = self._trash / str(next(self._names))
         os.rename(place, doomed)
         self._remover.submit(shutil.rmtree, doomed, True)
 
     def copy_out(self, path: str, target: Path) -> dict[str, tuple[int, int]]:
-        """Copies what lies at a path into a new folder, without executable bits.
+        """Copies the files at and below a path into a new folder, without executable bits.
 
-        Returns size and time of change of each copy, by its name relative to ``target``.
+        Returns size and modification time (ns) of each copy, by its name relative to ``target``.
         """
         target.mkdir(parents=True)
         copied: dict[str, tuple[int, int]] = {}
@@ -204,7 +204,7 @@ class Stash:
 
 
 def _make_folder(place: str) -> None:
-    """Makes a folder and those above it, as far as they are missing. Raises OSError."""
+    """Makes a folder and the missing folders above it. Raises OSError."""
     try:
         os.mkdir(place)
     except FileExistsError:
@@ -216,14 +216,14 @@ def _make_folder(place: str) -> None:
 
 
 def copy_file(source: Path, target: Path) -> tuple[int, int]:
-    """Copies bytes and nothing else; returns size and time of change (ns) of the copy."""
+    """Copies only a file's bytes; returns size and modification time (ns) of the copy. Raises OSError."""
     shutil.copyfile(source, target)
     status = target.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def regular_files(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Name relative to the folder, size and time of change (ns) of each file below it; links are not followed."""
+    """The name relative to the folder, size and modification time (ns) of each file in it. Links are not followed."""
     pending = [folder]
     while pending:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Bytes in and out: files are streamed, never held in memory, and small ones cost little."""
+"""Sends and receives files. Large ones are streamed, never held in memory; small ones cost little."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiohttp import web
 from rythmiq_ray.local.camber.stash import Stash
 
 _SMALL: Final = 64 * 1024
-"""So much of a file is read or written in one go, which is cheaper than any thread."""
+"""A file of at most this size is read or written in one call, which is cheaper than a thread."""
 _CHUNK: Final = 1024 * 1024
 _PIECE: Final = 512 * 1024
 
@@ -25,7 +25,7 @@ async def send_file(
 ) -> web.StreamResponse:
     """Answers with a file, or with the part that ``Range`` asks for; ``cut`` closes the connection in the middle.
 
-    Raises OSError where there is no such file.
+    Raises OSError if there is no such file.
     """
     file = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -89,12 +89,12 @@ async def receive_file(request: web.BaseRequest, stash: Stash, path: str) -> Non
 
 
 def _range(request: web.BaseRequest, size: int) -> tuple[int, int, bool]:
-    """First byte, the byte after the last, and whether a part was asked for. Raises ValueError for 416."""
+    """The first byte, the byte after the last one, and whether a part was asked for. Raises ValueError for a 416."""
     if "Range" not in request.headers:
         return 0, size, False
     try:
         asked = request.http_range
-    except ValueError:  # not one range of bytes: to be ignored, says RFC 9110
+    except ValueError:  # not a single range of bytes, which RFC 9110 says to ignore
         return 0, size, False
     start, end, _ = asked.indices(size)
     if start >= end:
@@ -113,6 +113,6 @@ async def _stream(
     while start < end and (piece := os.pread(file, min(_PIECE, end - start), start)):
         await response.write(piece)
         start += len(piece)
-    if cut or start < end:  # it may have been cut short meanwhile
+    if cut or start < end:  # the file may have become shorter meanwhile
         hang_up(request)
     return response

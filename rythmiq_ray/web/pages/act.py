@@ -17,7 +17,7 @@ from rythmiq_ray.web.state import Console, console_of
 
 
 async def act(request: Request) -> Response:
-    """``/act/ACTION/KIND/NAME``, or ``/act/ACTION/filter?…``: GET asks, POST does it."""
+    """``/act/ACTION/KIND/NAME``, or ``/act/ACTION/filter?…``: GET asks for confirmation, POST does it."""
     from starlette.concurrency import run_in_threadpool
 
     console = console_of(request)
@@ -37,7 +37,7 @@ async def act(request: Request) -> Response:
 
 
 def _target(request: Request, console: Console, kind: Kind) -> tuple[Target, str, str]:
-    """The target, what it is called, and where it is shown."""
+    """The target, its name for the page, and the path of the page that shows it. Raises NotFound."""
     with console.database.read() as connection:
         match kind:
             case "job":

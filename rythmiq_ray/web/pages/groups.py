@@ -1,4 +1,4 @@
-"""Groups, and one group with a picture of its members."""
+"""Pages: the list of groups, and one group with a picture of its members."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def groups(request: Request) -> Response:
 
 
 def bar(group: Group, running: int = 0) -> Any:
-    """A group's members by state, as a strip."""
+    """A strip of a group's members by state."""
     counts = {
         "SUCCEEDED": group.succeeded,
         "FAILED": group.failed,
@@ -72,14 +72,14 @@ def bar(group: Group, running: int = 0) -> Any:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a group's picture shows, as the address says it."""
+    """What a group's picture shows, as the query string says it."""
 
     x: str
     y: str
     colour: str
     file: str
     measures: Sequence[tuple[str, str]]
-    """What can be measured: its word in an address, and what it is called."""
+    """What can be measured: its word in a query string, and its name on the page."""
 
 
 def group(request: Request) -> Response:
@@ -138,7 +138,7 @@ def _group(connection: Connection, group_id: UUID) -> Group:
 
 @dataclass(frozen=True)
 class Shown:
-    """A group's picture with what can be chosen for it."""
+    """A group's picture, and what can be chosen for it."""
 
     picture: Picture
     choice: Choice
@@ -150,7 +150,7 @@ class Shown:
 def shown_of(
     console: Console, group_id: UUID, points: Sequence[Point], query: Mapping[str, str], names: Sequence[str]
 ) -> Shown:
-    """The picture that a query asks for, else the one that suits the parameters."""
+    """The picture that a query string asks for; missing or unknown choices are made by the group's parameters."""
     axes = members.parameters(points)
     known = {axis.name for axis in axes}
     readable = [name for name in names if files.kind_of(name, 0) in ("table", "text") and name != "log.txt"]
@@ -170,7 +170,7 @@ def shown_of(
     x = query.get("x") or (axes[0].name if axes else "")
     y = query.get("y", axes[1].name if len(axes) > 1 else "seconds")
     colour = query.get("colour", "state")
-    x = x if x in known else ""  # "-" is no parameter: in order
+    x = x if x in known else ""  # without a parameter, as with "-", members are in their order
     if y not in known | set(words_of):
         y = words_of[2] if file and fields and len(axes) < 2 else axes[1].name if len(axes) > 1 else "seconds"
     colour = colour if colour in ("state", *words_of) else "state"
@@ -189,7 +189,7 @@ def shown_of(
 
 
 def gauge_of(word: str, numbers: Mapping[UUID, Mapping[str, float]]) -> Gauge | None:
-    """What a word of an address measures; None for the state."""
+    """What a word of a query string measures; None for the state."""
     if word == "seconds":
         return Gauge(lambda point: point.seconds, words.duration)
     if word == "credits":
@@ -201,7 +201,7 @@ def gauge_of(word: str, numbers: Mapping[UUID, Mapping[str, float]]) -> Gauge | 
 
 
 def picture_data(request: Request) -> Response:
-    """``/groups/ID/picture.json``: of each member its place and what is said of it, for who points at the picture."""
+    """``/groups/ID/picture.json``: each member's place in the picture and its text for the pointer."""
     console = console_of(request)
     group_id: UUID = request.path_params["id"]
     with console.database.read() as connection:

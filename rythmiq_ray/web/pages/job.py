@@ -1,4 +1,4 @@
-"""A job: its time line, log, artifacts, inputs, what it waited for, and why it does not run."""
+"""The page of a job, with its timeline, log, artifacts, inputs, dependencies, and why it does not run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MOST_NEEDS: Final = 200
 
 @dataclass(frozen=True)
 class Stretch:
-    """For how long a job was at a stage."""
+    """How many seconds a job was in a stage."""
 
     stage: str
     seconds: float
@@ -43,7 +43,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the time line."""
+    """A line of the timeline."""
 
     title: str
     state: str
@@ -125,7 +125,7 @@ def _commands(job: Job) -> list[tuple[str, str]]:
 
 
 def time_lines(job: Job, attempts: Sequence[Attempt], now: datetime) -> list[Line]:
-    """A line for the whole job, and one for each attempt, as far as the rows tell."""
+    """A line for the whole job, and one for each attempt; stages whose times are not in the rows are left out."""
     lines = []
     whole: list[Stretch] = []
     at = job.created_at
@@ -150,7 +150,7 @@ def time_lines(job: Job, attempts: Sequence[Attempt], now: datetime) -> list[Lin
 
 
 def _of_attempt(job: Job | None, attempt: Attempt, now: datetime) -> Iterator[Stretch]:
-    """``job`` where this is its last attempt: while it runs, the row of the job has the times."""
+    """An attempt's stages. ``job`` is given for its last attempt: while that runs, the job's row has the times."""
     running = attempt.state is JobState.RUNNING and job is not None and job.state is JobState.RUNNING
     own = job if running and job is not None else attempt
     moments = [
@@ -175,7 +175,7 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
 
 
 def _summed(stretches: Sequence[Stretch]) -> list[Stretch]:
-    """Each stage once, in the order in which they first come."""
+    """Adds up the stretches of each stage, in the order in which the stages first come."""
     out: dict[str, Stretch] = {}
     for each in stretches:
         before = out.get(each.stage)
@@ -188,7 +188,7 @@ def _summed(stretches: Sequence[Stretch]) -> list[Stretch]:
 
 
 def kind_of(stage: str) -> str:
-    """The class of a stage's colour."""
+    """The CSS class that gives a stage its colour."""
     return f"p-{stage.split(',')[0].split()[0].lower()}"
 
 
@@ -205,7 +205,7 @@ def _strip(stretches: Sequence[Stretch]) -> Markup:
 
 
 def log(request: Request) -> Response:
-    """Part ``/jobs/ID/ATTEMPT/log?q=``: the last lines, or those that hold a text."""
+    """Page part ``/jobs/ID/ATTEMPT/log?q=``: the last lines of a log, or the lines that contain a text."""
     console = console_of(request)
     job_id, attempt = request.path_params["id"], request.path_params["attempt"]
     search = request.query_params.get("q", "")[:200]
@@ -229,7 +229,7 @@ def log(request: Request) -> Response:
 
 
 async def follow(request: Request) -> Response:
-    """Stream ``/jobs/ID/ATTEMPT/follow?at=BYTES``: what comes behind so many bytes, until the attempt has ended."""
+    """Stream ``/jobs/ID/ATTEMPT/follow?at=BYTES``: the log after this many bytes, until the attempt has ended."""
     console = console_of(request)
     text = request.headers.get("last-event-id") or request.query_params.get("at", "0")
     at = int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
@@ -238,7 +238,7 @@ async def follow(request: Request) -> Response:
 
     async def events() -> AsyncIterator[str]:
         while True:
-            # A look takes a thread; the wait between two takes none.
+            # Only the read needs a thread; the wait between two reads needs none.
             for news in await run_in_threadpool(follower.look):
                 if news.ended:
                     yield "event: end\ndata: {}\n\n"
@@ -252,7 +252,7 @@ async def follow(request: Request) -> Response:
 
 
 def file(request: Request) -> Response:
-    """``/jobs/ID/ATTEMPT/file?name=``: a file as a download; ``show=1`` sends a picture to be shown."""
+    """``/jobs/ID/ATTEMPT/file?name=``: a file as a download; with ``show=1`` a picture for display."""
     console = console_of(request)
     name = request.query_params.get("name", "")
     found = files.file_of(console.database, request.path_params["id"], request.path_params["attempt"], name)
@@ -264,7 +264,7 @@ def file(request: Request) -> Response:
 
 
 def preview(request: Request) -> Response:
-    """Part ``/jobs/ID/ATTEMPT/preview?name=``: a picture, a table or the beginning of a text."""
+    """Page part ``/jobs/ID/ATTEMPT/preview?name=``: a picture, a table or the beginning of a text."""
     console = console_of(request)
     job_id, attempt = request.path_params["id"], request.path_params["attempt"]
     name = request.query_params.get("name", "")
@@ -275,7 +275,7 @@ def preview(request: Request) -> Response:
             shown = files.preview(found)
         except RythmiqError as error:
             fault = error.message
-        except Exception as error:  # noqa: BLE001 - a library's, over what a job wrote
+        except Exception as error:  # noqa: BLE001 - a library may raise anything for a file that a job wrote
             fault = f"It cannot be shown: {type(error).__name__}"
     return page(
         request,
@@ -294,7 +294,7 @@ def preview(request: Request) -> Response:
 
 
 def inputs(request: Request) -> Response:
-    """Part ``/jobs/ID/ATTEMPT/inputs``: with their hashes, as the manifest has them."""
+    """Page part ``/jobs/ID/ATTEMPT/inputs``: the inputs with the hashes that are in the manifest."""
     console = console_of(request)
     job_id, attempt = request.path_params["id"], request.path_params["attempt"]
     with console.database.read() as connection:

@@ -1,4 +1,4 @@
-"""Jobs by filters, a page at a time."""
+"""Pages: jobs by filters, and redirects that find a job or group."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def jobs(request: Request) -> Response:
 
 
 def find(request: Request) -> Response:
-    """``/find?q=``: leads to the job or group that an id, its first digits or a name stands for."""
+    """``/find?q=``: redirects to the job or group with this id, these first digits of an id, or this name."""
     console = console_of(request)
     text = request.query_params.get("q", "").strip()
     base = console.settings.base
@@ -70,7 +70,7 @@ def find(request: Request) -> Response:
 
 
 def uuid_of(text: str) -> UUID | None:
-    """None where it is none."""
+    """The UUID in a text; None if it is none."""
     try:
         return UUID(text)
     except ValueError:
@@ -78,7 +78,7 @@ def uuid_of(text: str) -> UUID | None:
 
 
 def member(request: Request) -> Response:
-    """``/groups/ID/members/PLACE``: leads to a member, which charts know by its place alone."""
+    """``/groups/ID/members/PLACE``: redirects to a member, because charts know only its place in the group."""
     console = console_of(request)
     with console.database.read() as connection:
         found = looks.member(connection, request.path_params["id"], request.path_params["place"])

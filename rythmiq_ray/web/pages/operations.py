@@ -1,4 +1,4 @@
-"""Queues, drivers, schedules, cost."""
+"""Pages: queues and limits, drivers, schedules, cost."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rythmiq_ray.web.render import page
 from rythmiq_ray.web.state import console_of
 
 MOST_SHARES: Final = 50
-"""Users, queues or groups that are shown, the most expensive first."""
+"""The most users, queues or groups that are shown, the most expensive first."""
 
 
 def queues(request: Request) -> Response:
-    """Page ``/queues``: what waits where, and what bounds it."""
+    """Page ``/queues``: the jobs in each queue, and all limits."""
     with console_of(request).database.read() as connection:
         found = looks.queues(connection)
         limits = control.limits(connection)
@@ -64,7 +64,7 @@ def schedules(request: Request) -> Response:
 
 
 def cost(request: Request) -> Response:
-    """Page ``/cost``: what was spent on each of the last days, and whose it was; it outlives the jobs."""
+    """Page ``/cost``: the cost of each of the last days, and by user, queue and group. It includes pruned jobs."""
     console = console_of(request)
     with console.database.read() as connection:
         days = spent_by_day(console, connection)

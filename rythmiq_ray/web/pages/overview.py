@@ -1,4 +1,4 @@
-"""The overview: six numbers, throughput, cost, and what is wrong now."""
+"""The overview page: six numbers, throughput, cost, and current problems."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 SPANS: Final = {"hour": (3_600.0, 60.0), "day": (86_400.0, 1_800.0)}
-"""How far back the throughput goes, and by which steps, in seconds; beyond that it is the ledger's, by day."""
+"""How far back the throughput goes, and its steps, in seconds. For longer spans the ledger has the numbers by day."""
 _MONTH: Final = "30 days"
 DAYS: Final = 30
-"""Of which the cost is shown."""
+"""How many days of cost are shown."""
 COST_S: Final = 5.0
+"""How long costs are cached."""
 _DAY_S: Final = 5.0
+"""How long the counts of the last day are cached."""
 _ENDS_S: Final = 2.0
-"""So long the counts of a day are good, and those of a chart."""
+"""How long the counts of a chart are cached."""
 _LONG_PENDING_S: Final = 1_800.0
 _LONG_WAIT_S: Final = 600.0
 _ENDS: Final = (JobState.FAILED, JobState.CANCELLED, JobState.SUCCEEDED)
@@ -40,7 +42,7 @@ _ENDS: Final = (JobState.FAILED, JobState.CANCELLED, JobState.SUCCEEDED)
 
 @dataclass(frozen=True)
 class DayCost:
-    """What was spent on a day, in UTC."""
+    """What one day cost; days are in UTC."""
 
     day: date
     credits: float
@@ -49,13 +51,13 @@ class DayCost:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that is wrong, and where to look."""
+    """A problem, and where to look."""
 
     kind: str
     """``fault`` or ``warning``."""
     said: str
     link: str
-    """Below the base."""
+    """A path relative to the console's base."""
     link_said: str
 
 
@@ -120,13 +122,13 @@ def _states(counts: Sequence[listing.Count]) -> dict[str, tuple[int, bool]]:
 
 
 def start_of(now: datetime, length_s: float, step_s: float) -> datetime:
-    """Where the first whole step begins."""
+    """When the first whole step begins."""
     step = (now.timestamp() - length_s) // step_s + 1
     return datetime.fromtimestamp(step * step_s, UTC)
 
 
 def throughput(ends: Sequence[looks.Ends], now: datetime, length_s: float, step_s: float) -> dict[str, object]:
-    """Jobs that ended, by steps of time, as a chart with what stands below it."""
+    """A chart of the jobs that ended in each step of time, and its labels."""
     by_step: dict[datetime, dict[JobState, int]] = defaultdict(dict)
     for each in ends:
         by_step[each.at][each.state] = each.jobs
@@ -158,7 +160,7 @@ def throughput(ends: Sequence[looks.Ends], now: datetime, length_s: float, step_
 
 
 def by_day(days: Sequence[Day | None]) -> dict[str, object]:
-    """Jobs that ended by day, the oldest day first."""
+    """A chart of the jobs that ended each day, the oldest first, and its labels; None is a day not known yet."""
     known = [day for day in days if day is not None]
     data = []
     for day in known:
@@ -178,7 +180,7 @@ def by_day(days: Sequence[Day | None]) -> dict[str, object]:
 
 
 def spent_by_day(console: Console, connection: Connection) -> list[DayCost]:
-    """What was spent on each of the last days, the oldest first; with what runs."""
+    """The cost of each of the last days, the oldest first; running jobs count by their estimate so far."""
     first = datetime.now(UTC).date() - timedelta(days=DAYS - 1)
     found = console.kept("cost by day", COST_S, lambda: control.cost(connection, by="day", since=first))
     by_day = {each.key: each for each in found}
@@ -190,7 +192,7 @@ def spent_by_day(console: Console, connection: Connection) -> list[DayCost]:
 
 
 def cost_chart(days: Sequence[DayCost], *, height: int = 120) -> dict[str, object]:
-    """Credits by day, the oldest first."""
+    """A chart of the credits of each day, the oldest first, and its labels."""
     data = [
         Column(
             datetime(day.day.year, day.day.month, day.day.day, tzinfo=UTC),
