@@ -102,7 +102,7 @@ def read(items: Iterable[tuple[str, str]], connection: Connection) -> Asked:
 def items_of(text: str) -> list[tuple[str, str]]:
     """Names and values in a text such as ``queue=night state=failed 'name=fit *'``.
 
-    A word without ``=`` is a glob of a job's name, or a part of the name. Raises ValueError with a sentence for the user.
+    A word without ``=`` is a glob for a job's name or a part of it. Raises ValueError with a sentence for the user.
     """
     import shlex
 

@@ -1,1 +1,1 @@
-"""``rythmiq top``: the console in a terminal. Rows come from queue/, what is shown of them is text and never markup."""
+"""``rythmiq top``: the console in a terminal. It reads rows through queue/ and shows them as text, never as markup."""

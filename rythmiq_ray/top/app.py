@@ -1,4 +1,4 @@
-"""``rythmiq top`` put together: the screens, the thread that reads for them, and what is done at their keys."""
+"""The application ``rythmiq top``: its screens, the thread that reads for them, and the actions of their keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rythmiq_ray.top.watch import Seen, Watcher
 
 INTERVAL_S: Final = 2.0
 _SAID_S: Final = 20.0
-"""So long it is shown what was done."""
+"""How long the outcome of an action is shown."""
 
 HELP: Final[Sequence[tuple[str, Keys]]] = (
     (
@@ -91,14 +91,14 @@ class Top(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = []
 
     class Told(Message):
-        """From the thread that reads."""
+        """What the reading thread found."""
 
         def __init__(self, seen: Seen) -> None:
             super().__init__()
             self.seen = seen
 
     class Prepared(Message):
-        """A deed to ask for, or why there is none."""
+        """A change to be confirmed, or why it cannot be made."""
 
         def __init__(self, deed: Deed | str) -> None:
             super().__init__()
@@ -134,13 +134,13 @@ class Top(App[None]):
         return MainScreen(view=self._view, given=self._given)
 
     def run_in_terminal(self) -> None:
-        """Runs until somebody quits. The terminal's own selection of text goes on working: the mouse is not taken."""
+        """Runs until the user quits. The mouse is not used, so the terminal's own text selection still works."""
         self.run(mouse=False)
         if self._exception is not None:
             raise self._exception
 
     def _fatal_error(self) -> None:
-        # Textual's own would print a traceback with the values of all variables; who runs this says what went wrong.
+        # Textual's version prints a traceback with the values of all variables; the caller reports the error instead.
         self._close_messages_no_wait()
 
     def on_mount(self) -> None:
@@ -148,7 +148,7 @@ class Top(App[None]):
         self.animation_level = "none"
         self.watcher.start()
         if not self.is_headless:
-            # A terminal that is closed, or a stop from outside, leaves the terminal as it was.
+            # A closed terminal or a signal ends the program normally, which restores the terminal.
             for number in (signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, self.exit)
 
@@ -157,7 +157,7 @@ class Top(App[None]):
         self.source.database.close()
 
     def _post(self, message: Message) -> None:
-        """From any thread; nobody is there to be told once the program ends."""
+        """Posts a message from any thread; a message after the program's end is dropped."""
         with suppress(RuntimeError):
             self.post_message(message)
 
@@ -188,7 +188,7 @@ class Top(App[None]):
     # ---------------------------------------------------------------------------------------------------------- changes
 
     def propose(self, verb: str, ready: Ready) -> None:
-        """Makes a change ready and asks for it, where the login may do it."""
+        """Prepares a change and asks for confirmation, if the login may make it."""
         rights = self.source.rights
         refused = None if rights is None else deeds.refusal(rights, verb)
         if refused is not None:
@@ -206,7 +206,7 @@ class Top(App[None]):
             self.screen.ask(message.deed)
 
     def answered(self, deed: Deed, *, yes: bool) -> None:
-        """Does what was asked for, if the answer was yes."""
+        """Makes the change if the answer was yes."""
         if not yes:
             self.say(f"{deed.label}: nothing was done.")
             return

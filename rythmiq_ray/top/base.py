@@ -1,4 +1,4 @@
-"""What every screen has: a title, a place for what is wrong or was done, its keys, and a question before a change."""
+"""The base of every screen: a title, messages, a status line, the keys, and a question before a change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rythmiq_ray.top.app import Top
 
 _MOST_SAID: Final = 4
-"""Lines."""
+"""The most lines of a message."""
 Keys = Sequence[tuple[str, str]]
 """A key, and what it does."""
 
@@ -35,7 +35,7 @@ class Ask(Lines, can_focus=True):
     """A question that takes every key until it is answered."""
 
     class Answered(Message):
-        """With the deed where the answer was yes."""
+        """The question was answered; ``yes`` says how."""
 
         def __init__(self, deed: Deed, *, yes: bool) -> None:
             super().__init__()
@@ -45,7 +45,7 @@ class Ask(Lines, can_focus=True):
     deed: Deed | None = None
 
     def ask(self, deed: Deed) -> None:
-        """Takes the focus, and gives it back with the answer."""
+        """Shows the question and takes the focus until it is answered."""
         self.deed = deed
         self.display = True
         wide = self.screen.size.width
@@ -70,7 +70,7 @@ class Ask(Lines, can_focus=True):
 
 
 class Base(Screen[None]):
-    """A screen that shows what a look finds."""
+    """A screen that shows what a read of the database finds."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,backspace", "back", "back", show=False),
@@ -94,22 +94,22 @@ class Base(Screen[None]):
     # --------------------------------------------------------------------------------------- what a screen is made of
 
     def body(self) -> Iterable[Widget]:
-        """The widgets between title and status."""
+        """The widgets between title and status line."""
         raise NotImplementedError
 
     def title_line(self) -> Line:
-        """What stands at the top."""
+        """The title at the top."""
         raise NotImplementedError
 
     def looks_at(self) -> Look | None:
-        """What is to be looked at; None for a screen that reads nothing."""
+        """What to read; None for a screen that reads nothing."""
         return None
 
     def show(self, found: object) -> None:
-        """Shows what a look found."""
+        """Shows what was read."""
 
     def note(self) -> list[str]:
-        """What the status line says where nothing is wrong and nothing was done."""
+        """The texts of the status line."""
         return []
 
     # --------------------------------------------------------------------------------------- the rest
@@ -133,14 +133,14 @@ class Base(Screen[None]):
         self.draw()
 
     def look_again(self) -> None:
-        """Looks at once, and from then on, at what is wanted now."""
+        """Reads at once what :meth:`looks_at` wants now, and goes on with that."""
         self.look = self.looks_at()
         self.top.watcher.want(self.look)
 
     def told(self, seen: Seen) -> None:
-        """What a look of this screen found."""
+        """Takes what a read for this screen found."""
         self._fault = seen.fault
-        with suppress(NoMatches):  # At the end the parts of a screen go one by one, before the screen does.
+        with suppress(NoMatches):  # When a screen closes, its widgets are removed one by one before the screen is.
             if seen.found is not None:
                 self._seen_at = self.top.clock()
                 self.show(seen.found)
@@ -150,7 +150,7 @@ class Base(Screen[None]):
         self.call_after_refresh(self.draw)
 
     def draw(self) -> None:
-        """Draws title, status and keys again, where they have changed."""
+        """Draws title, status and keys again if they have changed."""
         if not self.is_mounted:
             return
         self.query_one("#title", Lines).set([self.title_line()])
@@ -165,7 +165,7 @@ class Base(Screen[None]):
         self.query_one("#keys", Lines).set([key_line(self.keys)])
 
     def _said(self) -> list[Line]:
-        """What is wrong, else what was done: on as many lines as it takes."""
+        """The current problem, else the outcome of the last action, on as many lines as needed."""
         if self._fault is not None:
             since = "" if self._seen_at is None else f"As of {self._seen_at:%H:%M:%S} UTC. "
             said = Part(f"{since}{words.on_one_line(self._fault)}", "bold red")
@@ -190,7 +190,7 @@ class Base(Screen[None]):
         self.top.answered(message.deed, yes=message.yes)
 
     def refocus(self) -> None:
-        """Gives the focus back to what has it usually."""
+        """Gives the focus back to the widget that usually has it."""
         for widget in self.query("Table, Scrolled"):
             widget.focus()
             return

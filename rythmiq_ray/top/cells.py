@@ -1,4 +1,4 @@
-"""Cells of a terminal: styled texts that are cut and filled to a width, and rows of them. None of it is markup."""
+"""Terminal cells: styled texts that are cut or padded to a width, and rows of them. Nothing is read as markup."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.text import Text
 from rythmiq_ray.console import words
 
 _PLAIN: Final = Console(file=StringIO(), width=80, color_system=None)
-"""Rich breaks lines for a console; what it would write there nobody sees."""
+"""Rich needs a console to break lines; nothing is ever written to this one."""
 _ELLIPSIS: Final = "\u2026"
 _FROM_RIGHT: Final = frozenset({"R", "AL", "AN"})
 _BACK_TO_LEFT: Final = "\u200e"
-"""Keeps a terminal that sets text from right to left from turning what stands behind it round; it takes no cell."""
+"""A left-to-right mark: text after a right-to-left text keeps its order. It takes no cell."""
 _BLOCKS: Final = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
@@ -33,26 +33,26 @@ class Part(NamedTuple):
 
 
 Cell = str | Part | Sequence[Part] | Callable[[int], "Cell"]
-"""What stands in a column, or makes that for the column's width. All of it is made harmless."""
+"""The content of a cell, or a function that makes it for a width. Control characters in it are escaped."""
 Line = Sequence[Part]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. Widths are fixed, so that a number that grows moves nothing else."""
+    """A column of a table. Most widths are fixed, so that a longer number does not move other columns."""
 
     title: str
     width: int
-    """In cells; of one that grows its share of what the others leave."""
+    """In cells; for a column that grows, its share of the space that fixed columns leave."""
     align: Literal["<", ">"] = "<"
     most: int | None = None
-    """Up to so many it grows; None: not at all."""
+    """The width in cells that it can grow to; None for a fixed width."""
     wide: int = 0
-    """It is there from so many columns of the terminal on."""
+    """It is shown if the table has at least this width."""
 
 
 def parts_of(cell: Cell, width: int = 0) -> list[Part]:
-    """A cell as parts, all of them printable. ``width`` is for one that is made for it."""
+    """A cell as parts, all of them printable. ``width`` is passed to a cell that is a function."""
     if callable(cell):
         return parts_of(cell(width))
     if isinstance(cell, str):
@@ -63,7 +63,7 @@ def parts_of(cell: Cell, width: int = 0) -> list[Part]:
 
 
 def fitted(parts: Iterable[Part], width: int, align: str = "<") -> list[Part]:
-    """Parts that fill exactly so many cells; what does not fit ends in an ellipsis."""
+    """Parts that fill exactly ``width`` cells; what does not fit is cut and ends in an ellipsis."""
     out: list[Part] = []
     left = width
     whole = list(parts)
@@ -85,7 +85,7 @@ def fitted(parts: Iterable[Part], width: int, align: str = "<") -> list[Part]:
 
 
 def broken(parts: Sequence[Part], columns: int) -> Iterator[list[Part]]:
-    """Lines of at most so many cells, broken at spaces where there are any; each character is a visible one."""
+    """Lines of at most ``columns`` cells, broken at spaces if possible. All characters are visible ones."""
     whole = Text()
     for part in (each for each in parts if each.text):
         whole.append(words.visible(part.text).expandtabs(4), part.style or None)
@@ -98,11 +98,11 @@ def _turns(text: str) -> bool:
 
 
 def widths_of(columns: Sequence[Column], width: int) -> list[tuple[int, int]]:
-    """Place and width of each column that a table of that width shows: those that grow share what the others leave."""
+    """Index and width of each column that a table of this width shows; growing columns share what the others leave."""
     shown = [(at, column) for at, column in enumerate(columns) if width >= column.wide]
     left = width - (len(shown) - 1) - sum(column.width for _, column in shown if column.most is None)
     wide: dict[int, int] = {}
-    # What one of them cannot take the others may, so those that may take least come first.
+    # Columns with the smallest limit come first, so that the others can use what these cannot take.
     growing = sorted(((column.most, at, column.width) for at, column in shown if column.most is not None))
     for place, (most, at, _) in enumerate(growing):
         shares = sum(share for _, _, share in growing[place:])
@@ -112,7 +112,7 @@ def widths_of(columns: Sequence[Column], width: int) -> list[tuple[int, int]]:
 
 
 def row(columns: Sequence[Column], cells: Sequence[Cell], width: int) -> list[Part]:
-    """A row of a table, as wide as the table."""
+    """A row of a table, padded to the table's width."""
     out: list[Part] = []
     for at, wide in widths_of(columns, width):
         if out:
@@ -122,12 +122,12 @@ def row(columns: Sequence[Column], cells: Sequence[Cell], width: int) -> list[Pa
 
 
 def head(columns: Sequence[Column], width: int) -> list[Part]:
-    """The titles above the rows."""
+    """The row of column titles."""
     return row(columns, [Part(column.title, "bold") for column in columns], width)
 
 
 def segments(parts: Iterable[Part], over: str = "") -> list[Segment]:
-    """As Textual draws them; ``over`` is a style for all of them."""
+    """Parts as segments for Textual; ``over`` is a style added to all of them."""
     return [
         Segment(
             part.text + _BACK_TO_LEFT if _turns(part.text) else part.text,
@@ -138,7 +138,7 @@ def segments(parts: Iterable[Part], over: str = "") -> list[Segment]:
 
 
 def count(value: int, *, bounded: bool = False) -> str:
-    """A number in seven cells at most: ``12,345``, ``10,000+``, ``123k``, ``1.2M``."""
+    """A number in at most seven cells: ``12,345``, ``10,000+``, ``123k``, ``1.2M``."""
     for least, unit, name in ((10_000_000, 1_000_000, "M"), (1_000_000, 1_000_000, "M"), (100_000, 1_000, "k")):
         if value >= least:
             amount = value / unit
@@ -148,7 +148,7 @@ def count(value: int, *, bounded: bool = False) -> str:
 
 
 def sparkline(values: Sequence[int], width: int) -> str:
-    """The last ``width`` numbers as blocks; none at all is a space, and what there is is seen."""
+    """The last ``width`` numbers as blocks; 0 is a space, and any other number is visible."""
     shown = [0] * max(0, width - len(values)) + list(values)[max(0, len(values) - width) :]
     most = max(shown, default=0)
     return "".join(_BLOCKS[-(-value * len(_BLOCKS) // most) - 1] if value > 0 else " " for value in shown)

@@ -1,4 +1,4 @@
-"""What keys may change: each is made ready in the background, asked for once, then done, and says what it did."""
+"""The changes that keys can make. Each is prepared in the background, confirmed once, then made and reported."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deed:
-    """Something that was asked for and is not done yet."""
+    """A change that is prepared but not confirmed yet."""
 
     label: str
-    """``Cancel``."""
+    """Its name, such as ``Cancel``."""
     question: str
     meaning: str
     run: Callable[[Connection], str]
-    """Does it, and says what was done."""
+    """Makes the change, and returns a sentence on what was done."""
 
 
 _LONGEST: Final = 60
-"""Characters of a name in a question."""
+"""The most characters of a name in a question."""
 Ready = Callable[[Database], Deed]
-"""Looks at what would be changed. Raises as the database does, and InvalidJob where that is nothing."""
+"""Prepares a change. Raises the errors of a database read, and InvalidJob if there is nothing to change."""
 
 
 def refusal(rights: Rights, verb: str) -> str | None:
-    """Why the login may not do this; None where it may."""
+    """Why the login may not do this; None if it may."""
     if getattr(rights, "pause" if verb == "resume" else verb):
         return None
     return f"The login {words.on_one_line(rights.login)} may not {verb}: that needs the role rythmiq_operator."
 
 
 def on_jobs(verb: str, target: Target, what: str) -> Ready:
-    """``cancel`` and ``retry``, as the other console and the command line do them."""
+    """Prepares ``cancel`` or ``retry``, which work as in the web console and the command line."""
     action = ACTIONS[verb]
 
     def ready(database: Database) -> Deed:
@@ -66,12 +66,12 @@ def on_jobs(verb: str, target: Target, what: str) -> Ready:
 
 
 def called(kind: str, name: object) -> str:
-    """``queue night``; a name that would take the question's place is cut."""
+    """A kind and a name, such as ``queue night``; a long name is cut, so that the question still fits."""
     return f"{kind} {words.short(str(name), _LONGEST)}"
 
 
 def job_target(job: Job) -> tuple[Target, str]:
-    """And what it is called."""
+    """A job as a target, and its name for questions."""
     return Target("job", id=job.job_id), f"job {str(job.job_id)[:13]} ({words.short(words.called(job), _LONGEST)})"
 
 
@@ -80,12 +80,12 @@ def group_target(group_id: UUID, name: str | None) -> tuple[Target, str]:
 
 
 def queue_target(connection: Connection, queue: str) -> tuple[Target, str]:
-    """All that is unfinished in it."""
+    """The jobs of a queue as a target, and its name for questions."""
     return Target("filter", asked=filters.read([("queue", queue)], connection)), called("queue", queue)
 
 
 def on_queue(verb: str, queue: str) -> Ready:
-    """As :func:`on_jobs`, of a queue."""
+    """Like :func:`on_jobs`, for the jobs of a queue."""
 
     def ready(database: Database) -> Deed:
         with database.read() as connection:
@@ -96,7 +96,7 @@ def on_queue(verb: str, queue: str) -> Ready:
 
 
 def pause(target: Target, what: str, *, paused: bool) -> Ready:
-    """Pauses a queue, a group or the account, or lets it go on where it is paused."""
+    """Prepares to pause a queue, a group or the account, or to resume it if it is paused."""
     action = ACTIONS["resume" if paused else "pause"]
 
     def run(connection: Connection) -> str:
@@ -110,7 +110,7 @@ def pause(target: Target, what: str, *, paused: bool) -> Ready:
 
 
 def drain(driver: DriverState) -> Ready:
-    """Lets a driver go once it has ended what it has."""
+    """Prepares to drain a driver: it finishes its jobs, takes no new ones, and then ends."""
     driver_called = f"{called('the driver on', driver.hostname)}, process {driver.pid}"
 
     def run(connection: Connection) -> str:
@@ -126,7 +126,7 @@ def drain(driver: DriverState) -> Ready:
 
 
 def prepare(database: Database, ready: Ready) -> Deed | str:
-    """The deed to ask for, or why there is none."""
+    """The change to be confirmed, or why it cannot be made."""
     try:
         return ready(database)
     except FAULTS as error:
@@ -134,7 +134,7 @@ def prepare(database: Database, ready: Ready) -> Deed | str:
 
 
 def do(database: Database, deed: Deed) -> str:
-    """What was done, or why not."""
+    """Makes a change; returns what was done, or why not."""
     try:
         with database.write() as connection:
             return deed.run(connection)

@@ -1,4 +1,4 @@
-"""What is shown of one thing: a job, a group, a driver, and the keys there are."""
+"""The lines that describe one job, group or driver, and the help on keys."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rythmiq_ray.top.views import age, bar, state
 _TITLE: Final = "bold"
 _NAME: Final = 12
 _LONGEST: Final = 20_000
-"""Characters of a command or a message that are shown."""
+"""The most characters of a command or a message that are shown."""
 
 
 def job(seen: JobInside, columns: int) -> list[Line]:
-    """Everything of a job, as lines that fit."""
+    """All about a job, as lines of at most ``columns`` cells."""
     found = seen.job
     lines = _pairs(
         {
@@ -120,7 +120,7 @@ def _attempt(each: Attempt, now: datetime) -> list[Part]:
 
 
 def group(seen: GroupInside, columns: int) -> list[Line]:
-    """What stands above a group's members."""
+    """The lines above a group's members."""
     found = seen.group
     states = {each: sum(count.jobs for count in seen.counts if count.state is each) for each in JobState}
     outlook = outlook_of(found, seen.pace, seen.at)
@@ -162,7 +162,7 @@ def group(seen: GroupInside, columns: int) -> list[Line]:
 
 
 def driver(found: DriverState, now: datetime, columns: int) -> list[Line]:
-    """Everything of a driver."""
+    """All about a driver."""
     return _pairs(
         {
             "driver": str(found.driver_id),
@@ -205,7 +205,7 @@ def keys(groups: Sequence[tuple[str, Sequence[tuple[str, str]]]], columns: int) 
 
 
 def _pairs(data: Mapping[str, str | Sequence[Part] | None], columns: int) -> list[Line]:
-    """``name  value`` lines; what has no value is left out, what is long is broken."""
+    """``name  value`` lines; names without a value are left out, long values are broken."""
     lines: list[Line] = []
     for name, value in data.items():
         if not value:

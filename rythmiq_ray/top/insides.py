@@ -120,7 +120,7 @@ class GroupScreen(Base):
         if self._seen is not None:
             lines = inside.group(self._seen, self.size.width)
             about = self.query_one("#about", Lines)
-            # So that some members are seen, however much there is to say.
+            # Limited, so that some members are visible however long it is.
             about.styles.height = min(len(lines), max(4, self.size.height // 2)) + 1
             about.set(lines)
 

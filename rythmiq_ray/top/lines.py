@@ -19,7 +19,7 @@ _CURSOR: Final = "reverse"
 
 
 class Lines(Widget):
-    """A part of the screen whose lines are set whole; it is not scrolled."""
+    """A part of the screen whose lines are set all at once; it does not scroll."""
 
     def __init__(self, lines: Sequence[Line] = (), *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -32,12 +32,12 @@ class Lines(Widget):
         self.draw()
 
     def strip(self, y: int) -> Strip:
-        """What stands in a line of the widget."""
+        """The content of a line of the widget."""
         parts = self._lines[y] if y < len(self._lines) else ()
         return Strip(segments(fitted(parts, self.size.width)), self.size.width)
 
     def draw(self) -> None:
-        """Draws again what has changed."""
+        """Draws only what has changed."""
         before, self._drawn = self._drawn, [self.strip(y) for y in range(self.size.height)]
         for y, strip in enumerate(self._drawn):
             old = before[y] if y < len(before) else None
@@ -55,7 +55,7 @@ class Lines(Widget):
 
 
 def _difference(old: Strip, new: Strip) -> tuple[int, int] | None:
-    """The first and behind the last cell in which two lines of one width differ."""
+    """The first cell in which two lines of the same width differ, and the one after the last; None if none differs."""
     if old == new:
         return None
     before, after = _styled(old), _styled(new)
@@ -66,7 +66,7 @@ def _difference(old: Strip, new: Strip) -> tuple[int, int] | None:
 
 
 def _styled(strip: Strip) -> list[tuple[str, object]]:
-    """A style and text for each cell; a wide character fills two."""
+    """A text and a style for each cell; a wide character fills two cells."""
     return [
         (character if part == 0 else "", segment.style)
         for segment in strip
@@ -76,7 +76,7 @@ def _styled(strip: Strip) -> list[tuple[str, object]]:
 
 
 class Scrolled(Lines, can_focus=True):
-    """Lines that one goes through by keys."""
+    """Lines that scroll by keys."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("down,j", "by(1)", "down", show=False),
@@ -88,7 +88,7 @@ class Scrolled(Lines, can_focus=True):
     ]
 
     class Moved(Message):
-        """Another place is shown."""
+        """The lines were scrolled."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -110,7 +110,7 @@ class Scrolled(Lines, can_focus=True):
         return self.top + self.room >= self.total
 
     def set(self, lines: Sequence[Line], *, to_end: bool = False) -> None:
-        """Shows other lines at the same place, or the last of them."""
+        """Shows other lines without scrolling, or with ``to_end`` the last of them."""
         self._lines = lines
         self._go(len(lines) if to_end else self.top)
 
@@ -137,7 +137,7 @@ class Scrolled(Lines, can_focus=True):
 
 
 class Table(Scrolled):
-    """Rows with a cursor, which stays on its row by that row's key while others come and go."""
+    """Rows with a cursor, which stays on the row with the same key while other rows come and go."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "open", "look inside", show=False)]
 
@@ -165,7 +165,7 @@ class Table(Scrolled):
 
     @property
     def key(self) -> Hashable | None:
-        """Of the row that the cursor is on."""
+        """The key of the row that the cursor is on."""
         return self._rows[self.cursor][0] if self.cursor < len(self._rows) else None
 
     def show(
@@ -182,7 +182,7 @@ class Table(Scrolled):
         places = {row_key: at for at, (row_key, _) in enumerate(rows)}
         cursor = 0
         if keep:
-            # At the top it stays at the top, where what is new comes.
+            # A cursor at the top stays there, because new rows come in at the top.
             cursor = before if before == 0 else places.get(key, before)
         self._go(cursor)
 

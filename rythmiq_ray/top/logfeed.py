@@ -1,4 +1,4 @@
-"""The log of a job for a screen: its last lines, then what comes, through all attempts until the job has ended."""
+"""Reads a job's log for a screen: its last lines, then new ones, through all attempts until the job has ended."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rythmiq_ray.queue import inspect
 
 @dataclass(frozen=True)
 class Text:
-    """What came."""
+    """New text."""
 
     text: str
     said: bool = False
-    """It is not of the log."""
+    """Whether it is a message about the log, and not part of it."""
 
 
 class LogFeed:
-    """A thread that follows; ``tell`` is called on it."""
+    """A thread that follows a job's log; ``tell`` is called on that thread."""
 
     def __init__(self, database: Database, job_id: UUID, tell: Callable[[Text], None]) -> None:
         self._database = database
@@ -39,7 +39,7 @@ class LogFeed:
         self._thread.start()
 
     def end(self) -> None:
-        """Ends the thread after the look that goes on."""
+        """Ends the thread after the current read."""
         self._ending.set()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The screen of a log: it follows the log as long as its end is on the screen."""
+"""The screen of a log. It follows the log as long as the last line is on the screen."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rythmiq_ray.top.logfeed import LogFeed, Text
 
 _MOST_LINES: Final = 5_000
 _LONGEST: Final = 4_000
-"""Characters of a line."""
+"""The most characters of a line."""
 
 
 class LogScreen(Base):
-    """A job's log, from the store or, while the job runs, from where it runs."""
+    """A job's log, from the artifact store, or from the backend while the job runs."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("f", "follow", "follow", show=False)]
     keys: ClassVar[Keys] = (
@@ -36,7 +36,7 @@ class LogScreen(Base):
     )
 
     class Came(Message):
-        """Something came, on the feed's thread."""
+        """New text from the feed's thread."""
 
         def __init__(self, text: Text) -> None:
             super().__init__()
@@ -49,7 +49,7 @@ class LogScreen(Base):
         self._feed: LogFeed | None = None
         self._log: deque[Line] = deque(maxlen=_MOST_LINES)
         self._rest: str | None = None
-        """The last line, which has no end yet."""
+        """The last line while it has no line end yet."""
         self._following = True
 
     def body(self) -> Iterable[Widget]:
@@ -86,7 +86,7 @@ class LogScreen(Base):
         self.draw()
 
     def _add(self, text: str) -> None:
-        """Goes on with the last line, or begins another."""
+        """Adds text to the unfinished last line, or begins a new one."""
         if self._rest is not None:
             self._log.pop()
         self._rest = (self._rest or "") + text[:_LONGEST]
@@ -106,5 +106,5 @@ class LogScreen(Base):
 
 
 def _shown(line: str) -> str:
-    """An empty line of a log is one."""
+    """The text to show for a line of the log: an empty line stays an empty line."""
     return words.visible(line.expandtabs(8)).replace("\n", " ") if line else ""

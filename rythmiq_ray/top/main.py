@@ -33,12 +33,12 @@ _COUNTED: Final = {
     "jobs": frozenset(filters.NAMES),
     "drivers": frozenset({"queue"}),
 }
-"""Which filters count in which view."""
+"""Which filters apply in which view."""
 Given = tuple[tuple[str, str], ...]
 
 
 class FilterLine(Input):
-    """Where a filter is typed."""
+    """The input line for a filter."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "give_up", "give up", show=False)]
 
@@ -48,7 +48,7 @@ class FilterLine(Input):
 
 
 class MainScreen(Base):
-    """Tables, a filter for all of them, and what may be done to the row that the cursor is on."""
+    """The tables, a filter for all of them, and the actions on the row that the cursor is on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(at + 1), f"view('{view}')", view, show=False) for at, view in enumerate(VIEWS)),
@@ -190,7 +190,7 @@ class MainScreen(Base):
         self.set_filter(given)
 
     def set_filter(self, given: Given) -> None:
-        """Shows what these filters leave."""
+        """Shows the rows that match these filters."""
         self.given, self.before = given, None
         if given and not any(name in _COUNTED[self.view] for name, _ in given):
             self.view = "jobs"
@@ -202,7 +202,7 @@ class MainScreen(Base):
         self.open(message.key)
 
     def open(self, key: Hashable) -> None:
-        """Looks inside a row."""
+        """Opens the screen of a row."""
         if isinstance(self.seen, Queues):
             self.view = "jobs"
             self.set_filter((*((name, value) for name, value in self.given if name != "queue"), ("queue", str(key))))

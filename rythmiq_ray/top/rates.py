@@ -1,4 +1,4 @@
-"""How many jobs of each queue ended in each of the last minutes, kept from look to look: each reads what is new."""
+"""Counts how many jobs of each queue ended in each of the last minutes; each read adds only what is new."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ MINUTES: Final = 30
 _STEP_S: Final = 10
 _STEPS: Final = MINUTES * 60 // _STEP_S
 _MOST: Final = 50_000
-"""Ends of each way that one look reads; beyond that the oldest of the first look are not known."""
+"""The most ended jobs of each state that one read counts; if there are more, the first read lacks the oldest."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Ends by minute, the oldest first; the last one goes on."""
+    """Ended jobs by minute, the oldest first; the last minute is not over yet."""
 
     minutes: Sequence[int] = (0,) * MINUTES
 
     @property
     def last(self) -> int:
-        """In the last whole minute."""
+        """How many ended in the last whole minute."""
         return self.minutes[-2]
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """The last :data:`MINUTES` minutes."""
+    """The jobs that ended in the last :data:`MINUTES` minutes."""
 
     queues: Mapping[str, Rate]
     whole: Rate
@@ -48,14 +48,14 @@ class Throughput:
 
 
 class Rates:
-    """For one thread at a time. Steps are numbered by the database's clock."""
+    """Not thread-safe. Steps of time are numbered by the database's clock."""
 
     def __init__(self) -> None:
         self._jobs: dict[tuple[int, str, JobState], int] = {}
         self._read_at: float | None = None
 
     def read(self, connection: Connection) -> Throughput:
-        """Looks at the steps since the last look and at the one before, as an end is seen once it is committed."""
+        """Reads the steps since the last read and the one before it: ends are visible only once they are committed."""
         now = time.monotonic()
         steps = _STEPS
         if self._read_at is not None:
@@ -63,7 +63,7 @@ class Rates:
         this, found = console.ends_by_queue(connection, steps=steps, step_s=_STEP_S, most=_MOST)
         for each in found:
             place = (each.step, each.queue, each.state)
-            # The oldest step of a look that reached its bound is not whole.
+            # If a read reached its limit, the count of its oldest step is too small.
             self._jobs[place] = max(each.jobs, self._jobs.get(place, 0))
         first = this - this % (60 // _STEP_S) - (MINUTES - 1) * (60 // _STEP_S)
         self._jobs = {place: jobs for place, jobs in self._jobs.items() if place[0] >= first}
@@ -75,7 +75,7 @@ class Rates:
         whole = [0] * MINUTES
         ended: dict[JobState, int] = defaultdict(int)
         for (step, queue, state), jobs in self._jobs.items():
-            # A job that ended while the clock was set back stands in the last minute.
+            # A job with an end in the future, because the clock was set back, counts in the last minute.
             minute = min(MINUTES - 1, (step - first) // (60 // _STEP_S))
             queues[queue][minute] += jobs
             whole[minute] += jobs

@@ -1,4 +1,4 @@
-"""What the screens read, all of it in the background: each look is a few bounded statements over one connection."""
+"""Reads for the screens, in the background. Each read is a few statements with limits, on one connection."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 PAGE: Final = 200
-"""Rows of a table."""
+"""The most rows of a table."""
 _COUNTED_S: Final = 5.0
-"""For so long the counts of all jobs are good, which are what costs most."""
+"""How long the counts of all jobs are cached; they cost most."""
 _MOST_FILES: Final = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What stands above every table."""
+    """What is shown above every table."""
 
     at: datetime
     counts: Sequence[Count]
@@ -44,7 +44,7 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Queues:
-    """Queues with unfinished jobs, with ends of late, or with a limit of their own."""
+    """Queues with unfinished jobs, with recently ended jobs, or with a limit of their own."""
 
     head: Head
     asked: Asked
@@ -75,7 +75,7 @@ class Jobs:
 
 @dataclass(frozen=True, kw_only=True)
 class Drivers:
-    """Drivers that live, went not long ago, or hold jobs still."""
+    """Live drivers, those that ended not long ago, and those that still hold jobs."""
 
     head: Head
     asked: Asked
@@ -84,7 +84,7 @@ class Drivers:
 
 @dataclass(frozen=True, kw_only=True)
 class JobInside:
-    """All that is known of a job."""
+    """All about a job."""
 
     at: datetime
     job: Job
@@ -97,7 +97,7 @@ class JobInside:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupInside:
-    """All that is known of a group, and its members, the last one first."""
+    """All about a group, and its members, the last one first."""
 
     at: datetime
     group: Group
@@ -110,14 +110,14 @@ class GroupInside:
 
 @dataclass
 class _Kept:
-    """What is good for a while."""
+    """Counts that are cached for a while."""
 
     until: float = 0.0
     counts: Sequence[Count] = field(default_factory=list)
 
 
 class Source:
-    """For one thread at a time. Every look raises DatabaseUnavailable, NotFound and psycopg2's own errors."""
+    """Reads the data of screens. Not thread-safe. Reads raise DatabaseUnavailable, NotFound and psycopg2's errors."""
 
     def __init__(self, database: Database, why: Why) -> None:
         self.database = database
@@ -128,11 +128,11 @@ class Source:
 
     @property
     def rights(self) -> Rights | None:
-        """What the login may do; None as long as nobody has looked."""
+        """What the login may do; None until it was read."""
         return self._rights
 
     def forget(self) -> None:
-        """After an action, or where another server may stand behind the connection."""
+        """Drops the caches, after an action or when the connection may lead to another server."""
         self._kept.until = 0.0
         self._rights = None
 
@@ -247,5 +247,5 @@ def _idle(name: str) -> console.QueueLook:
 
 
 def paused_of(limits: Iterable[Limit], scope: str, name: str) -> Limit | None:
-    """The pause of a scope; None where it is not paused."""
+    """The pause of a scope; None if it is not paused."""
     return next((each for each in limits if each.scope == scope and each.name == name and each.paused), None)

@@ -1,4 +1,4 @@
-"""The tables: which columns each has, and how a row of the database becomes a row of cells."""
+"""The tables: their columns, and how database rows become rows of cells."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _FAULT: Final = "bold red"
 
 @dataclass(frozen=True)
 class Shown:
-    """A table as it is shown."""
+    """A table to be shown."""
 
     columns: Sequence[Column]
     rows: Rows
     empty: str
-    """What stands in a table without rows."""
+    """The text of a table without rows."""
     note: str = ""
-    """What it does not show."""
+    """What the table leaves out."""
 
 
 # -------------------------------------------------------------------------------------------------------------- header
 
 
 def summary(head: Head, columns: int) -> list[Line]:
-    """Two lines: how many jobs are in which state, and how many ended of late."""
+    """Two lines: how many jobs are in each state, and how many have ended recently."""
     states: dict[JobState, int] = dict.fromkeys(JobState, 0)
     bounded: set[JobState] = set()
     pending = 0
@@ -74,7 +74,7 @@ def summary(head: Head, columns: int) -> list[Line]:
 
 
 def notes(head: Head) -> list[str]:
-    """What keeps jobs from running: pauses, budgets that are reached."""
+    """What keeps jobs from running: pauses, and budgets that are spent."""
     return [f"{each.closed}." for each in head.limits if each.closed]
 
 
@@ -96,7 +96,7 @@ _QUEUES: Final = (
 
 
 def queues(seen: Queues, _now: datetime) -> Shown:
-    """Depth, age of the oldest, running against the limit, throughput."""
+    """Queues with depth, age of the oldest job, running jobs and limit, and throughput."""
     limits = {each.name: each for each in seen.head.limits if each.scope == "queue" and each.credits is None}
     rows = [(each.queue, _queue(each, limits.get(each.queue), seen.head)) for each in seen.queues]
     empty = "No queue of that name has jobs." if seen.asked.given else "Nothing is queued, runs, or has ended of late."
@@ -160,7 +160,7 @@ _GROUPS: Final = (
 
 
 def groups(seen: Groups, now: datetime) -> Shown:
-    """Each with its bar."""
+    """Groups, each with its bar."""
     rows = [(each.group_id, _group(each, seen.running.get(each.group_id, 0), seen.head, now)) for each in seen.groups]
     empty = "No group matches." if seen.asked.given else "No groups yet: `rythmiq sweep` makes one."
     return Shown(_GROUPS, rows, empty, f"the newest {len(rows):,}" if seen.more else "")
@@ -202,7 +202,7 @@ _JOBS: Final = (
 
 
 def jobs(seen: Jobs, now: datetime) -> Shown:
-    """The newest first, those of one group the last first."""
+    """Jobs, the newest first; members of one group, the last one first."""
     rows = [
         (each.job_id, job_row(each, seen.groups.get(each.group_id) if each.group_id else None, now))
         for each in seen.page.jobs
@@ -226,13 +226,13 @@ def jobs(seen: Jobs, now: datetime) -> Shown:
 
 
 def members(found: Sequence[Job], now: datetime) -> Shown:
-    """Jobs of one group, whose name stands above them."""
+    """The jobs of one group, without a column for the group."""
     columns = [replace(column, wide=_NEVER) if column.title == "GROUP" else column for column in _JOBS]
     return Shown(columns, [(each.job_id, job_row(each, None, now)) for each in found], "It has no members.")
 
 
 def job_row(job: Job, group: str | None, now: datetime) -> list[Cell]:
-    """A job on a line."""
+    """A job as a row."""
     failed = job.error_code is not None and job.state in (JobState.FAILED, JobState.RETRYING)
     what = [Part(words.called(job))]
     if failed:
@@ -272,7 +272,7 @@ _DRIVERS: Final = (
 
 
 def drivers(seen: Drivers, now: datetime) -> Shown:
-    """Those that live first."""
+    """Drivers, live ones first."""
     rows = [(each.driver_id, _driver(each, now)) for each in seen.drivers]
     empty = "No driver serves that queue." if seen.asked.given else "No driver yet: python -m rythmiq_ray.driver"
     return Shown(_DRIVERS, rows, empty)
@@ -308,5 +308,5 @@ def state(value: JobState) -> Part:
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """How long ago, to its largest unit."""
+    """How long ago a time is, in its largest unit."""
     return words.NOTHING if since is None else words.rough(max(0.0, (now - since).total_seconds()))

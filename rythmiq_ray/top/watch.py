@@ -1,4 +1,4 @@
-"""The thread that reads: screens say what they want to see, and are told what was found or what is wrong."""
+"""The thread that reads for the screens and tells them what it found or what went wrong."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from rythmiq_ray.errors import NotFound, RythmiqError, place_of
 
 Look = Callable[[], object]
 _PATIENCE: Final = 4
-"""After each look this many times as long as it took is waited: a slow database is not asked more often."""
+"""After each read it waits for this many times as long as the read took, so that a slow database is read less often."""
 _LONGEST_S: Final = 30.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look found, or why it found nothing."""
+    """What a read found, or why it found nothing."""
 
     look: Look
     found: object | None
     fault: str | None = None
     gone: bool = False
-    """What was looked for is not there: no fault of the connection."""
+    """Whether the row does not exist any more, and the connection is fine."""
 
 
 class Watcher:
-    """Looks every ``interval_s``, and at once when something else is wanted. ``tell`` is called on its thread."""
+    """Reads every ``interval_s`` seconds, and at once if something else is wanted. ``tell`` is called on its thread."""
 
     def __init__(self, tell: Callable[[Seen], None], *, interval_s: float) -> None:
         self._tell = tell
@@ -39,19 +39,19 @@ class Watcher:
         self._look: Look | None = None
         self._wake = threading.Event()
         self._ending = threading.Event()
-        # A daemon: a statement that hangs must not hold up the end of the program.
+        # A daemon thread, because a statement that hangs must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name="top-watch", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def want(self, look: Look | None) -> None:
-        """Looks at this from now on, at once; None: at nothing."""
+        """Reads this at once and from now on; None = nothing."""
         self._look = look
         self._wake.set()
 
     def end(self) -> None:
-        """Ends the thread after the look that goes on."""
+        """Ends the thread after the current read."""
         self._ending.set()
         self._wake.set()
 
@@ -68,13 +68,13 @@ class Watcher:
 
 
 def told_of(look: Look) -> Seen:
-    """Looks, and turns whatever goes wrong into words."""
+    """Reads, and turns any error into a sentence."""
     try:
         return Seen(look, look())
     except NotFound as error:
         return Seen(look, None, error.message, gone=True)
     except (RythmiqError, psycopg2.Error) as error:
         return Seen(look, None, said_of(error))
-    except Exception as error:  # noqa: BLE001 - a screen that stands still without a word would be worse
-        # Not its words: they may hold a row's values.
+    except Exception as error:  # noqa: BLE001 - otherwise the screen would stop without a message
+        # Without its message, which may contain a row's values.
         return Seen(look, None, f"a fault of this program: {type(error).__name__} at {place_of(error)}")

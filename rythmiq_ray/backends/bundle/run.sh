@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The wrapper of one attempt. It runs where the command runs, and needs bash 4.2 or later and GNU coreutils, no more.
+# The wrapper of one attempt. It runs where the command runs, and needs only bash 4.2 or later and GNU coreutils.
 #
-#   rythmiq-env          read: the command's variables; taken away before anything else happens
-#   rythmiq-cancel       read: once this file is there, the job is to stop
+#   rythmiq-env          read: the command's variables; removed before anything else happens
+#   rythmiq-cancel       read: the cancel marker; once this file exists, the job must stop
 #   rythmiq-log.txt      written while the command runs: what it prints
-#   rythmiq-result.json  written last: how the command ended, what it left, and what was left out
+#   rythmiq-result.json  written last: how the command ended, its outputs, and what was left out
 #
-# The working directory is the attempt's own path. What is set here is not exported, so the command sees none of it.
-# The command may do to this directory what it likes, so all of this script is read before any of it is run.
+# The working directory is the attempt's own path. Variables set here are not exported, so the command does not see
+# them. The command may change anything in this directory, so bash reads the whole script before it runs any of it.
 
 {
 #@parameters@
@@ -39,7 +39,7 @@ fi
 printf '%s' "$rythmiq_description" >job.json
 printf '%s' "$rythmiq_command" >rythmiq-command.sh
 
-# Where the outputs are to go. A folder that came with the inputs may belong to somebody else; a copy of it is ours.
+# Makes the folders of the outputs. A folder that came with the inputs may not be writable; a copy of it is.
 for folder in "${rythmiq_folders[@]}"; do
     mkdir -p -- "$folder"
     if [[ -d $folder && ! -w $folder ]]; then
@@ -47,8 +47,8 @@ for folder in "${rythmiq_folders[@]}"; do
     fi
 done 2>/dev/null
 
-# The log. Descriptor 4 goes to tee, and 3 is the file, whatever becomes of its name. From 7 comes the number of its bytes
-# once tee has ended, which nothing else can tell with a time limit.
+# The log. Descriptor 4 goes to tee. Descriptor 3 is the log file, even if its name is changed. Descriptor 7 gives the
+# log's size once tee has ended: reading it is the only way to wait for that with a timeout.
 : >rythmiq-log.txt
 exec 3<rythmiq-log.txt 5>&1 7<> <(:)
 exec 6> >(trap '' HUP INT TERM && exec wc -c >&7)
@@ -60,8 +60,8 @@ tee_pid=$RYTHMIQ_TEE_PID
 exec 4>&"${RYTHMIQ_TEE[1]}" 5>&- 6>&-
 eval "exec ${RYTHMIQ_TEE[1]}>&- ${RYTHMIQ_TEE[0]}<&-"
 
-# A pipe that stays empty: reading from it with a time limit sleeps without a process that could be left behind. And one
-# for the watchdog's word.
+# Descriptor 8 is a pipe that stays empty: reading it with a timeout sleeps without a process that could be left behind.
+# Descriptor 9 carries the watchdog's reason.
 exec 8<> <(:) 9<> <(:)
 
 # ---- The command ------------------------------------------------------------------------------------------------
@@ -82,13 +82,14 @@ run_command() { # bash; as an argument, because no variable can change that
     exec "$1" rythmiq-command.sh
 }
 
-# Looks once a second whether the command is to stop, says why on descriptor 9, and stops it. It sends the main shell no
-# signal: a `wait` that one interrupts while the command dies may lose its end, and the next `wait` never returns.
+# The watchdog checks once a second whether the command must stop, writes the reason to descriptor 9, and stops it. It
+# sends no signal to the main shell: if a signal interrupts `wait` while the command ends, bash may miss the end, and
+# the next `wait` never returns.
 watch() {
     local seconds=0
     trap '' HUP INT TERM # they may be sent to the whole group; the main shell acts on them
     while [[ ! -e rythmiq-cancel ]]; do
-        # Whole seconds are counted, so that a time-out never comes early; SECONDS keeps a long count from drifting.
+        # Whole seconds are counted, so that a timeout never comes early; SECONDS keeps a long count from drifting.
         if ((seconds >= rythmiq_timeout_s || SECONDS > rythmiq_timeout_s)); then
             read -r -t "$rythmiq_timeout_rest" _ <&8
             break
@@ -109,8 +110,8 @@ begin_watch() {
     watchdog=$!
 }
 
-# The platform wants the job to end: the watchdog sees to it, as if the marker had been put there from outside. It is
-# begun anew, because a signal to the whole group may have ended one that did not ignore it yet.
+# A signal from the platform ends the job as the cancel marker does, through the watchdog. The watchdog is started
+# again, because a signal to the whole process group may have ended one that did not ignore it yet.
 trap '[[ $over ]] || { reason=cancelled; : >rythmiq-cancel; [[ ! $pid ]] || begin_watch; }' HUP INT TERM
 
 [[ -e rythmiq-cancel ]] && reason=cancelled
@@ -127,13 +128,13 @@ elif [[ $reason == exited ]]; then
     begin_watch
     wait "$pid"
     status=$?
-    # A command that stopped itself before `set +m` counts as ended to `wait`, and is not.
+    # If the command was stopped (SIGSTOP) before `set +m`, `wait` returns although it has not ended.
     while [[ $reason == exited ]] && ((status > 128)) && kill -0 "$pid" 2>/dev/null; do
         read -r -t 0.1 _ <&8
         wait "$pid"
         status=$?
     done
-    # A signal ended the wait early, and then the command's own exit code does not count.
+    # A signal ended the wait early. The job is cancelled, so the command's own exit code does not count.
     while [[ $reason == cancelled ]] && kill -0 "$pid" 2>/dev/null; do
         read -r -t 0.1 _ <&8
     done
@@ -215,7 +216,7 @@ for index in "${!rythmiq_outputs[@]}"; do
         fi
         [[ -d $name ]] && folders+=("$name")
     done
-    # Folders alone mean all that is in them; beside files, they were matched by the way.
+    # If a glob matches only folders, all files in them are outputs; if it also matches files, the folders are ignored.
     if [[ ! $found && $glob != *'**'* ]]; then
         shopt -s dotglob
         for folder in "${folders[@]}"; do
@@ -230,7 +231,7 @@ for index in "${!rythmiq_outputs[@]}"; do
     fi
 done
 
-# A wildcard skips names that start with a dot, as in every shell; that is said where it matters.
+# Wildcards skip names that start with a dot, as in every shell; a warning names files that were skipped so.
 shopt -s dotglob
 for glob in "${rythmiq_outputs[@]}"; do
     hidden=0

@@ -22,7 +22,7 @@ class Deadlines:
         self._timer: asyncio.Handle | None = None
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Runs ``call`` once ``delay_s`` has passed. Calls run in the order of their deadlines, then as they were added."""
+        """Runs ``call`` after ``delay_s``. Calls run in the order of their deadlines, then as they were added."""
         entry = (self._loop.time() + delay_s, next(self._order), call)
         heappush(self._heap, entry)
         if self._heap[0] is entry:
