@@ -1,11 +1,11 @@
-"""Chaos: jobs on a real Postgres, S3, Ray and a misbehaving Camber emulator, while everything is killed at random.
+"""Chaos test: runs jobs on real Postgres, S3 and Ray and a faulty Camber emulator, and breaks everything at random.
 
-Drivers are killed, paused past their lease, restarted, and given other clocks. Postgres is restarted, crashed and
-read-only for a while; rows are odd, or locked by another session. Camber goes away, loses answers, creates ghosts and
-cuts downloads, and a gateway before it closes each connection after its answer. Nodes lose their right to write to S3.
-At the end only Postgres, the store and the emulator's own journal are read: every job ended as its command says, every
-odd row as invalid, no attempt has two remote jobs, artifacts match their hashes, no secret is anywhere, nothing is left
-in the stash, no process is left.
+Drivers are killed, paused past their lease, restarted, and given other clocks. Postgres is restarted, crashed and made
+read-only for a while; rows are invalid, or locked by another session. Camber is down, loses answers, creates jobs but
+reports errors, and cuts downloads; a gateway in front of it closes each connection after its answer. Nodes lose their
+right to write to S3. At the end the test reads only Postgres, the store and the emulator's journal, and checks: every
+job ended as its command says, every invalid row as invalid, no attempt has two remote jobs, artifacts match their
+hashes, no secret is anywhere, nothing is left in the stash, and no process is left.
 
 example: scripts/chaos --minutes 2 --seed 7
 """
@@ -74,7 +74,7 @@ OVERRIDES: Final = (
     "ray.task_timeout_s=30",
 )
 OTHER_CLOCKS: Final = 0.3
-"""The share of drivers whose clock is another one than the nodes'."""
+"""The share of drivers whose clock differs from the nodes' clock."""
 LATEST_CLOCK_S: Final = 3600
 ODD_SPECS: Final = (
     '{"command": "true", "timeout_s": 1' + "0" * 5000 + "}",
@@ -86,7 +86,7 @@ console = Console()
 
 
 class Violation(Exception):
-    """Something happened that must never happen."""
+    """Something that must never happen has happened."""
 
 
 def main() -> int:
@@ -121,7 +121,7 @@ def main() -> int:
 
 
 class Arena:
-    """All parts, the drivers, and what is done to them."""
+    """All parts and drivers of a run, and what is done to them."""
 
     def __init__(self, root: Path, seed: int, transport: str) -> None:
         self.root = root
@@ -187,7 +187,7 @@ class Arena:
         }
 
     def aws(self) -> dict[str, str]:
-        """What a Ray node must have of its own, as it has an instance profile elsewhere."""
+        """The credentials for S3 in a Ray node's environment; in production a node has an instance profile."""
         return {
             "AWS_ACCESS_KEY_ID": "chaos",
             "AWS_SECRET_ACCESS_KEY": S3_SECRET,
@@ -263,7 +263,7 @@ class Arena:
         console.print(f"{len(self.expected)} jobs are queued over {count * 0.3:.0f} s")
 
     def _enqueue_group(self, connection: psycopg2.extensions.connection, members: int) -> None:
-        """A sweep with places, a job that has all its parts as inputs, and a chain whose first job fails."""
+        """A sweep with max_parallel, a job with all its files as inputs, and a chain whose first job fails."""
         job = NewJob(spec=JobSpec(command="echo $N > part.txt", outputs=("part.txt",)), max_attempts=100)
         group_id, ids = enqueue_group(
             connection, NewGroup(name="parts", max_parallel=2), expand(job, grid(N=range(members)))
@@ -380,7 +380,7 @@ class Arena:
             self.done["limits changed"] += 1
 
     def read_only_postgres(self) -> None:
-        """As while it fails over: the old connections are gone, and new ones may only read."""
+        """As during a failover: old connections are closed, and new ones are read-only."""
         self.set_read_only("on")
         time.sleep(self.random.uniform(1.0, 6.0))
         self.set_read_only("off")
@@ -395,7 +395,7 @@ class Arena:
             )
 
     def lock_a_row(self) -> None:
-        """Somebody looks at a job in a transaction that stays open."""
+        """Another session locks a job in a transaction that stays open for a while."""
         with suppress(psycopg2.Error), self.connected() as cursor:
             cursor.execute("BEGIN")
             cursor.execute("SELECT FROM rythmiq.jobs WHERE state = 'RUNNING' ORDER BY random() LIMIT 1 FOR UPDATE")
@@ -404,7 +404,7 @@ class Arena:
             cursor.execute("ROLLBACK")
 
     def odd_rows(self) -> None:
-        """What a person or another program may write there; each must end, and concern nothing else."""
+        """Inserts rows as a person or another program may write them; each must end, and affect nothing else."""
         ids = [UUID(int=self.random.getrandbits(128)) for _ in range(len(ODD_SPECS) + 1)]
         with self.connected() as cursor:
             for job_id, spec in zip(ids[1:], ODD_SPECS, strict=True):
@@ -440,7 +440,7 @@ class Arena:
             connection.close()
 
     def settle(self) -> None:
-        """Breaks nothing more, and waits until all jobs ended and their paths are gone."""
+        """Removes all faults, and waits until all jobs have ended and their paths are gone."""
         self.camber.faults = Faults()
         for number in list(self.paused):
             self.wake(number)
@@ -473,7 +473,7 @@ class Arena:
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         connection = psycopg2.connect(self.postgres.url, cursor_factory=psycopg2.extras.RealDictCursor)
-        # As text: not all of it can be read.
+        # As text, because Python cannot parse all of the specs.
         psycopg2.extras.register_default_jsonb(connection, loads=str)
         try:
             with connection.cursor() as cursor:
@@ -587,7 +587,7 @@ class Arena:
 
 
 class Gate:
-    """Stands before a server: passes all on, or behaves as gateways and servers at times do."""
+    """A proxy in front of a server: passes everything on, or behaves as gateways and servers sometimes do."""
 
     def __init__(self, endpoint: str) -> None:
         parts = urlsplit(endpoint)
@@ -606,8 +606,10 @@ class Gate:
         self.behave("passing")
 
     def behave(self, how: str) -> None:
-        """``passing``; ``closing``: each connection is closed after its first answer, which does not say so;
-        ``refusing``: 403 to all. Connections that are idle or under way are cut.
+        """Sets the behaviour, and cuts all open connections.
+
+        ``passing``: everything is passed on. ``closing``: each connection is closed after its first answer, although no
+        header says so. ``refusing``: every answer is 403.
         """
         self.how = how
         for connection in list(self.live):
@@ -646,7 +648,7 @@ FORBIDDEN: Final = (
 
 
 def head(source: socket.socket) -> bytes:
-    """A request's or an answer's head, and what came with it."""
+    """The head of a request or an answer, and the bytes that came with it."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = source.recv(65_536)
@@ -666,7 +668,7 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def may_have_other_clocks() -> bool:
-    """Whether a process may be given a clock of its own here."""
+    """Whether this machine allows a process to have a clock of its own."""
     try:
         return subprocess.run(["unshare", "--time", "--boottime", "1", "true"], capture_output=True).returncode == 0
     except OSError:
@@ -674,15 +676,15 @@ def may_have_other_clocks() -> bool:
 
 
 def vendor_program(root: Path) -> tuple[str, ...]:
-    """Makes a program that stands in for the vendor's, and the overrides by which a driver uses it."""
+    """Makes a program that replaces the vendor's; returns the overrides with which a driver uses it."""
     place = root / "vendor-camber"
-    # Python leaves the option chaos to whoever asks; here it is :func:`leftovers`.
+    # Python ignores the unknown -X option; its path lets :func:`leftovers` find the process.
     place.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -X utf8 -X chaos={root} {program.__file__} "$@"\n')
     place.chmod(0o755)
     return (
         "camber.transport=cli",
         f"camber.program={place}",
-        # Each call starts a process, which takes its time on a busy machine.
+        # Longer, because each call starts a process, which is slow on a busy machine.
         "camber.create_timeout_s=10",
         "camber.read_timeout_s=20",
         "ray.task_timeout_s=120",
@@ -691,7 +693,7 @@ def vendor_program(root: Path) -> tuple[str, ...]:
 
 @contextmanager
 def ray_head(root: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A Ray of its own that drivers join, so that a restarted driver is at work within a second or two."""
+    """A Ray cluster that the drivers join, so that a restarted driver works again within a second or two."""
     (port,) = free_ports(1)
     folder = Path(tempfile.mkdtemp(prefix="rq-"))  # Ray's socket paths must stay below 107 bytes
     environ = {
@@ -739,7 +741,7 @@ def ray_head(root: Path, environment: dict[str, str]) -> Iterator[str]:
 
 
 def leftovers(root: Path) -> list[str]:
-    """Processes that still have to do with this run."""
+    """A sentence for each process of this run that is still alive."""
     out = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         line = " ".join(process.info["cmdline"] or [])

@@ -1,4 +1,4 @@
-"""Limits that are changed at random while things break, and whether what ran at Camber kept them."""
+"""Changes limits at random while things break, and checks whether the jobs at Camber kept to them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SCOPES: Final = (
 )
 LOWEST, HIGHEST = 1, 8
 SLACK_S: Final = 1.0
-"""A limit counts as in force for so long before and after it was: nobody knows the moment of a commit."""
+"""A limit counts as in force for this long before and after it was, because the moment of a commit is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A limit as it was set; None = unset."""
+    """A limit that was set between two times; ``value`` None = unset."""
 
     began: float
     ended: float
@@ -43,19 +43,19 @@ class Change:
 
 @dataclass
 class Limits:
-    """What was set when; times are seconds since 1970."""
+    """Sets limits and keeps their history; times are in seconds since 1970."""
 
     chance: random.Random
     history: dict[Scope, list[Change]] = field(default_factory=lambda: defaultdict(list))
 
     def change(self, connection: psycopg2.extensions.connection) -> None:
-        """Sets, or takes away, one limit. ``connection`` commits by itself."""
+        """Sets or removes one limit. ``connection`` must be in autocommit mode."""
         scope = self.chance.choice(SCOPES)
         value = None if self.chance.random() < 0.2 else self.chance.randint(LOWEST, HIGHEST)
         self._set(connection, scope, value)
 
     def lift(self, connection: psycopg2.extensions.connection) -> None:
-        """Takes all away."""
+        """Removes all limits."""
         for scope in SCOPES:
             self._set(connection, scope, None)
 
@@ -68,7 +68,7 @@ class Limits:
             else:
                 control.set_limit(connection, scope, max_running=value)
         except Exception:
-            # Whether it was set is not known: both count.
+            # It is not known whether it was set, so both values count.
             self.history[scope].append(Change(began, time.time(), value))
             self.history[scope].append(Change(began, time.time(), self._last(scope)))
             raise
@@ -78,7 +78,7 @@ class Limits:
         return self.history[scope][-2].value if len(self.history[scope]) > 1 else None
 
     def highest(self, scope: Scope, at: float) -> int | None:
-        """The highest value that may have been in force about then; None = no limit."""
+        """The highest value that may have been in force at about that time; None = no limit."""
         values: list[int | None] = []
         current: int | None = None
         for change in self.history[scope]:
@@ -90,7 +90,7 @@ class Limits:
         return None if None in values else max(value for value in values if value is not None)
 
     def violations(self, journal: Path, attempts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-        """Where more ran at Camber than a limit allowed when the last of them was claimed.
+        """A sentence for each time that more jobs ran at Camber than a limit allowed when the last of them was claimed.
 
         ``attempts`` have ``path``, ``queue``, ``user_id`` and ``claimed``, the time of their claim.
         """

@@ -1,1 +1,1 @@
-"""The benchmarks of ``scripts/bench``: each row runs what it compares side by side, in one run."""
+"""The benchmarks of ``scripts/bench``. Each row measures what it compares in the same run."""

@@ -66,7 +66,7 @@ def main(
             shutil.rmtree(folder, ignore_errors=True)
         row.at = datetime.now(UTC).isoformat(timespec="seconds")
         report.show(console, row)
-        # At once, so that a run that is stopped keeps what it has.
+        # Written after each row, so that a run that is stopped keeps its results.
         done = report.merge(out / "benchmarks.json", row)
         report.write_json(out / "benchmarks.json", done, machine)
     report.plot(out / "benchmarks.png", done)

@@ -1,4 +1,4 @@
-"""One collect of one job in a process of its own, as a Ray worker does it: how long it took, and what memory."""
+"""Collects one job in a separate process, as a Ray worker does, and prints how long it took and its memory."""
 
 from __future__ import annotations
 

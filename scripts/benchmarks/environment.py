@@ -1,4 +1,4 @@
-"""The parts a row runs on: a Postgres, the Camber emulator in a process of its own, an S3, drivers."""
+"""The parts that a row uses: Postgres, the Camber emulator as a separate process, S3, and drivers."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ READY_LIMIT_S = 120
 
 
 class Environment:
-    """Postgres and emulator, for as long as it is entered; drivers and S3 when asked for."""
+    """Postgres and the emulator, while it is entered; drivers and S3 on request."""
 
     def __init__(self, root: Path, *emulator: str) -> None:
-        """``emulator``: its arguments, such as ``--instant``."""
+        """``emulator``: arguments of the emulator, such as ``--instant``."""
         self.root = root
         self._arguments = emulator
         self._stack = ExitStack()
         self._logs: dict[int, Path] = {}
-        """Of each driver, by its process id."""
+        """The log of each driver, by its process id."""
 
     def __enter__(self) -> Environment:
-        # The emulator must be able to reach what it serves, and Postgres, which may run as another user, its folder.
+        # Postgres may run as another user, and must be able to reach its folder.
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o711)
         with ExitStack() as stack:
@@ -64,7 +64,7 @@ class Environment:
         self._stack.close()
 
     def postgres_cpu_s(self) -> float:
-        """Processor time of the server, of connections that have ended too."""
+        """The CPU time of the Postgres server in seconds, including connections that have ended."""
         assert self.postgres.handle is not None
         ended = psutil.Process(self.postgres.handle.pid).cpu_times()
         return cpu_s(self.postgres.handle.pid) + ended.children_user + ended.children_system
@@ -91,7 +91,7 @@ class Environment:
         return store
 
     def environ(self, *, s3: bool = False) -> dict[str, str]:
-        """Of a driver or a peer."""
+        """The environment variables of a driver or a peer."""
         store = {"ARTIFACT_STORE_TYPE": "local", "ARTIFACT_STORE_PATH": str(self.root / "artifacts")}
         if s3:
             store = {
@@ -121,7 +121,7 @@ class Environment:
     def driver(
         self, *overrides: str, environ: Mapping[str, str] | None = None, ready: bool = True
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """A driver with a Ray of its own, or in the one that ``environ`` names; ready when it is given, if so asked."""
+        """Starts a driver with local Ray, or in the cluster that ``environ`` names; can wait until it is ready."""
         log = self.root / f"driver-{len(self._logs) + 1}.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
@@ -141,7 +141,7 @@ class Environment:
             kill(process)
 
     def wait_ready(self, driver: subprocess.Popen[bytes]) -> None:
-        """Raises RuntimeError with its log if it ends instead."""
+        """Waits until a driver is ready. Raises RuntimeError with its log if it ends instead."""
         log = self._logs[driver.pid]
 
         def is_ready() -> bool:
@@ -175,7 +175,7 @@ class Environment:
         wait_for(lambda: not self.one(unfinished), "all jobs end", every_s=every_s)
 
     def wait_cleaned(self, *, every_s: float = 0.02) -> None:
-        """Until every attempt's path is gone from the stash, and its row says so."""
+        """Waits until every attempt's path is removed from the stash and its row says so."""
         left = "SELECT EXISTS (SELECT FROM rythmiq.attempts WHERE finished_at IS NOT NULL AND cleaned_at IS NULL)"
         wait_for(lambda: not self.one(left), "all paths are removed", every_s=every_s)
 
@@ -184,7 +184,7 @@ class Environment:
         return dict(self._calls()["counts"])
 
     def call_times(self, operation: str) -> list[float]:
-        """When each call of it arrived since the last reset, in seconds since 1970."""
+        """When each call of an operation arrived since the last reset, in seconds since 1970."""
         return list(self._calls()["times"].get(operation, []))
 
     def _calls(self) -> dict[str, Any]:
@@ -200,13 +200,13 @@ class Environment:
         return self.endpoint.split("/api/")[0] + "/_emulator"
 
     def journal(self, event: str) -> list[dict[str, Any]]:
-        """What the emulator wrote down of such events, oldest first."""
+        """The emulator's journal entries for an event, oldest first."""
         lines = (self.root / "camber" / "journal.jsonl").read_text().splitlines()
         return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
 def kill(process: subprocess.Popen[Any]) -> None:
-    """Ends it with all below it, such as its Ray, at once: what is thrown away need not be drained."""
+    """Kills a process and its descendants, such as its Ray, at once, because they are not needed any more."""
     if process.poll() is not None:
         return
     members = tree(process.pid)

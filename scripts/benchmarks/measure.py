@@ -1,4 +1,4 @@
-"""What a row is made of: series of measured values, goals over them, and the options it is run with."""
+"""The parts of a row: series of measured values, goals for them, and the options of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTLE_LIMIT_S = 600.0
 
 @dataclass
 class Series:
-    """One figure, measured more than once."""
+    """One figure, with its value in each run."""
 
     name: str
     unit: str
@@ -34,7 +34,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a figure; it is met in a run when the run's own value is within it."""
+    """A limit for a figure; a run meets it if the run's own value is within the limit."""
 
     text: str
     values: Sequence[float]
@@ -43,7 +43,7 @@ class Goal:
 
     @property
     def met(self) -> int:
-        """In how many runs."""
+        """In how many runs it is met."""
         return sum(value <= self.bound if self.at_most else value >= self.bound for value in self.values)
 
 
@@ -77,21 +77,21 @@ class Row:
         return next(series.values for series in self.series if series.name == name)
 
     def compare(self, name: str, over: str, at_least: float) -> None:
-        """A goal: one series over another, run by run, as what is measured in one run is compared within it."""
+        """A goal for the ratio of two series, computed for each run: only values of the same run can be compared."""
         ratios = [a / b for a, b in zip(self[name], self[over], strict=True)]
         self.goals.append(Goal(f"{name} over {over}", ratios, at_least))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """With what a row is run."""
+    """The options with which a row is run."""
 
     root: Path
-    """A folder for it alone, on a memory file system where there is one: the disk's other users do not count then."""
+    """A folder for the row alone; in memory if possible, so that other users of the disk do not matter."""
     quick: bool
     repeat: int
     kills: int | None
-    """How often P6 kills; None for as many as its goal asks for."""
+    """How many drivers P6 kills; None = as many as its goal asks for."""
     console: Console
 
     def size(self, full: int, quick: int) -> int:
@@ -102,7 +102,7 @@ class Bench:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which so many percent lie, nearest rank."""
+    """The percentile of the values, by nearest rank."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
@@ -110,7 +110,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def wait_for(
     condition: Callable[[], bool], what: str, *, timeout_s: float = SETTLE_LIMIT_S, every_s: float = 0.02
 ) -> None:
-    """Raises TimeoutError, which says what was waited for."""
+    """Waits for a condition. Raises TimeoutError, which says what it waited for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -119,7 +119,7 @@ def wait_for(
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
+    """A process and all its descendants."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -128,7 +128,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def memory_mb(pids: Sequence[int]) -> float:
-    """Of these processes and all below them, each shared page counted once among those who share it (PSS)."""
+    """The memory of these processes and their descendants, in which a shared page counts only once (PSS)."""
     total = 0
     for pid in pids:
         for process in tree(pid):
@@ -140,7 +140,7 @@ def memory_mb(pids: Sequence[int]) -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process and of all below it that still live."""
+    """The CPU time in seconds of a process and of its descendants that still run."""
     total = 0.0
     for process in tree(pid):
         try:

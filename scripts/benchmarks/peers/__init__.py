@@ -1,1 +1,1 @@
-"""What users would pick instead, each a program of its own that does exactly the same remote work."""
+"""The peers: what users would use instead, each a separate program that does exactly the same remote work."""

@@ -1,4 +1,4 @@
-"""The command line and the answer that all peers share."""
+"""The command line and the output that all peers share."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def parse(description: str) -> argparse.Namespace:
 
 
 def report(**seconds: float) -> None:
-    """The last line of a peer's output. Processor time is of its whole life, its start among it."""
+    """Writes the last line of a peer's output. The processor time is that of its whole life, including its start."""
     sys.stdout.write(json.dumps({"cpu": cpu_s(os.getpid()), **seconds}) + "\n")

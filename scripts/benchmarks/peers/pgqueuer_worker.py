@@ -38,7 +38,7 @@ async def main() -> None:
     async with new_session() as session:
 
         async def drain(driver: AsyncpgDriver) -> None:
-            # A queue that was drained has shut down, so each round has one of its own.
+            # A drained PgQueuer has shut down, so each round needs a new one.
             pgq = PgQueuer(driver)
 
             @pgq.entrypoint("work")

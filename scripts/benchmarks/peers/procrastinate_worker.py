@@ -1,4 +1,4 @@
-"""A procrastinate worker: asynchronous tasks on one event loop, put in one batch."""
+"""A procrastinate worker: asynchronous tasks on one event loop, enqueued in one batch."""
 
 from __future__ import annotations
 

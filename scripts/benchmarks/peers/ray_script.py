@@ -1,4 +1,4 @@
-"""A plain Ray script: pending rows out of Postgres, one blocking task for each, its outcome written as it comes in.
+"""A plain Ray script: reads pending rows from Postgres, runs a blocking task for each, writes outcomes as they come in.
 
 Beside that it measures what Ray's tasks alone cost the runner for each job, as a Ray is up here.
 """

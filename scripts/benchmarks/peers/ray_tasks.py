@@ -1,4 +1,4 @@
-"""Ray alone: what tasks cost that carry 50 orders each and do nothing; three of them for a job, as the runner has."""
+"""Ray alone: the cost of tasks with 50 step requests each that do nothing; three steps for a job, as in the runner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def carry(orders: list[bytes]) -> list[bytes]:
 
 
 def run(jobs: int) -> float:
-    """Seconds that the tasks of so many jobs take."""
+    """Seconds that the tasks of this many jobs take."""
     begun = time.perf_counter()
     orders = [os.urandom(1000) for _ in range(ORDERS)]
     pending = [carry.remote(orders) for _ in range(jobs * STEPS // ORDERS)]

@@ -1,7 +1,7 @@
-"""The queue of rythmiq-ray alone, measured as its peers are: claimed and finished in batches, with no work.
+"""Only the queue of rythmiq-ray, measured like its peers: jobs are claimed and finished in batches, without work.
 
-Two drivers' sides of the queue run in two threads, each with its connection, so that one makes its rows while Postgres
-works for the other. pgqueuer's worker has two connections as well, procrastinate's a pool.
+Two threads act as two drivers, each with its own connection, so that one makes its rows while Postgres works for the
+other. pgqueuer's worker also has two connections, procrastinate's has a pool.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def drain(url: str) -> int:
-    """Claims and finishes all that is queued, in batches, without remote work and without artifacts; how many."""
+    """Claims and finishes all queued jobs in batches, without remote work or artifacts; returns how many."""
     queue = Queue(Secret(url), lease_s=600)
     queue.register()
     done = 0

@@ -20,7 +20,7 @@ import aiohttp
 import requests
 
 POLL_S = 1.0
-"""Between two looks at a job that has not ended; the first look is at once."""
+"""Seconds between two polls of a job; the first poll is at once."""
 TIMEOUT_S = 30.0
 SCRIPT = b"#!/usr/bin/env bash\n" + b"# as long as the runner's own wrapper, so that as many bytes are sent\n" * 150
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"})
@@ -28,7 +28,7 @@ ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"})
 
 @dataclass(frozen=True)
 class Site:
-    """Where the remote work is done, from the environment of the benchmark."""
+    """Where to do the remote work, read from the benchmark's environment."""
 
     endpoint: str
     headers: dict[str, str]
@@ -57,7 +57,7 @@ class Site:
         }
 
     def keep(self, path: str, remote_id: int, result: dict[str, Any], log: bytes) -> None:
-        """Writes log and manifest, and raises ValueError for a log that is not whole."""
+        """Writes log and manifest. Raises ValueError for an incomplete log."""
         digest = hashlib.sha256(log).hexdigest()
         if digest != result["log"]["sha256"]:
             raise ValueError(f"the log of {path} is not whole")
@@ -88,12 +88,12 @@ def write_durably(target: Path, data: bytes) -> None:
 
 @cache
 def blocking_client() -> tuple[Site, requests.Session]:
-    """Once for a process that runs one job at a time."""
+    """Made once in each process that runs one job at a time."""
     return Site.from_environ(), requests.Session()
 
 
 def run_blocking(site: Site, session: requests.Session, path: str) -> int:
-    """One job from bundle to removal, in the calling thread."""
+    """Does one job, from the bundle to the removal of its path, in the calling thread."""
     stash = f"{site.endpoint}/stash/file"
 
     def call(method: str, url: str, **rest: Any) -> requests.Response:
@@ -116,7 +116,7 @@ def run_blocking(site: Site, session: requests.Session, path: str) -> int:
 
 
 async def run_async(site: Site, session: aiohttp.ClientSession, path: str) -> int:
-    """The same on an event loop."""
+    """Does one job on an event loop."""
     stash = f"{site.endpoint}/stash/file"
 
     async def call(method: str, url: str, **rest: Any) -> bytes:
@@ -146,5 +146,5 @@ def new_session() -> aiohttp.ClientSession:
 
 
 def data_of(answer: Any) -> Any:
-    """What is in the envelope, where there is one."""
+    """An answer without its envelope, if it has one."""
     return answer["data"] if isinstance(answer, dict) and "data" in answer else answer

@@ -1,1 +1,1 @@
-"""One module a row; ``measure(bench)`` runs it."""
+"""One module for each row; ``measure(bench)`` runs it."""

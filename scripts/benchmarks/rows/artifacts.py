@@ -1,4 +1,4 @@
-"""P5: artifacts from stash to S3, one large file and many small ones, beside uploads of the same from memory."""
+"""P5: copies artifacts from the stash to S3, one large file and many small ones, compared with uploads from memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rythmiq_ray.backends.camber.client import CamberClient
 
 MB = 1024 * 1024
 WARM_BYTES = 32 * MB
-"""Uploaded before, as the server makes its volumes when the first objects come."""
+"""Uploaded before the measurement, because the server makes its volumes when the first objects come."""
 SMALL_BYTES = 64 * 1024
 PUT_THREADS = 16
 MEMORY_MB = 100
@@ -60,7 +60,7 @@ def measure(bench: Bench) -> Row:
 
 
 class _Zeros(io.RawIOBase):
-    """So many bytes from memory."""
+    """A stream of this many zero bytes from memory."""
 
     def __init__(self, size: int) -> None:
         self.left = size
@@ -76,7 +76,7 @@ class _Zeros(io.RawIOBase):
 
 
 def _put_job(environment: Environment, sizes: list[int]) -> UUID:
-    """What an ended job leaves: its files and the result that names them."""
+    """Writes what an ended job leaves: its files and the result that names them."""
     job_id = uuid4()
     path = job_of(job_id).remote_path
     digests: dict[int, str] = {}
@@ -147,7 +147,7 @@ def _put_small(environment: Environment, count: int) -> float:
 
 
 def _empty(environment: Environment) -> None:
-    """So that one measurement's objects do not take the next one's memory."""
+    """Deletes all objects, so that they do not take memory from the next measurement."""
     client = environment.s3.client()
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         if keys := [{"Key": item["Key"]} for item in page.get("Contents", [])]:

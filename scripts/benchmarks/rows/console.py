@@ -1,4 +1,4 @@
-"""P13: the console's pages in a large table, and what it costs while somebody watches."""
+"""P13: the console's pages with a large table, and its processor time while a page is open."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _ms(session: requests.Session, url: str) -> float:
 
 
 def _watched(session: requests.Session, url: str, seconds: float) -> float:
-    """Percent of a core of this process, while one page of it is open and looks again whenever it is told to."""
+    """The processor time of the console in percent of a core, while one page is open and reloads when it is told to."""
     process = psutil.Process()
     before, begun = process.cpu_times(), time.monotonic()
     with session.get(f"{url}/events", stream=True, timeout=60) as events:

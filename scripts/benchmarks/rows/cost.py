@@ -1,4 +1,4 @@
-"""P1c and P8: what an empty job costs in processor time, by process, with a service that answers in no time."""
+"""P1c and P8: the processor time of an empty job, by process, with a service that answers at once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PEERS = {
     "procrastinate worker": ("procrastinate_worker", 20),
     "pgqueuer worker": ("pgqueuer_worker", 20),
 }
-"""Module and concurrency; of those tried, what measured best."""
+"""Module and concurrency by peer; the concurrency is the fastest of those tried."""
 SLOW = ("plain Ray script", "procrastinate worker")
-"""They are given half of the jobs, so that they end before the reader's patience."""
+"""These get half of the jobs, so that the benchmark does not take too long."""
 BATCH = 100
 CALLS_GOAL = 5.2
 CPU_GOAL_MS = 4.0
@@ -65,7 +65,7 @@ def _ours(environment: Environment, row: Row, jobs: int) -> None:
         begun = time.perf_counter()
         environment.put(jobs)
         environment.wait_finished()
-        # The peers remove a job's path before they count it as done, so the same is waited for here.
+        # The peers remove a job's path before they count it as done, so this waits for the same.
         environment.wait_cleaned()
         row.add("rythmiq-ray, at", "jobs/s", jobs / (time.perf_counter() - begun))
         spent = {name: seconds - before[name] for name, seconds in _spent(environment, driver).items()}
@@ -82,7 +82,7 @@ def _ours(environment: Environment, row: Row, jobs: int) -> None:
 
 
 def _spent(environment: Environment, driver: subprocess.Popen[bytes]) -> dict[str, float]:
-    """Processor seconds so far, by process."""
+    """The processor time so far in seconds, by process."""
     own = psutil.Process(driver.pid).cpu_times()
     main = own.user + own.system
     return {
@@ -94,8 +94,10 @@ def _spent(environment: Environment, driver: subprocess.Popen[bytes]) -> dict[st
 
 
 def _parts(environment: Environment, jobs: int) -> dict[str, float]:
-    """Seconds a job in queue and executor, one after the other, with nothing else to do: the queue in batches of 100,
-    the executor's calls and files from one thread."""
+    """Seconds for each job in the queue and in the executor, measured one after the other.
+
+    The queue works in batches of 100, the executor in one thread.
+    """
     environment.clear()
     executor = replace(ExecutorFactory.of(environment.config()), threads=1).build()
     queue = Queue(Secret(environment.postgres.url), lease_s=600)
@@ -140,7 +142,7 @@ def _timed(spent: dict[str, float], name: str, call: Any) -> Any:
 
 
 def _carry_out(run: Any, claimed: Job) -> Collected:
-    """Submit, collect and clean of one job."""
+    """Runs submit, collect and clean for one job."""
     job = replace(claimed, remote_path=f"rythmiq/{claimed.job_id}/{claimed.attempt}-{uuid4().hex[:8]}")
     submitted = run(StepRequest(step=Step.SUBMIT, job=job))
     assert isinstance(submitted, Submitted), submitted

@@ -1,4 +1,4 @@
-"""P7: the rate of claims at few and at very many queued rows, and after very many have ended."""
+"""P7: the rate of claims with few and with very many queued rows, and after very many jobs have ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rythmiq_ray.secret import Secret
 BATCH = 100
 CLAIMS = 10
 ROUNDS = 7
-"""Of which the median counts: a round takes some 50 ms, and anything can happen in that."""
+"""The number of rounds; the median counts, because a round takes only about 50 ms and varies."""
 
 
 def measure(bench: Bench) -> Row:
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> Row:
                     "UPDATE rythmiq.jobs SET state = 'SUCCEEDED', phase = NULL, driver_id = NULL, finished_at = now()"
                 )
                 row.add(f"1,000 queued, {deep:,} ended this moment", "jobs/s", _claims(environment))
-                # What autovacuum does within a minute.
+                # Autovacuum would do this within a minute.
                 cursor.execute("VACUUM rythmiq.jobs")
             row.add(f"1,000 queued after {deep:,} ended", "jobs/s", _claims(environment))
             bench.say(", ".join(f"{series.name}: {series.values[-1]:.0f}/s" for series in row.series))
@@ -40,7 +40,7 @@ def measure(bench: Bench) -> Row:
 
 
 def _claims(environment: Environment) -> float:
-    """Jobs a second, with as many put as are claimed, so that the depth stays what it is."""
+    """The rate of claims in jobs per second; as many jobs are enqueued as claimed, so that the depth stays the same."""
     queue = Queue(Secret(environment.postgres.url), lease_s=600)
     queue.register()
     rates = []

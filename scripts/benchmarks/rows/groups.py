@@ -1,4 +1,4 @@
-"""P11: a sweep of very many members: put in, released from, listed, counted, cancelled, retried, in a large table."""
+"""P11: a sweep with very many members in a large table: enqueue, release, list, count, cancel and retry."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _median_ms(look: Callable[[], object]) -> float:
 
 
 def _release(environment: Environment, members: int) -> float:
-    """Milliseconds of the statement that ends the last member, in which what waits for the group becomes claimable."""
+    """Milliseconds of the statement that ends the last member and releases the job that waits for the group."""
     environment.clear()
     connection = environment.connection
     jobs = [NewJob(spec=SPEC, priority=int(n == 0)) for n in range(members)]

@@ -47,7 +47,7 @@ def measure(bench: Bench) -> Row:
                 retention.look_round(at + day * DAY_S)
             row.add("deleting what is past its retention", "s a day", time.perf_counter() - begun)
             with environment.connection.cursor() as cursor:
-                # What autovacuum does many times in a day that is not over in seconds.
+                # Autovacuum does this many times in a real day; a simulated day takes only seconds.
                 cursor.execute("VACUUM rythmiq.jobs, rythmiq.attempts, rythmiq.artifacts")
             sizes.append(_size_mb(environment))
             if day % 5 == 4:
@@ -70,7 +70,7 @@ def measure(bench: Bench) -> Row:
 def _day(environment: Environment, queue: Queue, jobs: int) -> None:
     spec = JobSpec(command="true")
     enqueue_many(environment.connection, [NewJob(spec=spec, user_id=f"user-{n % USERS}") for n in range(jobs)])
-    # They are put in by the clock of the database.
+    # The database's clock sets their times.
     now, queue.now = queue.now, None
     while claimed := queue.claim(BATCH):
         queue.now = now

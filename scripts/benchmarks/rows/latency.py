@@ -1,4 +1,4 @@
-"""P3 and P4: from the commit of an INSERT to the create at Camber, and from the end of a remote job to its row."""
+"""P3 and P4: the time from the commit of an INSERT to the create at Camber, and from a remote job's end to its row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.measure import Bench, Goal, Row, percentile, wait_for
 from rythmiq_ray import JobSpec, enqueue
 
 RUN_S = "2-4"
-"""How long remote jobs run, so that they end anywhere in an interval; shorter ones would bring about more sweeps."""
+"""How long remote jobs run: their ends are spread over the poll interval. Shorter ones would cause more sweeps."""
 
 SUBMITTED = "SELECT count(*) FROM rythmiq.jobs WHERE remote_id IS NOT NULL"
 
@@ -44,7 +44,7 @@ def measure(bench: Bench) -> Row:
 
 
 def _pick_up(environment: Environment, count: int) -> list[float]:
-    """Seconds from each commit to the arrival of its create, one job after the other, on an otherwise idle driver."""
+    """Seconds from each commit to the arrival of its create, one job after the other, with an otherwise idle driver."""
     committed: dict[UUID, float] = {}
     for _ in range(count):
         before = environment.calls().get("create", 0)

@@ -68,7 +68,7 @@ def _fill(environment: Environment, count: int, *, users: int, queues: int) -> N
 
 
 def _bound(environment: Environment) -> None:
-    """Limits that hold and are never reached: they are looked at all the same."""
+    """Sets limits that are never reached, but must be checked by each claim."""
     with environment.connection.cursor() as cursor:
         cursor.execute("SELECT rythmiq.set_limit('account', '', 1000000, NULL)")
         cursor.execute(
@@ -78,7 +78,7 @@ def _bound(environment: Environment) -> None:
 
 
 def _rate(environment: Environment) -> float:
-    """Jobs a second."""
+    """The rate of claims in jobs per second."""
     queue = _queue(environment)
     rates = []
     for _ in range(ROUNDS):
@@ -90,7 +90,7 @@ def _rate(environment: Environment) -> float:
 
 
 def _claim_ms(environment: Environment) -> float:
-    """Of a driver that serves a queue of its own, which is empty."""
+    """Milliseconds of a claim by a driver that serves only an empty queue."""
     queue = _queue(environment, "mine")
     took = []
     for _ in range(ROUNDS * CLAIMS):
@@ -102,7 +102,7 @@ def _claim_ms(environment: Environment) -> float:
 
 
 def _rounds(environment: Environment, many: int) -> int:
-    """After how many claims all jobs of a user with few have begun, who came behind one with many."""
+    """After how many claims all jobs of a user with few jobs have begun, who came after a user with many."""
     spec = JobSpec(command="true")
     enqueue_many(environment.connection, [NewJob(spec=spec, user_id="many") for _ in range(many)])
     few = set(enqueue_many(environment.connection, [NewJob(spec=spec, user_id="few") for _ in range(FEW)]))

@@ -1,7 +1,7 @@
-"""P1: throughput at the service's real pace, beside what users would pick instead and the limit itself.
+"""P1: throughput at the service's real pace, compared with the peers and with the theoretical limit.
 
-A create takes 1.7 s, every other call 0.15 s, a job 30 s, and 400 calls may be under way at once. The limit is what no
-program can beat: the seconds of calls that the jobs need, through 400 at once, and the last job's own time.
+A create takes 1.7 s, every other call 0.15 s, a job 30 s, and at most 400 calls are made at once. No program can be
+faster than the limit: the total time of all calls divided by 400, plus the time of the last job itself.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ JOB_S = 30.0
 CALL_S = 0.15
 CREATE_S = 1.7
 CALLS = 4
-"""Beside the create: the bundle, the result, the log, the removal."""
+"""The calls of a job besides the create: the bundle, the result, the log, the removal."""
 PEERS = {
     "plain Ray script": ("ray_script", 40, 80),
     "procrastinate worker": ("procrastinate_worker", AT_ONCE, 1200),
     "pgqueuer worker": ("pgqueuer_worker", AT_ONCE, 1200),
 }
-"""Module, jobs at once, and how many it is given: each holds a place for a job from its create to its end. The script
-has a process for each, of which 400 would need 35 GB."""
+"""Module, jobs at once, and number of jobs by peer. Each peer uses one slot for a job from its create to its end. The
+Ray script has a process for each slot; 400 of them would need 35 GB."""
 
 
 def measure(bench: Bench) -> Row:

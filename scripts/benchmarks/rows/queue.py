@@ -1,4 +1,4 @@
-"""P10: the queue alone, claim to finish of no-op jobs and bulk enqueue, beside pgqueuer and procrastinate."""
+"""P10: only the queue: no-op jobs from claim to finish, and bulk enqueue, compared with pgqueuer and procrastinate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OURS = "rythmiq-ray"
 PEERS = ("pgqueuer", "procrastinate")
 WORKERS = {OURS: "rythmiq_worker", "pgqueuer": "pgqueuer_worker", "procrastinate": "procrastinate_worker"}
 SLOW = "procrastinate"
-"""It is given a tenth of the jobs, so that it ends before the reader's patience."""
+"""This peer gets a tenth of the jobs, so that the benchmark does not take too long."""
 
 
 def measure(bench: Bench) -> Row:
@@ -18,8 +18,8 @@ def measure(bench: Bench) -> Row:
     jobs = bench.size(100_000, 8_000)
     for run in range(bench.repeat):
         for name, module in WORKERS.items():
-            # Each has a server and a process of its own, so that none pays for what another has left. What vacuum has
-            # seen of a table changes a rate twofold.
+            # Each has its own server and process, so that none is slowed by what another has left: whether a table was
+            # vacuumed can change a rate by a factor of two.
             with Environment(bench.root / f"queue-{run}-{module}", "--instant") as environment:
                 count = jobs // 10 if name == SLOW else jobs
                 seconds = run_peer(environment, module, jobs=count, concurrency=20, empty=True)

@@ -1,4 +1,4 @@
-"""P6: a driver killed among jobs in all phases, again and again; and what a rolling restart costs."""
+"""P6: kills a driver with jobs in all phases, again and again; and measures the cost of a rolling restart."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from benchmarks.environment import Environment
 from benchmarks.measure import Bench, Goal, Row, wait_for
 
 CREATE_TIMEOUT_S = 3
-"""A killed driver's creates may still be under way for so long; only then are its attempts looked up or made again."""
+"""How long a killed driver's creates may still be in progress; only then are its attempts searched or repeated."""
 SETTLE_S = 1
-"""The emulator's list shows a job at once."""
+"""Short, because the emulator's list shows a job at once."""
 KILL_AFTER_S = 2.0
 DRIVERS = 2
 UNFINISHED = "SELECT count(*) FROM rythmiq.jobs WHERE state IN ('QUEUED', 'RETRYING', 'RUNNING')"
@@ -28,7 +28,7 @@ def measure(bench: Bench) -> Row:
     kills = bench.kills or bench.size(100, 1)
     lease_s = bench.size(5, 3)
     unfinished = bench.size(1000, 200)
-    # Remote jobs run for such times that at any moment some are in each phase.
+    # The run times are chosen so that at any moment some jobs are in each phase.
     with (
         Environment(bench.root / "recovery", "--instant", "1-3" if bench.quick else "2-20") as environment,
         ExitStack() as stack,
@@ -67,12 +67,12 @@ def measure(bench: Bench) -> Row:
 
 
 def _restart(bench: Bench, row: Row, lease_s: int) -> None:
-    """What a rolling restart costs."""
+    """Measures the cost of a rolling restart."""
     with Environment(bench.root / "rolling", "--instant", "0-0.5") as environment, ExitStack() as stack:
         environ = {"RAY_ADDRESS": stack.enter_context(ray_head(environment.root, environment.environ())), **NO_TOKEN}
         fleet = Fleet(environment, stack, environ, lease_s)
         jobs = 5000
-        environment.put(60)  # So that Ray's worker processes are there.
+        environment.put(60)  # starts Ray's worker processes before the measurement
         environment.wait_finished()
         for _ in range(bench.repeat):
             for name, restart in (("undisturbed", False), ("while each driver is restarted in turn", True)):
@@ -86,7 +86,7 @@ NO_TOKEN = {
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
 }
-"""Of the one Ray on the loopback interface that both drivers share."""
+"""The environment of the Ray cluster on the loopback interface that both drivers share."""
 
 
 class Fleet:
@@ -102,7 +102,7 @@ class Fleet:
             environment.wait_ready(driver)
 
     def kill_one(self, row: Row, *, replace: bool) -> float:
-        """Kills the oldest; seconds until its jobs belong to another. Their phases go into the row."""
+        """Kills the oldest driver; returns the seconds until another has its jobs, and adds their phases to the row."""
         victim = self._drivers.pop(0)
         latest = "SELECT driver_id FROM rythmiq.drivers WHERE pid = %s ORDER BY started_at DESC LIMIT 1"
         driver_id = self._world.one(latest, victim.pid)
@@ -144,7 +144,7 @@ class Fleet:
 
 
 def _throughput(environment: Environment, fleet: Fleet, jobs: int, *, restart: bool) -> float:
-    """Seconds for so many jobs."""
+    """Seconds for this many jobs."""
     begun = time.monotonic()
     environment.put(jobs)
     thread = Thread(target=fleet.restart_each if restart else lambda: None)

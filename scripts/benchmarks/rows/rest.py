@@ -1,4 +1,4 @@
-"""P14: what a driver costs that has nothing to do."""
+"""P14: the cost of an idle driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.environment import Environment
 from benchmarks.measure import Bench, Goal, Row
 
 BEFORE_S = 10.0
-"""After its start, in which Ray's workers come and go."""
+"""Seconds to wait after the start, while Ray's workers start and end."""
 
 
 def measure(bench: Bench) -> Row:
@@ -52,7 +52,7 @@ def _others_s(process: psutil.Process) -> float:
 
 
 def _transactions(environment: Environment) -> int:
-    """Of all sessions; a statement outside of a transaction counts as one."""
+    """The number of transactions of all sessions; a statement outside a transaction counts as one."""
     with environment.connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_clear_snapshot()")
     return int(

@@ -1,9 +1,9 @@
-"""How cost grows: sweeps of the remote list by jobs that wait, the queue by drivers; measured, and carried on to where
-it breaks.
+"""How cost grows: sweeps of the remote list with the number of waiting jobs, and the queue with the number of drivers.
+It is measured, and extrapolated to the point where it no longer works.
 
-The model has three measured constants: what a page of the list costs (100 jobs), what a driver spends on a job's
-way through it, and what Postgres takes. A sweep reads the pages one after the other, so its length is pages times the
-cost of one; once that exceeds the interval, sweeps follow each other without a pause, and a job's end is seen later.
+The model has three measured constants: the time for a page of the list (100 jobs), a driver's processor time for a
+job, and that of Postgres. A sweep reads the pages one after the other, so it takes the number of pages times the time
+for one. Once that exceeds the interval, sweeps follow each other without a pause, and a job's end is seen later.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SWEEPS = 5
 DRIVERS = (1, 2, 4)
 MODEL = (1_000, 10_000, 100_000, 1_000_000)
 ENDS = 2000
-"""Ends of jobs that the simulation draws for each size."""
+"""How many job ends the simulation draws for each size."""
 
 
 def measure(bench: Bench) -> Row:
@@ -51,7 +51,7 @@ def measure(bench: Bench) -> Row:
 
 
 def _sweeps(environment: Environment, sizes: tuple[int, ...]) -> dict[int, float]:
-    """Seconds for one sweep of the list, by how many wait."""
+    """Seconds for one sweep of the list, by the number of waiting jobs."""
     found: dict[int, float] = {}
     with closing(CamberExecutionBackend(environment.config().camber)) as backend, ThreadPoolExecutor(50) as threads:
         body = {"command": "true", "engine_type": "BASE", "node_size": "XXSMALL", "num_nodes": 1, "with_gpu": False}

@@ -1,7 +1,7 @@
-"""Many jobs through three drivers, of which two are killed again and again, with a prune beside them.
+"""A soak test: many jobs with three drivers, of which two are killed again and again, while a prune runs.
 
-What is measured is whether anything grows: memory, open files and threads of the driver that lives all along,
-connections to Postgres, tables and their dead rows.
+It measures whether anything grows: memory, open files and threads of the driver that is never killed, connections to
+Postgres, tables and their dead rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure(bench: Bench) -> Row:
         ended = environment.one("SELECT count(*) FROM rythmiq.jobs WHERE state <> 'SUCCEEDED'")
         row.add("jobs that did not succeed", "jobs", ended)
         wait_for(lambda: not _twice(environment), "no path has two creates", timeout_s=1)
-        # The first two samples are of Ray's workers and caches filling.
+        # During the first two samples Ray still starts workers and caches fill.
         before, after = samples[2], samples[-1]
         for name in before:
             row.add(f"{name}, after 30 %", "", before[name])

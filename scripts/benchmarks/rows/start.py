@@ -1,4 +1,4 @@
-"""P9: from the command to "Worker ready", beside a bare ``ray.init()``."""
+"""P9: the time from the command to "Worker ready", compared with a bare ``ray.init()``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.measure import Bench, Goal, Row
 BARE = "import ray; ray.init(include_dashboard=False); print('ready', flush=True); input()"
 BEYOND_S = 1.0
 STARTS = 3
-"""In a run, of which the fastest counts: Ray itself takes a second more now and then, whoever starts it."""
+"""How often a run starts the driver; the fastest start counts, because Ray itself sometimes takes a second longer."""
 
 
 def measure(bench: Bench) -> Row:

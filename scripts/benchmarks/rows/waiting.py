@@ -1,4 +1,4 @@
-"""P2 and P8: very many jobs that wait at once: memory, calls, and whether the interval is kept."""
+"""P2 and P8: very many jobs wait at once: memory, calls, and whether the poll interval is kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.rows.start import bare_ray
 HOURS = "7200"
 WAITING = "SELECT count(*) FROM rythmiq.jobs WHERE phase = 'waiting'"
 PEER_TASKS = 24
-"""Of the plain Ray script, of which each waiting job has a worker process: as many as a small machine can spare."""
+"""The tasks of the plain Ray script, in which each waiting job has a worker process; a small machine can run these."""
 
 
 def measure(bench: Bench) -> Row:
@@ -74,7 +74,7 @@ def measure(bench: Bench) -> Row:
 
 
 def _sweeps(times: list[float], *, pause_s: float) -> list[float]:
-    """When each sweep began whose beginning was seen: after a pause, as its pages follow each other closely."""
+    """When sweeps began: the calls that come after a pause, because the pages of one sweep follow without a pause."""
     starts = [at for before, at in pairwise(times) if at - before > pause_s]
     if len(starts) < 2:
         raise RuntimeError(f"{len(starts)} sweeps began in the time watched; two at least were expected")
@@ -82,7 +82,7 @@ def _sweeps(times: list[float], *, pause_s: float) -> list[float]:
 
 
 def _script(environment: Environment, idle_mb: float, tasks: int) -> float:
-    """Memory in MB that the plain Ray script takes for each job that waits, beyond an idle Ray."""
+    """Memory in MB that the plain Ray script takes for each waiting job, in addition to an idle Ray."""
     before = len(environment.journal("create"))
     process = subprocess.Popen(
         [
