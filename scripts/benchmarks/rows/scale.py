@@ -1,9 +1,9 @@
 """How cost grows: sweeps of the remote list with the number of waiting jobs, and the queue with the number of drivers.
 It is measured, and extrapolated to the point where it no longer works.
 
-The model has three measured constants: the time for a page of the list (100 jobs), a driver's processor time for a
-job, and that of Postgres. A sweep reads the pages one after the other, so it takes the number of pages times the time
-for one. Once that exceeds the interval, sweeps follow each other without a pause, and a job's end is seen later.
+The model has one measured constant, the time for a page of the list (100 jobs). A sweep reads the pages one after the
+other, so it takes the number of pages times that. Once this exceeds the poll interval, sweeps follow each other without
+a pause, and a job's end is seen later.
 """
 
 from __future__ import annotations

@@ -190,8 +190,8 @@ BEGIN
 END
 $$;
 
--- These groups and all that these jobs and groups wait for, directly or through others. It includes what cancelled jobs
--- would wait for again after a retry.
+-- The given groups, and every group that these jobs and groups wait for, directly or through others. It includes the
+-- groups that cancelled jobs would wait for again after a retry.
 CREATE FUNCTION rythmiq.leads_to(jobs uuid[], groups uuid[]) RETURNS SETOF uuid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH RECURSIVE above(job_id, group_id) AS (
