@@ -12,9 +12,10 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -28,6 +29,11 @@ from rythmiq_ray.hosts import is_loopback
 from rythmiq_ray.http_adapter import Adapter, Patience, current, trusted
 from rythmiq_ray.secret import Secret
 
+SHORTEST_KEY: Final = 16
+"""Bytes of a key that signs."""
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+_INSIDE: Final = tuple(ipaddress.ip_network(network) for network in ("2002::/16", "168.63.129.16/32"))
+"""Addresses that count as public and lead inside: 6to4, which holds an IPv4 address, and the metadata of Azure."""
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what a secret begins with, not one
 
 
@@ -39,6 +45,8 @@ class Answer:
     """Why it was not delivered, without the URL's path, which may be a secret; None = it was."""
     final: bool = False
     """Whether another try would be refused as well."""
+    silent: bool = False
+    """Whether there was no answer at all, so that the try took its time."""
 
 
 class Webhooks:
@@ -90,7 +98,9 @@ class Webhooks:
                 )
                 response.close()
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            return _unanswered(error)
+            # What is wrong with a proxy is not wrong with the notification.
+            answer = _unanswered(error)
+            return replace(answer, final=False, silent=True) if proxied else answer
         if HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return Answer(error=None)
         return Answer(error=f"it answered {response.status_code}", final=response.status_code == HTTPStatus.GONE)
@@ -111,14 +121,23 @@ class Webhooks:
         found = ipaddress.ip_address(address.partition("%")[0])
         if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
             found = found.ipv4_mapped
-        public = found.is_global and not found.is_multicast
-        return public or any(found in network for network in self._networks)
+        if any(found in network for network in self._networks):
+            return True
+        # Other IPv6 addresses than these may stand for one of IPv4.
+        global_unicast = isinstance(found, ipaddress.IPv4Address) or found in _GLOBAL_UNICAST
+        inside = any(found in network for network in _INSIDE if network.version == found.version)
+        return global_unicast and found.is_global and not found.is_multicast and not inside
 
     def _may_be_asked_for(self, host: str) -> bool:
         """Of a proxy; a name may be asked for, as it is not known here what it stands for."""
         try:
             return self._may_reach(host)
         except ValueError:
+            pass
+        try:
+            # As a resolver reads an address that is one number, or hexadecimal, or has fewer parts.
+            return self._may_reach(socket.inet_ntoa(socket.inet_aton(host.rstrip("."))))
+        except OSError:
             return True
 
 
@@ -126,10 +145,14 @@ def _key_of(secret: Secret) -> bytes:
     text = secret.reveal()
     if text.startswith(SECRET_PREFIX):
         try:
-            return base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+            key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
         except binascii.Error:
-            raise ValueError("behind whsec_ there is no base64") from None
-    return text.encode()
+            raise ValueError("secret: behind whsec_ there is no base64") from None
+    else:
+        key = text.encode()
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(f"secret: has {len(key)} bytes, which can be guessed; use {SHORTEST_KEY} or more")
+    return key
 
 
 def _unanswered(error: BaseException) -> Answer:
@@ -146,5 +169,5 @@ def _unanswered(error: BaseException) -> Answer:
     if isinstance(error, requests.exceptions.SSLError):
         return Answer(error="its certificate is not trusted, or TLS failed")
     if isinstance(error, requests.exceptions.Timeout | TimeoutError):
-        return Answer(error="no answer in time")
-    return Answer(error="no connection, or it broke")
+        return Answer(error="no answer in time", silent=True)
+    return Answer(error="no connection, or it broke", silent=True)

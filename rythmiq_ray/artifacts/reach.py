@@ -5,56 +5,61 @@ from __future__ import annotations
 import posixpath
 import re
 from enum import Enum
+from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 from rythmiq_ray.config import ArtifactsConfig
+from rythmiq_ray.inputs import path_below
 
 _WILDCARD: Final = re.compile(r"[*?\[]")
 INPUTS: Final = "inputs"
-"""The folder of uploaded inputs; each has its hash as its name, which only those know who have the file."""
+"""The folder of uploaded inputs. Each file there is named by its hash, which only those know who have the file."""
 
 
 class Reach(Enum):
-    """What an input reaches that is not of one job."""
+    """What an input reaches if it is not files of one job."""
 
     NOTHING = "nothing"
     """No stored file of any job."""
     ALL = "all"
-    """Files of several jobs, whichever there are."""
+    """Files of several jobs, whichever exist."""
 
 
 def reach_of(uri: str, config: ArtifactsConfig) -> UUID | Reach:
-    """The job whose stored files an input reaches."""
-    root, place = _root(config), _place(uri)
-    head = place[: found.start()] if (found := _WILDCARD.search(place)) else place
-    several = found is not None or place.endswith("/")
-    if not head.startswith(root):
-        return Reach.ALL if several and root.startswith(head) else Reach.NOTHING
-    first, slash, _ = head[len(root) :].partition("/")
-    if not slash:
-        return Reach.ALL if several else Reach.NOTHING
-    if first == INPUTS:
+    """The job whose stored files an input reaches, as the store would open it, however the URI is written."""
+    if config.type == "s3":
+        return _in_bucket(uri, config)
+    root = Path(str(config.path))
+    path = path_below(root, uri)
+    if path is None:
+        return Reach.NOTHING
+    return _below_prefix(str(path.relative_to(root.resolve())), config.prefix, several=False)
+
+
+def _in_bucket(uri: str, config: ArtifactsConfig) -> UUID | Reach:
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme.lower() != "s3" or bucket != config.bucket:
+        return Reach.NOTHING
+    found = _WILDCARD.search(key)
+    head = key[: found.start()] if found else key
+    # Some servers take a key for a path: with double slashes and dots it is the same file there.
+    plain = posixpath.normpath("/" + head.lstrip("/")).lstrip("/")
+    if plain and head.endswith("/"):
+        plain += "/"
+    return _below_prefix(plain, config.prefix, several=found is not None or key.endswith("/") or not key)
+
+
+def _below_prefix(place: str, prefix: str, *, several: bool) -> UUID | Reach:
+    """``place``: a path below the store, up to its first wildcard; ``several``: whether it means all that begins so."""
+    root = f"{prefix}/" if prefix else ""
+    if not place.startswith(root):
+        return Reach.ALL if several and root.startswith(place) else Reach.NOTHING
+    first, slash, _ = place[len(root) :].partition("/")
+    if not slash or first == INPUTS:
         return Reach.ALL if several else Reach.NOTHING
     try:
         return UUID(first)
     except ValueError:
         return Reach.NOTHING
-
-
-def _root(config: ArtifactsConfig) -> str:
-    """With a slash at its end."""
-    folder = f"s3://{config.bucket}" if config.type == "s3" else posixpath.normpath(str(config.path))
-    return "/".join(filter(None, (folder, config.prefix))) + "/"
-
-
-def _place(uri: str) -> str:
-    """As :func:`_root` writes it."""
-    scheme = uri.partition(":")[0].lower()
-    if scheme == "s3":
-        return "s3:" + uri.partition(":")[2]
-    if scheme == "file":
-        path = unquote(urlsplit(uri).path)
-        return posixpath.normpath(path) + ("/" if path.endswith("/") else "")
-    return uri
