@@ -145,7 +145,7 @@ class DatabaseConfig:
 class ArtifactsConfig:
     type: Literal["s3", "local"]
     bucket: Text | None
-    path: Text | None
+    path: Annotated[Text, AfterValidator(_absolute)] | None
     """Folder of the local store."""
     prefix: Annotated[Text, BeforeValidator(_prefix)]
     """Precedes ``<job_id>/<attempt>/`` in every URI."""

@@ -187,6 +187,8 @@ def _fault_of_s3(rest: str) -> str | None:
         return "names a bucket with characters that bucket names do not allow"
     if not key.strip("/"):
         return "names no object of the bucket"
+    if any(part in (".", "..") for part in key.split("/")):
+        return "has . or .. in its key"
     return None
 
 
@@ -405,7 +407,7 @@ class InputFields(TypedDict):
                 " path of the machine that enqueues.",
                 "pattern": r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,254}/|file://(localhost)?/|https?://[^\s/?#@]"
                 r"|(job|group):(?!//)[^/]+/.|(?![A-Za-z][A-Za-z0-9+.-]*://|(job|group):).*\S)",
-                "not": {"pattern": rf"{_CONTROLS}|^file://.*/$|^s3://[^/]*/+$"},
+                "not": {"pattern": rf"{_CONTROLS}|^file://.*/$|^s3://[^/]*/+$|^s3://.*/\.{{1,2}}(/|$)"},
                 "maxLength": MAX_URI_BYTES,
             }
         ),

@@ -12,9 +12,10 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -28,6 +29,11 @@ from rythmiq_ray.hosts import is_loopback
 from rythmiq_ray.http_adapter import Adapter, Patience, current, trusted
 from rythmiq_ray.secret import Secret
 
+SHORTEST_KEY: Final = 16
+"""The fewest bytes that a signing key may have."""
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+_INSIDE: Final = tuple(ipaddress.ip_network(network) for network in ("2002::/16", "168.63.129.16/32"))
+"""Networks that count as public but lead to internal hosts: 6to4, which contains an IPv4 address; Azure metadata."""
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what a secret begins with, not one
 
 
@@ -39,6 +45,8 @@ class Answer:
     """Why it was not delivered, without the URL's path, which may be a secret; None if it was delivered."""
     final: bool = False
     """Whether it must not be tried again, because another try would fail too."""
+    silent: bool = False
+    """Whether there was no answer, so that the try may have taken the whole timeout."""
 
 
 class Webhooks:
@@ -54,8 +62,8 @@ class Webhooks:
     ) -> None:
         """``timeout_s`` is for one whole POST; ``clock`` gives seconds since 1970.
 
-        Raises ValueError for an invalid network, for a secret after ``whsec_`` that is not base64, and for certificates
-        that cannot be read.
+        Raises ValueError for an invalid network, for a secret that is too short or has no base64 after ``whsec_``, and
+        for certificates that cannot be read.
         """
         self._key = _key_of(secret)
         self._timeout_s = timeout_s
@@ -91,7 +99,9 @@ class Webhooks:
                 )
                 response.close()
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            return _unanswered(error)
+            # With a proxy the fault may be the proxy's, so the notification is tried again.
+            answer = _unanswered(error)
+            return replace(answer, final=False, silent=True) if proxied else answer
         if HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return Answer(error=None)
         return Answer(error=f"it answered {response.status_code}", final=response.status_code == HTTPStatus.GONE)
@@ -112,14 +122,23 @@ class Webhooks:
         found = ipaddress.ip_address(address.partition("%")[0])
         if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
             found = found.ipv4_mapped
-        public = found.is_global and not found.is_multicast
-        return public or any(found in network for network in self._networks)
+        if any(found in network for network in self._networks):
+            return True
+        # IPv6 addresses outside global unicast may stand for IPv4 addresses.
+        global_unicast = isinstance(found, ipaddress.IPv4Address) or found in _GLOBAL_UNICAST
+        inside = any(found in network for network in _INSIDE if network.version == found.version)
+        return global_unicast and found.is_global and not found.is_multicast and not inside
 
     def _may_be_asked_for(self, host: str) -> bool:
         """Whether a proxy may be asked for this host. A name may always, because it is not resolved here."""
         try:
             return self._may_reach(host)
         except ValueError:
+            pass
+        try:
+            # A resolver also accepts an address as a single number, in hexadecimal, or with fewer parts.
+            return self._may_reach(socket.inet_ntoa(socket.inet_aton(host.rstrip("."))))
+        except OSError:
             return True
 
 
@@ -127,10 +146,14 @@ def _key_of(secret: Secret) -> bytes:
     text = secret.reveal()
     if text.startswith(SECRET_PREFIX):
         try:
-            return base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+            key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
         except binascii.Error:
-            raise ValueError("behind whsec_ there is no base64") from None
-    return text.encode()
+            raise ValueError("secret: behind whsec_ there is no base64") from None
+    else:
+        key = text.encode()
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(f"secret: has {len(key)} bytes, which can be guessed; use {SHORTEST_KEY} or more")
+    return key
 
 
 def _unanswered(error: BaseException) -> Answer:
@@ -147,5 +170,5 @@ def _unanswered(error: BaseException) -> Answer:
     if isinstance(error, requests.exceptions.SSLError):
         return Answer(error="its certificate is not trusted, or TLS failed")
     if isinstance(error, requests.exceptions.Timeout | TimeoutError):
-        return Answer(error="no answer in time")
-    return Answer(error="no connection, or it broke")
+        return Answer(error="no answer in time", silent=True)
+    return Answer(error="no connection, or it broke", silent=True)

@@ -162,6 +162,8 @@ class Attempt:
     alone_bytes: int = 0
     begun_before: bool = False
     """A lost task or another driver may have left partial work."""
+    out_of_reach: tuple[str, ...] = ()
+    """Why it must not be submitted: inputs that name files which its login may not see."""
     create_s: float | None = None
     """How long the create took, for traces."""
     crashes: int = 0

@@ -308,6 +308,9 @@ def _traces() -> Traces | None:
     except ImportError:
         log.warning("Traces are not written: what they need is not installed", remedy=f"pip install '{EXTRA}'")
         return None
+    except ValueError as error:
+        log.warning("Traces are not written: a variable of OpenTelemetry cannot be used", error=error)
+        return None
     add_field("traceId", lambda fields: traces.trace_id(fields["jobId"]) if "jobId" in fields else None)
     return traces
 

@@ -311,7 +311,7 @@ class Loop:
 
     def _look_round(self, now: float) -> None:
         """Handles matters beside this driver's own jobs: pauses, budgets, schedules, the account's limit, draining."""
-        if now < self._look_round_at:
+        if now < self._look_round_at and not (self._notifier is not None and self._notifier.ready):
             return
         self._look_round_at = now + self._config.driver.poll_interval_s
         unsent = {a.job.job_id: a for a in self.attempts if isinstance(a.state, Submitting) and a.request is None}
@@ -350,6 +350,8 @@ class Loop:
         self._report_refusals()
         self._metrics.claimed(len(jobs))
         self._look_up_logins(jobs)
+        # Before any of them is taken up: what Postgres did not answer is not known of, and is given back.
+        beyond = {job.job_id: self._out_of_reach(job) for job in jobs}
         if self._traces is not None:
             self._traces.see(jobs)
         for job in jobs:
@@ -357,25 +359,25 @@ class Loop:
                 attempt = self.attempts.begin(job, now)
                 log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
                 # Checked again, because a row may have been inserted without our own enqueue.
-                faults = [*check(NewJob(spec=job.spec), self._config.camber.catalog), *self._out_of_reach(job)]
+                attempt.out_of_reach = beyond[job.job_id]
+                faults = check(NewJob(spec=job.spec), self._config.camber.catalog)
                 if faults and isinstance(attempt.state, Submitting):
                     error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults))
                     self._end(self.attempts.give_up(attempt, error))
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
 
-    def _out_of_reach(self, job: Job) -> Iterator[str]:
+    def _out_of_reach(self, job: Job) -> tuple[str, ...]:
         """Faults of inputs that name stored files of jobs which the login of this one may not see."""
         reached = {at: reach_of(item.uri, self._config.artifacts) for at, item in enumerate(job.spec.inputs)}
         reached = {at: reach for at, reach in reached.items() if reach is not Reach.NOTHING}
-        if not reached or job.enqueued_by is None:
-            return
+        if not reached or job.enqueued_by is None:  # A row from before logins were noted is the owner's.
+            return ()
         sees_all, own = self._queue.may_see(
             job.enqueued_by, {each for each in reached.values() if isinstance(each, UUID)}
         )
-        for at, reach in reached.items():
-            if not sees_all and reach not in own:
-                yield f"inputs[{at}].uri: names files of jobs that the login {job.enqueued_by} did not put in"
+        said = f"names files of jobs that the login {job.enqueued_by} did not put in"
+        return tuple(f"inputs[{at}].uri: {said}" for at, reach in reached.items() if not sees_all and reach not in own)
 
     def _look_up_logins(self, jobs: Sequence[Job]) -> None:
         for login in {job.enqueued_by for job in jobs if job.spec.secrets and job.enqueued_by is not None}:
@@ -405,11 +407,12 @@ class Loop:
         adopted = self._queue.adopt(self._config.driver.batch_size)
         self._report_refusals()
         self._look_up_logins([orphan.job for orphan in adopted])
+        beyond = {orphan.job.job_id: self._out_of_reach(orphan.job) for orphan in adopted}
         if self._traces is not None:
             self._traces.see(orphan.job for orphan in adopted)
         for orphan in adopted:
             with self._concerning(orphan.job):
-                self.attempts.take_over(orphan, now)
+                self.attempts.take_over(orphan, now).out_of_reach = beyond[orphan.job.job_id]
         if adopted:
             self._metrics.adopted(len(adopted))
             log.info("Jobs taken over", jobs=len(adopted))
@@ -708,6 +711,10 @@ class Loop:
 
     def _may_submit(self, attempt: Attempt) -> bool:
         """Whether the job may have its secrets and the driver has them; if not, ends the attempt."""
+        if attempt.out_of_reach:
+            error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(attempt.out_of_reach))
+            self._end(self.attempts.give_up(attempt, error))
+            return False
         if refused := self._refused_secrets(attempt.job):
             message = f"the login {attempt.job.enqueued_by} has no grant for {', '.join(refused)}"
             self._end(self.attempts.give_up(attempt, ErrorInfo(code=ErrorCode.SECRET_REFUSED, message=message)))

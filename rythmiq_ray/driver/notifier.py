@@ -19,15 +19,17 @@ log = get_logger("driver")
 
 BATCH: Final = 100
 THREADS: Final = 8
-FAULTS_OF_A_HOST: Final = 3
-"""After this many failures in one batch, the batch's other notifications to that host are not tried: one host must not
-delay the others."""
+SILENCES_OF_A_HOST: Final = 3
+"""After this many tries without an answer in one batch, the other notifications to that host are left for later: one
+host that hangs must not delay the others."""
 HOLD_FACTOR: Final = 2.0
-"""A driver keeps a batch for twice as long as sending it can take; then another driver may take it."""
+"""A batch is reserved for its driver for twice as long as it can take; after that any driver takes it again."""
 KEEP_S: Final = 30 * 86_400.0
-"""How long the row of a notification is kept after it was delivered or given up."""
+"""How long the row of a notification is kept after its end."""
 FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 6 * 3600.0
+LEFT_OUT_PAUSE_S: Final = 30.0
+"""Seconds until a notification that was not tried is due again."""
 
 
 def pause_s(tries: int) -> float:
@@ -56,56 +58,77 @@ class Notifier:
         self._send = send
         self._wake = wake
         self._told = told
-        self._sent: SimpleQueue[list[Told]] = SimpleQueue()
+        self._answers: SimpleQueue[Told] = SimpleQueue()
+        self._unwritten: list[Told] = []
         self._sending = False
+        self._sent = threading.Event()
+        """Set when the current batch has ended, until the loop has seen it."""
 
     @property
     def busy(self) -> bool:
         """Whether a batch is being sent, or its outcomes are not written yet."""
-        return self._sending
+        return self._sending or bool(self._unwritten) or not self._answers.empty()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a batch has ended, so that there are outcomes to write and perhaps more to send."""
+        return self._sent.is_set()
 
     def look_round(self, *, due: bool) -> None:
-        """Writes the outcomes of the last batch; takes another one if some are ``due``. Raises DatabaseUnavailable."""
-        while not self._sent.empty():
-            self._queue.told(self._sent.get())
+        """Writes the outcomes so far; takes another batch if some are ``due``. Raises DatabaseUnavailable."""
+        if self._sent.is_set():
+            self._sent.clear()
             self._sending = False
+        while not self._answers.empty():
+            self._unwritten.append(self._answers.get())
+        if self._unwritten:
+            self._queue.told(self._unwritten)
+            self._unwritten = []
         if not due or self._sending:
             return
         hold_s = HOLD_FACTOR * self._config.timeout_s * (1 + BATCH / THREADS)
         if batch := self._queue.take_notifications(BATCH, hold_s=hold_s, keep_s=KEEP_S):
-            self._sending = True
             threading.Thread(target=self._work, args=(batch,), name="rythmiq-notifier", daemon=True).start()
+            self._sending = True
 
     def _work(self, batch: Iterable[Notification]) -> None:
-        faults: Counter[str] = Counter()
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="rythmiq-notify") as pool:
-            told = list(pool.map(lambda one: self._try(one, faults), batch))
-        self._sent.put(told)
-        self._wake()
+        silences: Counter[str] = Counter()
+        try:
+            with ThreadPoolExecutor(THREADS, thread_name_prefix="rythmiq-notify") as pool:
+                for one in batch:
+                    pool.submit(self._try, one, silences)
+        finally:
+            self._sent.set()
+            self._wake()
 
-    def _try(self, one: Notification, faults: Counter[str]) -> Told:
+    def _try(self, one: Notification, silences: Counter[str]) -> None:
         host = _host_of(one.url)
+        if silences[host] >= SILENCES_OF_A_HOST:
+            error = "not tried: others to this host had no answer just now"
+            self._answers.put(Told.of(one, error=error, again_s=LEFT_OUT_PAUSE_S, tried=False))
+            return
+        try:
+            answer = self._send(str(one.notification_id), one.url, one.body)
+        except Exception as error:  # noqa: BLE001 - a bad row must not affect others
+            answer = Answer(error=f"{type(error).__name__} while it was sent", final=True)
+        if answer.silent:
+            silences[host] += 1
+        self._answers.put(self._outcome(one, answer, host))
+
+    def _outcome(self, one: Notification, answer: Answer, host: str) -> Told:
         about = {"jobId": one.job_id} if one.job_id is not None else {"groupId": one.group_id}
-        if faults[host] >= FAULTS_OF_A_HOST:
-            answer = Answer(error="others to this host had no answer just now")
-        else:
-            try:
-                answer = self._send(str(one.notification_id), one.url, one.body)
-            except Exception as error:  # noqa: BLE001 - a bad row must not affect others
-                answer = Answer(error=f"{type(error).__name__} while it was sent", final=True)
         if answer.error is None:
-            log.info("Notification delivered", **about, host=host)
             self._told("delivered")
-            return Told(notification_id=one.notification_id, error=None, again_s=None)
-        faults[host] += 1
+            log.info("Notification delivered", **about, host=host)
+            return Told.of(one, error=None, again_s=None)
         if answer.final or one.tries >= self._config.max_attempts:
             self._told("given_up")
             log.error("Notification given up", **about, host=host, error=answer.error, tries=one.tries)
-            return Told(notification_id=one.notification_id, error=answer.error, again_s=None)
-        again_s = pause_s(one.tries)
+            return Told.of(one, error=answer.error, again_s=None)
         self._told("retried")
+        again_s = pause_s(one.tries)
         log.warning("Notification not delivered", **about, host=host, error=answer.error, retryIn=f"{again_s:.0f}s")
-        return Told(notification_id=one.notification_id, error=answer.error, again_s=again_s)
+        return Told.of(one, error=answer.error, again_s=again_s)
 
 
 def _host_of(url: str) -> str:

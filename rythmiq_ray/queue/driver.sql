@@ -429,22 +429,32 @@ WITH old AS (
     DELETE FROM rythmiq.notifications AS n USING old WHERE n.notification_id = old.notification_id
 ), due AS MATERIALIZED (
     SELECT notification_id FROM rythmiq.notifications
-    WHERE next_at <= coalesce(%(now)s, clock_timestamp())
+    WHERE next_at <= coalesce(%(now)s, now())
     ORDER BY next_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE rythmiq.notifications AS n
-SET tries = n.tries + 1, next_at = coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(hold_s)s)
+SET tries = n.tries + 1, next_at = coalesce(%(now)s, now()) + make_interval(secs => %(hold_s)s)
 FROM due
 WHERE n.notification_id = due.notification_id
 RETURNING n.notification_id, n.job_id, n.group_id, n.url, n.body::text AS body, n.tries
 
 -- name: told
--- What became of notifications: delivered, to be tried again, or given up.
+-- What became of notifications: delivered, to be tried again, or given up. A row that another session holds, or that
+-- another driver has taken since, is left alone: it is told again.
+WITH v AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb)
+        AS v(notification_id uuid, error text, again_s double precision, tries integer, tried boolean)
+), mine AS MATERIALIZED (
+    SELECT n.notification_id FROM v JOIN rythmiq.notifications AS n USING (notification_id)
+    WHERE n.tries = v.tries AND n.delivered_at IS NULL
+    FOR NO KEY UPDATE OF n SKIP LOCKED
+)
 UPDATE rythmiq.notifications AS n
 SET delivered_at = CASE WHEN v.error IS NULL THEN coalesce(%(now)s, clock_timestamp()) END, error = v.error,
+    tries = n.tries - (NOT v.tried)::integer,
     next_at = coalesce(%(now)s, clock_timestamp()) + make_interval(secs => v.again_s)
-FROM jsonb_to_recordset(%(rows)s::jsonb) AS v(notification_id uuid, error text, again_s double precision)
-WHERE n.notification_id = v.notification_id AND n.delivered_at IS NULL
+FROM mine JOIN v USING (notification_id)
+WHERE n.notification_id = mine.notification_id
 
 -- name: settle_left
 -- What follows from the end of jobs and groups, where another session was in the way when they ended.
@@ -458,7 +468,7 @@ SELECT rythmiq.check_budgets() IS NULL AS checked,
        (SELECT min(max_running) FROM rythmiq.limits WHERE scope = 'account') AS account_limit,
        EXISTS (SELECT FROM rythmiq.schedules
                WHERE NOT paused AND next_at <= coalesce(%(now)s, clock_timestamp())) AS schedules_due,
-       EXISTS (SELECT FROM rythmiq.notifications WHERE next_at <= coalesce(%(now)s, clock_timestamp())) AS notifications_due,
+       EXISTS (SELECT FROM rythmiq.notifications WHERE next_at <= coalesce(%(now)s, now())) AS notifications_due,
        EXISTS (SELECT FROM rythmiq.drivers WHERE driver_id = %(driver_id)s AND draining_at IS NOT NULL) AS draining,
        array(SELECT j.job_id FROM rythmiq.jobs AS j
              WHERE j.job_id = ANY(%(ids)s::uuid[])

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -181,6 +181,14 @@ class Told:
     """None = it was delivered."""
     again_s: float | None
     """Seconds until the next try; None = there is none."""
+    tries: int
+    """How many there had been when this one was taken, with it."""
+    tried: bool = True
+    """False: it was left for later and does not count as a try."""
+
+    @classmethod
+    def of(cls, one: Notification, *, error: str | None, again_s: float | None, tried: bool = True) -> Told:
+        return cls(notification_id=one.notification_id, error=error, again_s=again_s, tries=one.tries, tried=tried)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -328,9 +336,7 @@ class Queue(Session):
 
     def told(self, answers: Iterable[Told]) -> None:
         """Writes what became of tries."""
-        rows = [
-            {"notification_id": str(one.notification_id), "error": one.error, "again_s": one.again_s} for one in answers
-        ]
+        rows = [{**asdict(one), "notification_id": str(one.notification_id)} for one in answers]
         self._run("told", rows=json.dumps(rows))
 
     def fire_schedules(self, limit: int) -> int:

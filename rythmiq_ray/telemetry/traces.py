@@ -35,7 +35,7 @@ MOST_LINKS: Final = 128
 _SYSTEM: Final = "rythmiq"
 _KNOWN: Final = 100_000
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
-_FLUSH_MS: Final = 5000
+_CLOSE_S: Final = 5.0
 
 
 def of_caller(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -69,7 +69,9 @@ def open_traces() -> Traces:
         {"service.name": os.environ.get("OTEL_SERVICE_NAME", "rythmiq-driver"), "service.version": __version__}
     )
     provider = TracerProvider(resource=resource, id_generator=_ids(), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    # Very many attempts may end at once after an outage; spans that do not fit into the queue are lost.
+    most = None if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else 65_536
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=most))
     return Traces(provider)
 
 
@@ -108,9 +110,11 @@ class Traces:
             self._group(group)
 
     def close(self) -> None:
-        """Sends the remaining spans, which takes a few seconds at most."""
-        self._provider.force_flush(_FLUSH_MS)
-        self._provider.shutdown()
+        """Sends the remaining spans, for at most five seconds."""
+        # In a thread, because the SDK waits for each batch in turn, whatever timeout it is given.
+        closing = threading.Thread(target=self._provider.shutdown, name="rythmiq-traces", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
 
     def _attempt(self, attempt: EndedAttempt) -> None:
         from opentelemetry.trace import SpanKind

@@ -114,6 +114,7 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("secrets[0]", {"secrets": ["lower"]}),
     ("inputs[0].uri", {"inputs": [{"uri": "./local"}]}),
     ("inputs[0].uri", {"inputs": [{}]}),
+    ("inputs[0].uri", {"inputs": [{"uri": "s3://b/x/../y"}]}),
     ("inputs[0].name", {"inputs": [{"uri": "s3://b/x", "name": "../x"}]}),
     ("outputs[1]", {"outputs": ["a", "/etc/passwd"]}),
     ("timeout", {"timeout": "soon"}),

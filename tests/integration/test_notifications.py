@@ -12,8 +12,8 @@ import pytest
 
 from rythmiq_ray import Client, JobSpec, NewJob, enqueue, enqueue_many
 from rythmiq_ray.config import NotifyConfig
-from rythmiq_ray.driver.notifier import FAULTS_OF_A_HOST, Notifier, pause_s
-from rythmiq_ray.errors import ErrorCode, InvalidJob
+from rythmiq_ray.driver.notifier import SILENCES_OF_A_HOST, Notifier, pause_s
+from rythmiq_ray.errors import DatabaseUnavailable, ErrorCode, InvalidJob
 from rythmiq_ray.model import ErrorInfo, JobState, NewGroup
 from rythmiq_ray.queue import Ending, Queue, enqueue_group
 from rythmiq_ray.secret import Secret
@@ -177,12 +177,74 @@ def test_a_host_that_does_not_answer_holds_up_no_other(connection: Any, queue: Q
     enqueue_many(connection, [*jobs, NewJob(spec=JobSpec(command="x"), notify=URL)])
     end(queue)
     post = Post()
-    post.answer = lambda url: Answer(error="no answer in time" if "dead" in url else None)
+    post.answer = lambda url: Answer(error="no answer in time", silent=True) if "dead" in url else Answer(error=None)
     Teller(queue, post).round()
     asked = [url for _, url, _ in post.sent if "dead" in url]
     assert URL in {url for _, url, _ in post.sent}
-    assert FAULTS_OF_A_HOST <= len(asked) < 30
+    assert SILENCES_OF_A_HOST <= len(asked) < 30
     assert sum(row["next_at"] is not None for row in rows(connection)) == 30
+
+
+def test_what_was_not_tried_is_no_try_and_answers_hold_up_nobody(connection: Any, queue: Queue) -> None:
+    hooks = [NewJob(spec=JobSpec(command="x"), notify=f"https://hooks.example/gone/{n}") for n in range(20)]
+    hooks += [NewJob(spec=JobSpec(command="x"), notify=f"https://hooks.example/good/{n}") for n in range(20)]
+    enqueue_many(connection, hooks)
+    end(queue)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE rythmiq.notifications SET tries = 2")  # the next one is the last
+    post = Post()
+    post.answer = lambda url: Answer(error="it answered 410", final=True) if "gone" in url else Answer(error=None)
+    Teller(queue, post).round()
+    assert sum(row["delivered_at"] is not None for row in rows(connection)) == 20
+    enqueue_many(connection, [NewJob(spec=JobSpec(command="x"), notify="https://dead.example/") for _ in range(30)])
+    end(queue)
+    post.answer = lambda _url: Answer(error="no answer in time", silent=True)
+    Teller(queue, post, max_attempts=1).round()
+    dead = [row for row in rows(connection) if "dead" in row["url"]]
+    untried = [row for row in dead if row["error"].startswith("not tried")]
+    assert untried
+    assert {(row["tries"], row["next_at"] is None) for row in untried} == {(0, False)}
+
+
+def test_results_that_could_not_be_written_are_written_later(connection: Any, queue: Queue) -> None:
+    enqueue(connection, JobSpec(command="x"), notify=URL)
+    end(queue)
+    teller = Teller(queue, Post())
+    lost = iter([DatabaseUnavailable("away")])
+    write = queue.told
+
+    def told(answers: Any) -> None:
+        for error in lost:
+            raise error
+        write(answers)
+
+    queue.told = told  # type: ignore[method-assign]
+    with pytest.raises(DatabaseUnavailable):
+        teller.round()
+    assert teller.notifier.busy
+    teller.round()
+    assert not teller.notifier.busy
+    assert rows(connection)[0]["delivered_at"] is not None
+    enqueue(connection, JobSpec(command="x"), notify=URL)
+    end(queue)
+    teller.round()
+    assert len([row for row in rows(connection) if row["delivered_at"]]) == 2
+
+
+def test_a_row_that_somebody_holds_keeps_no_driver_waiting(connection: Any, queue: Queue, database_url: str) -> None:
+    enqueue(connection, JobSpec(command="x"), notify=URL)
+    end(queue)
+    holder = psycopg2.connect(database_url)
+
+    class Holding(Post):
+        def __call__(self, notification_id: str, url: str, body: str) -> Answer:
+            holder.cursor().execute("SELECT FROM rythmiq.notifications FOR UPDATE")
+            return super().__call__(notification_id, url, body)
+
+    Teller(queue, Holding()).round()
+    assert rows(connection)[0]["delivered_at"] is None, "it is told again once it is due"
+    holder.rollback()
+    holder.close()
 
 
 def test_a_row_that_cannot_be_sent_concerns_itself_alone(connection: Any, queue: Queue) -> None:

@@ -130,7 +130,7 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
         f" SELECT '{two.job_id}', 'https://example.org/', '{{}}' FROM generate_series(1, 2)",
     )
     told, _ = second.take_notifications(10, hold_s=1.0, keep_s=0.0)
-    second.told([Told(notification_id=told.notification_id, error=None, again_s=None)])
+    second.told([Told.of(told, error=None, again_s=None)])
     second.take_notifications(10, hold_s=1.0, keep_s=0.0)
     assert [ended.attempt for ended in second.ended_attempts([(one.job_id, 1)])] == [1]
     assert second.ended_groups([one.job_id], members=1) == []
@@ -487,10 +487,17 @@ def test_a_uri_of_what_another_login_stored_is_no_way_around(
         (mine,) = (path for path in (tmp_path / "store").rglob("out.txt") if str(own) in str(path))
         taking = enqueue(gateway, JobSpec(command="true", inputs=(Input(uri=f"file://{stored}", name="x"),)))
         using = enqueue(gateway, JobSpec(command="true", inputs=(Input(uri=f"file://{mine}", name="x"),)))
+        spec = JobSpec(command="true", inputs=(Input(uri=f"file:///{stored}", name="x"),))
+        left = enqueue(gateway, spec, queue="left")
+    died = Queue(Secret(database_url), queues=("left",), lease_s=1.0)
+    died.register()
+    assert [job.job_id for job in died.claim(1)] == [left]
+    died.close()
     by_owner = enqueue(run_.connection, JobSpec(command="true", inputs=(Input(uri=f"file://{mine}", name="x"),)))
-    ids = (taking, using, by_owner)
+    ids = (taking, using, by_owner, left)
     run_.until(lambda: all(inspect.job(run_.connection, str(each)).state.finished for each in ids), "all end")
-    taken, used, owners = (inspect.job(run_.connection, str(each)) for each in ids)
+    taken, used, owners, taken_over = (inspect.job(run_.connection, str(each)) for each in ids)
     assert (taken.state, taken.error_code, taken.remote_id) == (JobState.FAILED, "invalid_job", None)
     assert "did not put in" in str(taken.error_message)
+    assert (taken_over.state, taken_over.error_code, taken_over.remote_id) == (JobState.FAILED, "invalid_job", None)
     assert (used.state, owners.state) == (JobState.SUCCEEDED, JobState.SUCCEEDED)

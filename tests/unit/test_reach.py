@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -32,6 +33,11 @@ def s3() -> ArtifactsConfig:
         (f"s3://lab/rythmiq/{JOB}/1/out.csv", JOB),
         (f"S3://lab/rythmiq/{JOB}/1/out.csv", JOB),
         (f"s3://lab/rythmiq/{JOB}/", JOB),
+        (f"s3://lab//rythmiq/{JOB}/1/log.txt", JOB),
+        (f"s3://lab/rythmiq//{JOB}/1/log.txt", JOB),
+        (f"s3://lab//rythmiq/{JOB}/", JOB),
+        (f"s3://lab/x/../rythmiq/{JOB}/1/log.txt", JOB),
+        ("s3://lab//rythmiq//*", Reach.ALL),
         (f"s3://lab/rythmiq/{JOB}/*/x", JOB),
         ("s3://lab/rythmiq/*/1/out.csv", Reach.ALL),
         ("s3://lab/rythmiq/01a21*/1/out.csv", Reach.ALL),
@@ -59,14 +65,24 @@ def test_in_a_bucket_that_has_artifacts_at_its_root_and_other_data_beside_them(s
     assert reach_of("s3://lab/*/1/x", config) is Reach.ALL
 
 
+@pytest.mark.parametrize("path", ["{}/store", "{}/link", "store"])
 @pytest.mark.parametrize(
     "uri",
     [
-        f"file:///var/store/rythmiq/{JOB}/1/x",
-        f"file://localhost/var/store/rythmiq/{JOB}/1/x",
-        f"file:///var/store/rythmiq/inputs/../{JOB}/1/x",
-        f"file:///var/store/%72ythmiq/{JOB}/1/x",
+        "file://{}/store/rythmiq/{}/1/x",
+        "file://localhost{}/store/rythmiq/{}/1/x",
+        "file:///{}/store/rythmiq/{}/1/x",
+        "file://{}/link/rythmiq/{}/1/x",
+        "file://{}/store/rythmiq/inputs/../{}/1/x",
+        "file://{}/store/%72ythmiq/{}/1/x",
     ],
 )
-def test_in_a_folder(s3: ArtifactsConfig, uri: str) -> None:
-    assert reach_of(uri, replace(s3, type="local", path="/var/store/")) == JOB
+def test_in_a_folder_however_it_and_the_uri_are_written(
+    s3: ArtifactsConfig, uri: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store" / "rythmiq" / "inputs").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("store")
+    monkeypatch.chdir(tmp_path)
+    config = replace(s3, type="local", path=path.format(tmp_path))
+    assert reach_of(uri.format(tmp_path, JOB), config) == JOB
+    assert reach_of(f"file://{tmp_path}/elsewhere", config) is Reach.NOTHING

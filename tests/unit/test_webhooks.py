@@ -85,7 +85,8 @@ def test_a_private_address_is_never_told(receiver: Receiver) -> None:
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "172.20.0.1", "0.0.0.0", "::1", "fe80::1", "fd00::1",
-     "::ffff:10.0.0.1", "100.64.0.1", "224.0.0.1"],
+     "::ffff:10.0.0.1", "100.64.0.1", "224.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:1", "2002:7f00:1::",
+     "::127.0.0.1", "fec0::1", "168.63.129.16"],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not webhooks_to()._may_reach(address)
@@ -150,4 +151,20 @@ def test_nobody_there_is_tried_again() -> None:
 def test_a_secret_that_is_no_base64_is_refused() -> None:
     with pytest.raises(ValueError, match="base64"):
         Webhooks(Secret("whsec_?"), timeout_s=1.0)
-    assert webhooks.Webhooks(Secret("any text"), timeout_s=1.0)
+    for short in ("", "x", "whsec_", "whsec_QQ==", "any text"):
+        with pytest.raises(ValueError, match="16 or more"):
+            Webhooks(Secret(short), timeout_s=1.0)
+    assert webhooks.Webhooks(Secret("any text of enough bytes"), timeout_s=1.0)
+
+
+@pytest.mark.parametrize("host", ["2852039166", "0xa9fea9fe", "169.254.43518", "10.0.0.5.", "::1"])
+def test_a_proxy_is_not_asked_for_a_private_address_however_it_is_written(host: str) -> None:
+    assert not webhooks_to()._may_be_asked_for(host)
+
+
+def test_what_is_wrong_with_a_proxy_gives_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense://proxy")
+    monkeypatch.setenv("https_proxy", "nonsense://proxy")
+    answer = webhooks_to().send("m", "https://example.org/", BODY)
+    assert answer.error
+    assert not answer.final

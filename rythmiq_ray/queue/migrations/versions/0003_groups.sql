@@ -21,6 +21,8 @@ ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_state_check
 
 COMMENT ON COLUMN rythmiq.jobs.params IS 'of a member of a sweep: the variables in which it differs from the others';
 COMMENT ON COLUMN rythmiq.jobs.waits_for IS 'how many of its dependencies are not satisfied yet';
+ALTER TABLE rythmiq.jobs ADD CONSTRAINT jobs_notify_check CHECK (notify ~ '^https?://[^\s/?#@]+([/?#]\S*)?$') NOT VALID;
+
 COMMENT ON COLUMN rythmiq.jobs.notify IS 'a URL that gets a signed POST each time the job has ended';
 COMMENT ON COLUMN rythmiq.jobs.traceparent IS 'the trace of whoever put it in, as W3C Trace Context writes it';
 COMMENT ON COLUMN rythmiq.jobs.enqueued_by IS 'the login that put it in; NULL for jobs from before this column';
@@ -57,7 +59,7 @@ CREATE TABLE rythmiq.groups (
     max_parallel        integer CHECK (max_parallel >= 1),
     stop_after_failures integer CHECK (stop_after_failures >= 1),
     places              integer CHECK (places >= 0),
-    notify              text,
+    notify              text CHECK (notify ~ '^https?://[^\s/?#@]+([/?#]\S*)?$'),
     members             integer NOT NULL DEFAULT 0,
     succeeded           integer NOT NULL DEFAULT 0,
     failed              integer NOT NULL DEFAULT 0,

@@ -246,7 +246,7 @@ BEGIN
         uri := item ->> 'uri';
         IF uri !~ ('^(s3://[A-Za-z0-9][A-Za-z0-9._-]{0,254}/+[^/]|file://(localhost)?/(.*[^/])$|(job|group):[^/]+/.'
                    || '|https?://([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])' || port || '([/?#]\S*)?$)')
-           OR uri ~ '[\x01-\x1f\x7f-\x9f]' OR octet_length(uri) > 8192 THEN
+           OR uri ~ '[\x01-\x1f\x7f-\x9f]' OR uri ~ '^s3://.*/\.{1,2}(/|$)' OR octet_length(uri) > 8192 THEN
             PERFORM rythmiq.refuse('inputs[' || at || '].uri',
                 'must be s3://bucket/key, file:///path, http://…, https://…, job:ID/GLOB or group:ID/GLOB');
         END IF;

@@ -19,6 +19,7 @@ COMMENT ON COLUMN rythmiq.notifications.next_at IS 'when it is tried next; NULL 
 COMMENT ON COLUMN rythmiq.notifications.error IS 'why the last try did not deliver it';
 
 CREATE INDEX notifications_due ON rythmiq.notifications (next_at) WHERE next_at IS NOT NULL;
+CREATE INDEX notifications_untried ON rythmiq.notifications (notification_id) WHERE next_at IS NOT NULL AND tries = 0;
 CREATE INDEX notifications_done ON rythmiq.notifications (created_at) WHERE next_at IS NULL;
 CREATE INDEX notifications_job ON rythmiq.notifications (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX notifications_group ON rythmiq.notifications (group_id) WHERE group_id IS NOT NULL;
@@ -35,7 +36,7 @@ BEGIN
     VALUES (NEW.job_id, NEW.notify, rythmiq.notification('job.ended', jsonb_build_object(
         'job_id', NEW.job_id, 'name', NEW.name, 'group_id', NEW.group_id, 'state', NEW.state, 'attempt', NEW.attempt,
         'exit_code', NEW.exit_code, 'error_code', NEW.error_code, 'error_message', NEW.error_message,
-        'user_id', NEW.user_id, 'queue', NEW.queue, 'labels', NEW.labels, 'params', NEW.params,
+        'user_id', NEW.user_id, 'enqueued_by', NEW.enqueued_by, 'queue', NEW.queue, 'labels', NEW.labels, 'params', NEW.params,
         'cost_credits', NEW.cost_credits, 'artifact_uri', NEW.artifact_uri, 'created_at', NEW.created_at,
         'started_at', NEW.started_at, 'finished_at', NEW.finished_at)));
     RETURN NULL;
@@ -49,7 +50,8 @@ BEGIN
         'group_id', NEW.group_id, 'name', NEW.name,
         'state', CASE WHEN NEW.failed > 0 THEN 'FAILED' WHEN NEW.cancelled > 0 THEN 'CANCELLED' ELSE 'SUCCEEDED' END,
         'members', NEW.members, 'succeeded', NEW.succeeded, 'failed', NEW.failed, 'cancelled', NEW.cancelled,
-        'user_id', NEW.user_id, 'labels', NEW.labels, 'created_at', NEW.created_at, 'finished_at', NEW.finished_at)));
+        'user_id', NEW.user_id, 'enqueued_by', NEW.enqueued_by, 'labels', NEW.labels, 'created_at', NEW.created_at,
+        'finished_at', NEW.finished_at)));
     RETURN NULL;
 END
 $$;
