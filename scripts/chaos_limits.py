@@ -39,6 +39,8 @@ class Change:
     began: float
     ended: float
     value: int | None
+    sure: bool
+    """False: the answer was lost, so the value before it may still be in force."""
 
 
 @dataclass
@@ -68,25 +70,19 @@ class Limits:
             else:
                 control.set_limit(connection, scope, max_running=value)
         except Exception:
-            # It is not known whether it was set, so both values count.
-            self.history[scope].append(Change(began, time.time(), value))
-            self.history[scope].append(Change(began, time.time(), self._last(scope)))
+            self.history[scope].append(Change(began, time.time(), value, sure=False))
             raise
-        self.history[scope].append(Change(began, time.time(), value))
-
-    def _last(self, scope: Scope) -> int | None:
-        return self.history[scope][-2].value if len(self.history[scope]) > 1 else None
+        self.history[scope].append(Change(began, time.time(), value, sure=True))
 
     def highest(self, scope: Scope, at: float) -> int | None:
         """The highest value that may have been in force at about that time; None = no limit."""
-        values: list[int | None] = []
-        current: int | None = None
+        values: set[int | None] = {None}
         for change in self.history[scope]:
-            if change.ended < at - SLACK_S:
-                current = change.value
-            elif change.began <= at + SLACK_S:
-                values.append(change.value)
-        values.append(current)
+            if change.began > at + SLACK_S:
+                break
+            if change.sure and change.ended < at - SLACK_S:
+                values = set()  # What was in force before is over.
+            values.add(change.value)
         return None if None in values else max(value for value in values if value is not None)
 
     def violations(self, journal: Path, attempts: Iterable[Mapping[str, Any]]) -> Iterator[str]:

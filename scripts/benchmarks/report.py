@@ -28,7 +28,10 @@ PACKAGES = (
 )  # fmt: skip
 _FARTHEST = 100.0
 """The largest factor between a value and its goal in the picture; values beyond it are drawn at its edge."""
-ORDER = ("P1", "P1c", "P2", "P3", "P5", "P6", "P7", "P9", "P10", "scale")
+ORDER = (
+    *("P1", "P1c", "P2", "P3", "P5", "P6", "P7", "P9", "P10", "P11", "P12", "P13", "P14"),
+    *("growth", "soak", "scale"),
+)
 """The order of the rows. P4 is in the row of P3, P8 in those of P1c and P2."""
 BEGIN, END = "<!-- begin of figures -->", "<!-- end of figures -->"
 
