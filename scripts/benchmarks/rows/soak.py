@@ -53,7 +53,7 @@ def measure(bench: Bench) -> Row:
         ended = environment.one("SELECT count(*) FROM rythmiq.jobs WHERE state <> 'SUCCEEDED'")
         row.add("jobs that did not succeed", "jobs", ended)
         wait_for(lambda: not _twice(environment), "no path has two creates", timeout_s=1)
-        # During the first two samples Ray still starts workers and caches fill.
+        # By then Ray's workers run, caches are full, and the prune finds jobs that are old enough.
         before, after = samples[SAMPLES // 2], samples[-1]
         for name in before:
             row.add(f"{name}, after half", "", before[name])
