@@ -107,10 +107,10 @@ def regex_of(glob: str) -> str:
 
 def path_below(root: Path, uri: str) -> Path | None:
     """The path of a ``file://`` URI with every link followed, if it is below ``root`` then; else None."""
-    parts = urlsplit(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        return None
     try:
+        parts = urlsplit(uri)
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            return None
         path = Path(unquote(parts.path, errors="strict")).resolve()
     except (OSError, RuntimeError, ValueError):  # a NUL, bytes that are no UTF-8, a ring of links
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Protocol
@@ -351,7 +351,7 @@ class Loop:
         self._metrics.claimed(len(jobs))
         self._look_up_logins(jobs)
         # Before any of them is taken up: what Postgres did not answer is not known of, and is given back.
-        beyond = {job.job_id: self._out_of_reach(job) for job in jobs}
+        beyond = self._out_of_reach(jobs)
         if self._traces is not None:
             self._traces.see(jobs)
         for job in jobs:
@@ -367,17 +367,27 @@ class Loop:
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
 
-    def _out_of_reach(self, job: Job) -> tuple[str, ...]:
-        """Faults of inputs that name stored files of jobs which the login of this one may not see."""
-        reached = {at: reach_of(item.uri, self._config.artifacts) for at, item in enumerate(job.spec.inputs)}
-        reached = {at: reach for at, reach in reached.items() if reach is not Reach.NOTHING}
-        if not reached or job.enqueued_by is None:  # A row from before logins were noted is the owner's.
-            return ()
-        sees_all, own = self._queue.may_see(
-            job.enqueued_by, {each for each in reached.values() if isinstance(each, UUID)}
-        )
-        said = f"names files of jobs that the login {job.enqueued_by} did not put in"
-        return tuple(f"inputs[{at}].uri: {said}" for at, reach in reached.items() if not sees_all and reach not in own)
+    def _out_of_reach(self, jobs: Iterable[Job]) -> dict[UUID, tuple[str, ...]]:
+        """By job: faults of inputs that name stored files of jobs which its login may not see."""
+        reached: dict[UUID, dict[int, UUID | Reach]] = {}
+        wanted: dict[str, set[UUID]] = {}
+        jobs = list(jobs)
+        for job in jobs:
+            found = {at: reach_of(item.uri, self._config.artifacts) for at, item in enumerate(job.spec.inputs)}
+            reached[job.job_id] = {at: reach for at, reach in found.items() if reach is not Reach.NOTHING}
+            if reached[job.job_id] and job.enqueued_by is not None:  # A row from before logins is the owner's.
+                wanted.setdefault(job.enqueued_by, set()).update(x for x in found.values() if isinstance(x, UUID))
+        seen = {login: self._queue.may_see(login, ids) for login, ids in wanted.items()}
+        faults: dict[UUID, tuple[str, ...]] = {}
+        for job in jobs:
+            sees_all, own = seen.get(job.enqueued_by or "", (True, frozenset()))
+            said = f"names files of jobs that the login {job.enqueued_by} did not put in"
+            faults[job.job_id] = tuple(
+                f"inputs[{at}].uri: {said}"
+                for at, reach in reached[job.job_id].items()
+                if not sees_all and reach not in own
+            )
+        return faults
 
     def _look_up_logins(self, jobs: Sequence[Job]) -> None:
         for login in {job.enqueued_by for job in jobs if job.spec.secrets and job.enqueued_by is not None}:
@@ -407,7 +417,7 @@ class Loop:
         adopted = self._queue.adopt(self._config.driver.batch_size)
         self._report_refusals()
         self._look_up_logins([orphan.job for orphan in adopted])
-        beyond = {orphan.job.job_id: self._out_of_reach(orphan.job) for orphan in adopted}
+        beyond = self._out_of_reach(orphan.job for orphan in adopted)
         if self._traces is not None:
             self._traces.see(orphan.job for orphan in adopted)
         for orphan in adopted:

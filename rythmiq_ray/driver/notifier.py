@@ -95,8 +95,10 @@ class Notifier:
         silences: Counter[str] = Counter()
         try:
             with ThreadPoolExecutor(THREADS, thread_name_prefix="rythmiq-notify") as pool:
-                for one in batch:
-                    pool.submit(self._try, one, silences)
+                tries = [pool.submit(self._try, one, silences) for one in batch]
+            for each in tries:
+                if (error := each.exception()) is not None:
+                    log.error("The result of a notification was lost; it is sent again", error=type(error).__name__)
         finally:
             self._sent.set()
             self._wake()

@@ -86,3 +86,4 @@ def test_in_a_folder_however_it_and_the_uri_are_written(
     config = replace(s3, type="local", path=path.format(tmp_path))
     assert reach_of(uri.format(tmp_path, JOB), config) == JOB
     assert reach_of(f"file://{tmp_path}/elsewhere", config) is Reach.NOTHING
+    assert reach_of("http://[", config) is Reach.NOTHING
