@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -93,13 +94,13 @@ class Base(Screen[None]):
 
     # --------------------------------------------------------------------------------------- what a screen is made of
 
+    @abstractmethod
     def body(self) -> Iterable[Widget]:
         """The widgets between title and status line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def title_line(self) -> Line:
         """The title at the top."""
-        raise NotImplementedError
 
     def looks_at(self) -> Look | None:
         """What to read; None for a screen that reads nothing."""
