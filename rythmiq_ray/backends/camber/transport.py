@@ -2,8 +2,8 @@
 
 Proxies and certificates come from the environment variables that requests reads, and from ``SSL_CERT_FILE`` and
 ``SSL_CERT_DIR``. They are read once. A call goes straight to an adapter of requests, without a session: nothing is sent
-twice, no redirect is followed and no cookie is kept. A session would also merge its settings into each call, which costs
-much of a call's processor time.
+twice, no redirect is followed and no cookie is kept. A session would also merge its settings into each call, and costs
+much processor time.
 """
 
 from __future__ import annotations
