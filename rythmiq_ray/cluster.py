@@ -335,7 +335,8 @@ class Cluster:
 
     def dispatch(self) -> None:
         """Sends as many tasks as there are free slots, each with its share of the pending requests."""
-        free = self._capacity() - len(self._running)
+        slots = self._capacity()
+        free = slots - len(self._running)
         while free > 0 and self._alone:
             request, stream_bytes = self._alone.popleft()
             self._send([request], extra_s=stream_bytes / _SLOWEST_BYTES_PER_S)
@@ -344,7 +345,9 @@ class Cluster:
         for step in (Step.COLLECT, Step.CANCEL, Step.SUBMIT, Step.CLEAN):
             pending = self._pending[step]
             while free > 0 and pending:
-                share = max(1, min(self._config.jobs_per_task, -(-len(pending) // free)))
+                # Shared among the CPUs that are idle; a task that has to wait for one takes all that it may.
+                idle = max(1, free - slots + slots // _TASKS_PER_CPU)
+                share = min(self._config.jobs_per_task, -(-len(pending) // idle))
                 batch = list(islice(pending, share))
                 for _ in batch:
                     pending.popleft()

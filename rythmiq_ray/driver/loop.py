@@ -342,10 +342,12 @@ class Loop:
             self._settle_at = 0.0 if full else math.inf
 
     def _claim(self, now: float) -> None:
-        room = self._claim_room()
-        if now < self._claim_at or room <= 0:
-            return
-        limit = min(self._config.driver.batch_size, room)
+        """Claims as much as fills the cluster's tasks, so that each of them is sent full."""
+        room = min(self._claim_room(), self._cluster.room)
+        while now >= self._claim_at and room > 0 and self.lease.held(self._clock()):
+            room -= self._claim_batch(now, min(self._config.driver.batch_size, room))
+
+    def _claim_batch(self, now: float, limit: int) -> int:
         jobs = self._queue.claim(limit, account=int(self.limit) if self._of_an_account else None)
         self._report_refusals()
         self._metrics.claimed(len(jobs))
@@ -366,6 +368,7 @@ class Loop:
                     self._end(self.attempts.give_up(attempt, error))
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
+        return len(jobs)
 
     def _out_of_reach(self, jobs: Iterable[Job]) -> dict[UUID, tuple[str, ...]]:
         """By job: faults of inputs that name stored files of jobs which its login may not see."""

@@ -895,6 +895,21 @@ def test_list_that_moves_while_it_is_read_repeats_nothing(poll: Poll) -> None:
     assert found == ALL[::-1]
 
 
+def test_list_that_grows_as_fast_as_it_is_read_is_read_on(poll: Poll) -> None:
+    class Burst(Listing):
+        """Gets a page of new jobs after each of the first pages."""
+
+        def __call__(self, request: Request) -> Reply:
+            reply = super().__call__(request)
+            if len(self.ids) < 200:
+                self.ids = [max(self.ids) + n for n in range(self.page, 0, -1)] + self.ids
+            return reply
+
+    found, calls = poll(Burst(ALL), set(ALL))
+    assert found == ALL[::-1]
+    assert calls == {"list": 20}
+
+
 def test_server_with_pages_smaller_than_asked_for(poll: Poll) -> None:
     assert poll(Listing(ALL, page=7, total=False), set(ALL))[0] == ALL[::-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -43,7 +44,7 @@ _LONGEST_SEARCH_S: Final = 10 * 365 * 86400.0
 _OUTAGE: Final = 3
 """This many jobs in a row without a clear answer are taken for an outage."""
 _STUCK_PAGES: Final = 3
-"""This many pages in a row without an older job: the list grows faster than it is read, or has no pages."""
+"""This many pages in a row without an older job, which new jobs do not explain: the server has no pages."""
 
 
 class CamberExecutionBackend:
@@ -226,7 +227,8 @@ class CamberExecutionBackend:
 
     def _pages(self, *, to_the_end: bool) -> Iterator[JobPage]:
         """Pages of the list, newest first. ``to_the_end``: only an empty page ends it, whatever total and sizes say."""
-        number, lowest, stuck, full = 0, None, 0, 0
+        number, stuck, full = 0, 0, 0
+        lowest = deepest = math.inf
         while stuck < _STUCK_PAGES:
             number += 1
             page = self.client.list_page(number)
@@ -238,8 +240,10 @@ class CamberExecutionBackend:
             counted = page.total is not None and len(page.jobs) <= page.total <= number * full
             if not to_the_end and (counted or len(page.jobs) < full):
                 return
-            stuck = stuck + 1 if lowest is not None and _lowest(page) >= lowest else 0
-            lowest = _lowest(page) if lowest is None else min(lowest, _lowest(page))
+            # How many jobs are older than this page's. New jobs push the pages back, and no page is older for a while.
+            older = -number if page.total is None else page.total - number * full
+            stuck = stuck + 1 if _lowest(page) >= lowest and older < deepest else 0
+            lowest, deepest = min(lowest, _lowest(page)), min(deepest, older)
 
     def _ask_for_each(self, remote_ids: Collection[int]) -> Iterator[list[RemoteJob | Unclear]]:
         """Queries jobs one by one; those not found are left out. A fault counts as that job's, unless it is an outage.
