@@ -20,9 +20,10 @@ from rythmiq_ray import processes
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.config_loader import Loaded, load
-from rythmiq_ray.driver.loop import SECRET_PREFIX, Loop
+from rythmiq_ray.driver.loop import Loop
 from rythmiq_ray.driver.notifier import Notifier
 from rythmiq_ray.driver.outages import BACKEND, STORE
+from rythmiq_ray.driver.permissions import SECRET_PREFIX
 from rythmiq_ray.driver.poller import Poller
 from rythmiq_ray.driver.retention import Retention
 from rythmiq_ray.driver.signals import Signals, Stopped

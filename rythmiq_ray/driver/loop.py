@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Protocol
-from uuid import UUID
 
-from rythmiq_ray.artifacts.reach import Reach, reach_of
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
 from rythmiq_ray.driver.attempts import Attempt, Attempts, Collecting, Ended, Submitting, Waiting
@@ -25,6 +23,7 @@ from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.lease import Heartbeat, Lease
 from rythmiq_ray.driver.notifier import Notifier
 from rythmiq_ray.driver.outages import BACKEND, Outages, Place
+from rythmiq_ray.driver.permissions import Permissions
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
 from rythmiq_ray.driver.retention import Retention
@@ -55,7 +54,6 @@ from rythmiq_ray.wakeup import Wakeup
 
 log = get_logger("driver")
 
-SECRET_PREFIX: Final = "RYTHMIQ_SECRET_"  # noqa: S105 - where secrets are found, not one
 LONGEST_WAIT_S: Final = 1.0
 """The longest wait between ticks. Signals end a wait at once; a draining node, for example, gives none."""
 SLACK_POLLS: Final = 3.0
@@ -114,7 +112,7 @@ class Loop:
         self._poller = poller
         self._wakeup = wakeup
         self._clock = clock
-        self._environ = environ
+        self._permissions = Permissions(config, queue, environ)
         self._metrics = metrics or Metrics()
         self.limit = ConcurrencyLimit(config.camber.max_in_flight, slack_s=SLACK_POLLS * config.driver.poll_interval_s)
         self.attempts = Attempts(config, on_phase_ended=self._metrics.phase_ended, on_started=self._started)
@@ -137,8 +135,6 @@ class Loop:
         self._disown_at = 0.0
         self._cancels_at = 0.0
         self._settle_at = 0.0
-        self._logins: dict[str, tuple[frozenset[str], bool]] = {}
-        """Roles of logins whose jobs name secrets, as of the last claim of such a job; and whether they are trusted."""
         self._look_round_at = 0.0
         self._running = 0
         """RUNNING jobs of all drivers together."""
@@ -351,9 +347,8 @@ class Loop:
         jobs = self._queue.claim(limit, account=int(self.limit) if self._of_an_account else None)
         self._report_refusals()
         self._metrics.claimed(len(jobs))
-        self._look_up_logins(jobs)
         # Before any of them is taken up: what Postgres did not answer is not known of, and is given back.
-        beyond = self._out_of_reach(jobs)
+        out_of_reach = self._permissions.look_up(jobs)
         if self._traces is not None:
             self._traces.see(jobs)
         for job in jobs:
@@ -361,7 +356,7 @@ class Loop:
                 attempt = self.attempts.begin(job, now)
                 log.debug("Job claimed", jobId=job.job_id, attempt=job.attempt)
                 # Checked again, because a row may have been inserted without our own enqueue.
-                attempt.out_of_reach = beyond[job.job_id]
+                attempt.out_of_reach = out_of_reach[job.job_id]
                 faults = check(NewJob(spec=job.spec), self._config.camber.catalog)
                 if faults and isinstance(attempt.state, Submitting):
                     error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(faults))
@@ -369,32 +364,6 @@ class Loop:
         full = len(jobs) == limit
         self._claim_at = 0.0 if full else now + self._config.driver.poll_interval_s
         return len(jobs)
-
-    def _out_of_reach(self, jobs: Iterable[Job]) -> dict[UUID, tuple[str, ...]]:
-        """By job: faults of inputs that name stored files of jobs which its login may not see."""
-        reached: dict[UUID, dict[int, UUID | Reach]] = {}
-        wanted: dict[str, set[UUID]] = {}
-        jobs = list(jobs)
-        for job in jobs:
-            found = {at: reach_of(item.uri, self._config.artifacts) for at, item in enumerate(job.spec.inputs)}
-            reached[job.job_id] = {at: reach for at, reach in found.items() if reach is not Reach.NOTHING}
-            if reached[job.job_id] and job.enqueued_by is not None:  # A row from before logins is the owner's.
-                wanted.setdefault(job.enqueued_by, set()).update(x for x in found.values() if isinstance(x, UUID))
-        seen = {login: self._queue.may_see(login, ids) for login, ids in wanted.items()}
-        faults: dict[UUID, tuple[str, ...]] = {}
-        for job in jobs:
-            sees_all, own = seen.get(job.enqueued_by or "", (True, frozenset()))
-            said = f"names files of jobs that the login {job.enqueued_by} did not put in"
-            faults[job.job_id] = tuple(
-                f"inputs[{at}].uri: {said}"
-                for at, reach in reached[job.job_id].items()
-                if not sees_all and reach not in own
-            )
-        return faults
-
-    def _look_up_logins(self, jobs: Sequence[Job]) -> None:
-        for login in {job.enqueued_by for job in jobs if job.spec.secrets and job.enqueued_by is not None}:
-            self._logins[login] = self._queue.roles_of(login)
 
     def _report_refusals(self) -> None:
         for refusal in self._queue.refusals():
@@ -419,13 +388,12 @@ class Loop:
             return
         adopted = self._queue.adopt(self._config.driver.batch_size)
         self._report_refusals()
-        self._look_up_logins([orphan.job for orphan in adopted])
-        beyond = self._out_of_reach(orphan.job for orphan in adopted)
+        out_of_reach = self._permissions.look_up(orphan.job for orphan in adopted)
         if self._traces is not None:
             self._traces.see(orphan.job for orphan in adopted)
         for orphan in adopted:
             with self._concerning(orphan.job):
-                self.attempts.take_over(orphan, now).out_of_reach = beyond[orphan.job.job_id]
+                self.attempts.take_over(orphan, now).out_of_reach = out_of_reach[orphan.job.job_id]
         if adopted:
             self._metrics.adopted(len(adopted))
             log.info("Jobs taken over", jobs=len(adopted))
@@ -685,9 +653,10 @@ class Loop:
             if attempt.stop is not None:
                 self._end(self.attempts.stop(attempt, attempt.stop.code))
                 return
-            if not self._may_submit(attempt):
+            if (refusal := self._permissions.refusal(attempt.job, attempt.out_of_reach)) is not None:
+                self._end(self.attempts.give_up(attempt, refusal))
                 return
-            secrets = self._secrets(attempt.job)
+            secrets = self._permissions.secrets(attempt.job)
         request = self.attempts.step(attempt, now, secrets=secrets, lease_until=lease_until)
         if request is not None:
             if request.step is Step.SUBMIT:
@@ -721,38 +690,6 @@ class Loop:
                         limit=code,
                     )
                     self._end(self.attempts.stop(attempt, code))
-
-    def _may_submit(self, attempt: Attempt) -> bool:
-        """Whether the job may have its secrets and the driver has them; if not, ends the attempt."""
-        if attempt.out_of_reach:
-            error = ErrorInfo(code=ErrorCode.INVALID_JOB, message="; ".join(attempt.out_of_reach))
-            self._end(self.attempts.give_up(attempt, error))
-            return False
-        if refused := self._refused_secrets(attempt.job):
-            message = f"the login {attempt.job.enqueued_by} has no grant for {', '.join(refused)}"
-            self._end(self.attempts.give_up(attempt, ErrorInfo(code=ErrorCode.SECRET_REFUSED, message=message)))
-            return False
-        missing = [name for name in attempt.job.spec.secrets if not self._environ.get(SECRET_PREFIX + name)]
-        if missing:
-            names = ", ".join(SECRET_PREFIX + name for name in missing)
-            error = ErrorInfo(code=ErrorCode.SECRET_MISSING, message=f"the driver's environment lacks {names}")
-            self._end(self.attempts.give_up(attempt, error))
-            return False
-        return True
-
-    def _refused_secrets(self, job: Job) -> list[str]:
-        """The secrets that the enqueuing login may not name. A row without a login counts as the owner's."""
-        if not job.spec.secrets or job.enqueued_by is None:
-            return []
-        roles, trusted = self._logins.get(job.enqueued_by, (frozenset(), False))
-        grants = self._config.secrets.grants
-        if not grants:
-            return [] if trusted else list(job.spec.secrets)
-        of_all = grants.get("*", ())
-        return [name for name in job.spec.secrets if roles.isdisjoint((*of_all, *grants.get(name, ())))]
-
-    def _secrets(self, job: Job) -> dict[str, Secret]:
-        return {name: Secret(self._environ[SECRET_PREFIX + name]) for name in job.spec.secrets}
 
     def _withdraw(self) -> bool:
         """Takes back steps that have not begun; returns whether one of them may have begun unnoticed and may create."""
