@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from rythmiq_ray.artifacts import open_store
-from rythmiq_ray.backends import ExecutionBackend, OnCall
+from rythmiq_ray.backends import CallObserver, ExecutionBackend
 from rythmiq_ray.backends.camber import CamberExecutionBackend
 from rythmiq_ray.backends.camber.key import ApiKey
 from rythmiq_ray.backends.camber.probe import Learnt, probe
@@ -27,7 +27,7 @@ def open_backend(
     *,
     key: Key | None = None,
     threads: int = 1,
-    on_call: OnCall | None = None,
+    on_call: CallObserver | None = None,
 ) -> ExecutionBackend:
     """The configured backend; without ``key``, the configuration's key is used. Makes no call.
 
@@ -66,7 +66,7 @@ class ExecutorFactory:
             report_calls=config.health.port is not None,
         )
 
-    def build(self, *, key: Key | None = None, on_call: OnCall | None = None) -> Executor:
+    def build(self, *, key: Key | None = None, on_call: CallObserver | None = None) -> Executor:
         return Executor(
             backend=open_backend(self.execution, self.camber, key=key, threads=self.threads, on_call=on_call),
             store=open_store(self.artifacts, self.inputs),

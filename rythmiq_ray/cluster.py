@@ -44,7 +44,7 @@ import ray.util.metrics
 from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
 
 from rythmiq_ray import machine, processes
-from rythmiq_ray.backends import OnCall
+from rythmiq_ray.backends import CallObserver
 from rythmiq_ray.clock import clock_id, now_s
 from rythmiq_ray.config import RayConfig
 from rythmiq_ray.errors import ConfigurationError, RayUnavailable, RythmiqError
@@ -90,7 +90,7 @@ class ExecutorFactory(Protocol):
         """Whether a task reports its calls to the backend, for metrics."""
         ...
 
-    def build(self, *, on_call: OnCall | None = None) -> Executor:
+    def build(self, *, on_call: CallObserver | None = None) -> Executor:
         """A new executor with its own clients; raises RythmiqError."""
         ...
 
@@ -108,7 +108,7 @@ def _begun() -> bytes:
 
 
 ApiCall = tuple[str, str, float]
-"""A call to the backend: the arguments of :data:`rythmiq_ray.backends.OnCall`."""
+"""A call to the backend: the arguments of :data:`rythmiq_ray.backends.CallObserver`."""
 
 
 _executor_lock: Final = threading.Lock()
@@ -219,7 +219,7 @@ class Cluster:
         factory: Callable[[], ExecutorFactory],
         *,
         wake: Callable[[], None],
-        on_call: OnCall | None = None,
+        on_call: CallObserver | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
         """``factory`` is called for each task; it returns a new value when, for example, the key has changed.
@@ -241,7 +241,7 @@ class Cluster:
         self._results: list[tuple[StepRequest, StepResult]] = []
         self._probed: list[tuple[str, ErrorInfo | None]] = []
         self._clocks = {clock_id(): 0.0}
-        self._heard_at = {clock_id(): math.inf}
+        self._offset_at = {clock_id(): math.inf}
         """When each offset was measured; the driver's own clock has no need to be."""
         self._next_task = 0
         self._slots = _TASKS_PER_CPU
@@ -380,7 +380,7 @@ class Cluster:
             requests.clear()
         self._read_messages()
         unbegun = [number for number, task in self._running.items() if task.deadline is None]
-        return pending, [request for number in unbegun for request in self._give_up(number)]
+        return pending, [request for number in unbegun for request in self._drop_task(number)]
 
     def completed(self) -> list[tuple[StepRequest, StepResult]]:
         """Requests with a result since the last call; requests of tasks past their timeout have ``TaskLost``."""
@@ -388,7 +388,7 @@ class Cluster:
         now = self._clock()
         for number, task in [*self._running.items(), *self._probing.items()]:
             if task.deadline is not None and now >= task.deadline:
-                self._lose(number, task, TaskLost(reason="a hang: its time was over", dead=False))
+                self._fail_task(number, task, TaskLost(reason="a hang: its time was over", dead=False))
         results, self._results = self._results, []
         return results
 
@@ -489,14 +489,14 @@ class Cluster:
             if isinstance(message, bytes):
                 self._take(number, task, message)
             else:
-                self._lose(number, task, message or TaskLost(reason="a task that ended early", dead=True))
+                self._fail_task(number, task, message or TaskLost(reason="a task that ended early", dead=True))
 
     def _take(self, number: int, task: _Task, message: bytes) -> None:
         content = pickle.loads(message)  # noqa: S301 - a task's of ours, by way of Ray
         if isinstance(content, _Begun):
             now = self._clock()
             task.deadline = now + task.allowed_s
-            self._hear(content, now)
+            self._update_clock_offset(content, now)
             return
         found, calls = content
         if self._on_call is not None:
@@ -510,25 +510,25 @@ class Cluster:
         if not task.requests:
             del self._running[number]
 
-    def _hear(self, begun: _Begun, now: float) -> None:
+    def _update_clock_offset(self, begun: _Begun, now: float) -> None:
         """Updates the offset of the node's clock from a task's first message.
 
         The message was sent before now, so the node's clock is ahead of ours by at least this difference. The largest
         recent value is the most exact. Older ones are dropped, since the node may have been suspended after them.
         """
         offset_s = begun.at - now
-        old = now - self._heard_at.get(begun.clock, -math.inf) > _CLOCK_KEPT_S
+        old = now - self._offset_at.get(begun.clock, -math.inf) > _CLOCK_KEPT_S
         if old or offset_s >= self._clocks[begun.clock]:
-            self._clocks[begun.clock], self._heard_at[begun.clock] = offset_s, now
+            self._clocks[begun.clock], self._offset_at[begun.clock] = offset_s, now
 
-    def _lose(self, number: int, task: _Task, lost: TaskLost) -> None:
+    def _fail_task(self, number: int, task: _Task, lost: TaskLost) -> None:
         """Gives ``lost`` as the result of all requests of the task that have none."""
-        self._results.extend((request, lost) for request in self._give_up(number))
+        self._results.extend((request, lost) for request in self._drop_task(number))
         if task.part is not None:
             message = f"the probe's Ray task was lost: {lost.reason}"
             self._probed.append((task.part, ErrorInfo(code=PROBES[task.part], message=message)))
 
-    def _give_up(self, number: int) -> list[StepRequest]:
+    def _drop_task(self, number: int) -> list[StepRequest]:
         """Kills a task and ignores its further messages; returns its requests without a result."""
         task = self._running.pop(number, None) or self._probing.pop(number)
         with suppress(Exception):

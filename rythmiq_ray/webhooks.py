@@ -76,12 +76,12 @@ class Webhooks:
         try:
             host = urlsplit(url).hostname or ""
         except ValueError:
-            return Answer(error="it is no URL that can be called", final=True)
+            return Answer(error="not a valid URL", final=True)
         proxied = not is_loopback(host) and select_proxy(url, get_environ_proxies(url, no_proxy=None))
         content = body.encode()
         try:
             if proxied and not self._may_be_asked_for(host):
-                return Answer(error="its address is not public", final=True)
+                return Answer(error="the address is not public", final=True)
             with requests.Session() as session:
                 session.trust_env = False
                 for scheme in ("http://", "https://"):
@@ -104,7 +104,8 @@ class Webhooks:
             return replace(answer, final=False, silent=True) if proxied else answer
         if HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return Answer(error=None)
-        return Answer(error=f"it answered {response.status_code}", final=response.status_code == HTTPStatus.GONE)
+        gone = response.status_code == HTTPStatus.GONE
+        return Answer(error=f"the receiver answered {response.status_code}", final=gone)
 
     def _headers(self, notification_id: str, content: bytes) -> dict[str, str]:
         sent_at = str(int(self._clock()))
@@ -152,7 +153,7 @@ def _key_of(secret: Secret) -> bytes:
     else:
         key = text.encode()
     if len(key) < SHORTEST_KEY:
-        raise ValueError(f"secret: has {len(key)} bytes, which can be guessed; use {SHORTEST_KEY} or more")
+        raise ValueError(f"secret: has only {len(key)} bytes and can be guessed; use at least {SHORTEST_KEY}")
     return key
 
 
@@ -161,14 +162,14 @@ def _unanswered(error: BaseException) -> Answer:
     seen: set[int] = set()
     while reason is not None and id(reason) not in seen:
         if isinstance(reason, PermissionError):
-            return Answer(error="its address is not public: notify.private_networks can allow it", final=True)
+            return Answer(error="the address is not public; notify.private_networks can allow it", final=True)
         seen.add(id(reason))
         inner = (getattr(reason, "reason", None), reason.__cause__, reason.__context__, *reason.args)
         reason = next((part for part in inner if isinstance(part, BaseException) and id(part) not in seen), None)
     if isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL):
-        return Answer(error="it is no URL that can be called", final=True)
+        return Answer(error="not a valid URL", final=True)
     if isinstance(error, requests.exceptions.SSLError):
-        return Answer(error="its certificate is not trusted, or TLS failed")
+        return Answer(error="TLS failed, or the certificate is not trusted")
     if isinstance(error, requests.exceptions.Timeout | TimeoutError):
         return Answer(error="no answer in time", silent=True)
-    return Answer(error="no connection, or it broke", silent=True)
+    return Answer(error="the connection failed or broke", silent=True)

@@ -10,7 +10,7 @@ from typing import BinaryIO, Protocol
 from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
 from rythmiq_ray.secret import Secret
 
-OnCall = Callable[[str, str, float], None]
+CallObserver = Callable[[str, str, float], None]
 """Called for every call to a service: the operation, the outcome (``2xx`` … ``5xx``, ``error``), the seconds taken."""
 
 

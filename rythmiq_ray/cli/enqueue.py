@@ -258,7 +258,7 @@ def warn_unserved(connection: Any, jobs: Sequence[NewJob]) -> None:
     from rythmiq_ray.queue import listing
 
     for queue in listing.unserved(connection, sorted({job.queue for job in jobs})):
-        say(f"no living driver serves the queue {queue!r}; the job waits until one does")
+        say(f"no live driver serves the queue {queue!r}; the job waits until one does")
 
 
 def _many(file: str) -> list[NewJob]:

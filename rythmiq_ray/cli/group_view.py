@@ -9,7 +9,7 @@ from uuid import UUID
 import typer
 
 from rythmiq_ray.cli import output
-from rythmiq_ray.console.words import bar
+from rythmiq_ray.console.formatting import bar
 from rythmiq_ray.model import Group, JobState
 from rythmiq_ray.outlook import Outlook, outlook_of
 

@@ -18,7 +18,7 @@ from rythmiq_ray.cli.failure import ENDED_BADLY, NO_SUCH, TIME_OVER, Ended, Unfi
 from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some, time_of
 from rythmiq_ray.cli.group_view import record_of
 from rythmiq_ray.cli.jobs import Before, Json, Limit
-from rythmiq_ray.console.words import bar
+from rythmiq_ray.console.formatting import bar
 from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.filtering import labels_of
 from rythmiq_ray.model import Group, JobState

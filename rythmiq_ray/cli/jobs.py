@@ -271,7 +271,8 @@ def retry(
     left = [job_id for job_id in named if job_id not in queued]
     for job_id in left:
         state = states[job_id]
-        why = "another job has its unique key, or what it needs can never come" if state in ended else f"it is {state}"
+        lost = "another job has its unique key, or what it needs can no longer succeed"
+        why = lost if state in ended else f"it is {state}"
         say(f"{job_id} was left alone: {why}")
     if left:
         raise Unfinished
@@ -424,7 +425,7 @@ def _facts(job: Job) -> dict[str, object]:
         "outputs": ", ".join(spec.outputs),
         "env": ", ".join(spec.env),
         "secrets": ", ".join(spec.secrets),
-        "time-out": None if spec.timeout_s is None else output.duration(spec.timeout_s),
+        "timeout": None if spec.timeout_s is None else output.duration(spec.timeout_s),
         "attempt": f"{job.attempt} of {job.max_attempts}{f', {job.free_attempts} free' if job.free_attempts else ''}",
         "next attempt": output.age(job.next_visible_at, now)
         if job.state in (JobState.QUEUED, JobState.RETRYING) and job.next_visible_at > now

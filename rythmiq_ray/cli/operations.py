@@ -12,7 +12,7 @@ import typer
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.jobs import JobId, Json, job_of
-from rythmiq_ray.console.words import driver_state
+from rythmiq_ray.console.formatting import driver_state
 from rythmiq_ray.model import Job, JobState, Phase
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def _of_a_waiting(connection: Connection, job: Job) -> Iterator[Reason]:
 
     living = [driver for driver in listing.drivers(connection, gone_s=0.0) if driver.alive]
     if not living:
-        yield Reason("no_driver", "no driver lives", "start one: python -m rythmiq_ray.driver")
+        yield Reason("no_driver", "no driver is running", "start one: python -m rythmiq_ray.driver")
     elif listing.unserved(connection, [job.queue]):
         yield Reason(
             "queue_not_served",
-            f"none of {len(living)} living drivers serves the queue {job.queue!r}",
+            f"none of {len(living)} live drivers serves the queue {job.queue!r}",
             "start one with driver.queues that name it, or put the job into another queue",
         )
     yield from _of_limits(connection, job)
@@ -156,7 +156,7 @@ def _of_a_running(connection: Connection, job: Job) -> Iterator[Reason]:
     holder = holders.get(job.driver_id) if job.driver_id else None
     if holder is None or not holder.alive:
         yield Reason(
-            "no_driver", "the driver that had it is gone", "a living driver takes it over once the lease is over"
+            "no_driver", "the driver that had it is gone", "a live driver takes it over once the lease has ended"
         )
     if job.wait_reason:
         yield Reason("waits", f"it waits: {job.wait_reason}", "it goes on once that is over")
@@ -225,7 +225,7 @@ def drain(driver: Annotated[str, typer.Argument(metavar="ID", help="Its id, or t
         living = [each.driver_id for each in listing.drivers(connection) if each.alive]
         found = [driver_id for driver_id in living if digits and driver_id.hex.startswith(digits)]
         if len(found) != 1:
-            raise NotFound(f"{len(found)} living drivers have an id that begins with {driver}: see `rythmiq drivers`")
+            raise NotFound(f"{len(found)} live drivers have an id that begins with {driver}: see `rythmiq drivers`")
         control.drain(connection, found[0])
     typer.echo(f"Driver {found[0]} is being drained")
 

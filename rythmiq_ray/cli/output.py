@@ -15,7 +15,7 @@ from uuid import UUID
 
 import typer
 
-from rythmiq_ray.console.words import STATE_STYLES
+from rythmiq_ray.console.formatting import STATE_STYLES
 from rythmiq_ray.model import JobSpec
 
 _UNITS: Final = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "m"), (0, 1, "s"))

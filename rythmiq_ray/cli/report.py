@@ -73,7 +73,7 @@ def report(
 
 def _numbers(connection: Connection, group_id: UUID, file: str) -> dict[UUID, dict[str, float]]:
     from rythmiq_ray.queue import console
-    from rythmiq_ray.web.values import read_numbers
+    from rythmiq_ray.web.output_numbers import read_numbers
 
     members = [point.job_id for point in console.points(connection, group_id)]
 

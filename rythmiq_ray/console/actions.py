@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.console.filters import Asked
 from rythmiq_ray.errors import InvalidJob, NotFound
 from rythmiq_ray.model import JobState
@@ -90,9 +90,9 @@ def job_ids(connection: Connection, target: Target, states: Collection[JobState]
         assert target.asked is not None  # noqa: S101 - the route has it
         wanted = target.asked.filter
         if wanted.empty or target.asked.faults:
-            raise InvalidJob(["filter: give at least one that can be read: an empty one would mean every job"])
+            raise InvalidJob(["filter: give at least one valid filter; an empty one would match every job"])
         if listing.total(connection, wanted, most=MOST_CHANGED) is None:
-            raise InvalidJob([f"filter: means more than {MOST_CHANGED:,} jobs; use the command line for so many"])
+            raise InvalidJob([f"filter: matches more than {MOST_CHANGED:,} jobs; use the command line for that many"])
     return [job_id for job_id, state in listing.ids(connection, wanted).items() if state in states]
 
 
@@ -108,7 +108,7 @@ def _cancel(connection: Connection, target: Target, _option: bool) -> str:
         return "Nothing was left to cancel."
     running = sum(state is JobState.RUNNING for state in asked.values())
     rest = f", {running:,} of them will be stopped by their drivers" if running else ""
-    return f"Cancelled {words.plural(len(asked), 'job')}{rest}."
+    return f"Cancelled {formatting.plural(len(asked), 'job')}{rest}."
 
 
 def _retry(connection: Connection, target: Target, downstream: bool) -> str:
@@ -117,17 +117,17 @@ def _retry(connection: Connection, target: Target, downstream: bool) -> str:
     queued = inspect.retry(connection, ids, downstream=downstream) if ids else set()
     if not queued:
         return (
-            "Nothing was queued again: what is meant has not FAILED, another job has its unique key, or what it needs"
-            " can never come."
+            "Nothing was queued again: no job has FAILED or was CANCELLED, another job has its unique key, or what it"
+            " needs can no longer succeed."
         )
     left = len(ids) - len(queued.intersection(ids))
-    return f"Queued {words.plural(len(queued), 'job')} again{f'; {left:,} were left alone' if left else ''}."
+    return f"Queued {formatting.plural(len(queued), 'job')} again{f'; {left:,} were left alone' if left else ''}."
 
 
 def _pause(connection: Connection, target: Target, cancel_running: bool) -> str:
     running = control.pause(connection, target.scope, reason="by the console", cancel_running=cancel_running)
-    stopped = f" {words.plural(running, 'running job')} will be stopped." if cancel_running else ""
-    return f"Paused: nothing new is begun.{stopped}"
+    stopped = f" {formatting.plural(running, 'running job')} will be stopped." if cancel_running else ""
+    return f"Paused: nothing new is submitted.{stopped}"
 
 
 def _resume(connection: Connection, target: Target, _option: bool) -> str:
@@ -142,7 +142,7 @@ ACTIONS: Final = {
         Action(
             name="cancel",
             label="Cancel",
-            meaning="What waits ends at once, what runs as soon as its driver has stopped it.",
+            meaning="Waiting jobs end at once, running ones as soon as their driver has stopped them.",
             kinds=("job", "group", "filter"),
             states=UNFINISHED,
             run=_cancel,
@@ -151,26 +151,26 @@ ACTIONS: Final = {
         Action(
             name="retry",
             label="Retry",
-            meaning="Each that FAILED or was CANCELLED gets one attempt more, which costs what an attempt costs.",
+            meaning="Each job that FAILED or was CANCELLED gets one more attempt, which costs as much as any other.",
             kinds=("job", "group", "filter"),
             states=ENDED_BADLY,
             run=_retry,
-            option="Those too that were cancelled because they needed one of these",
+            option="Also jobs that were cancelled because they needed one of these",
         ),
         Action(
             name="pause",
             label="Pause",
-            meaning="Nothing new of it is submitted until it is resumed; what runs goes on.",
+            meaning="Nothing new is submitted until it is resumed; running jobs go on.",
             kinds=_SCOPES,
             states=None,
             run=_pause,
-            option="What runs is cancelled too",
+            option="Also cancel running jobs",
             danger=True,
         ),
         Action(
             name="resume",
             label="Resume",
-            meaning="What waits is submitted again, as limits and budgets allow.",
+            meaning="Waiting jobs are submitted again, as limits and budgets allow.",
             kinds=_SCOPES,
             states=None,
             run=_resume,

@@ -31,7 +31,7 @@ class Janitor:
         self.due_at = 0.0
         """When the next round begins."""
 
-    def look_round(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Does a round if one is due. Raises DatabaseUnavailable."""
         if now < self.due_at:
             return

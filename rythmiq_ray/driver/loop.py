@@ -22,7 +22,7 @@ from rythmiq_ray.driver.concurrency_limit import FIRST, ConcurrencyLimit
 from rythmiq_ray.driver.janitor import Janitor
 from rythmiq_ray.driver.lease import Heartbeat, Lease
 from rythmiq_ray.driver.notifier import Notifier
-from rythmiq_ray.driver.outages import BACKEND, Outages, Place
+from rythmiq_ray.driver.outages import BACKEND, CallSite, Outages
 from rythmiq_ray.driver.permissions import Permissions
 from rythmiq_ray.driver.poll_schedule import PollSchedule
 from rythmiq_ray.driver.poller import Polled, Poller, Probed, Report, Seen
@@ -120,7 +120,7 @@ class Loop:
         self.schedule = PollSchedule(config.driver.poll_interval_s, send=poller.poll)
         self.outages = Outages(
             config.outage,
-            probes={Place.DRIVER: poller.probe, Place.NODE: cluster.probe},
+            probes={CallSite.DRIVER: poller.probe, CallSite.NODE: cluster.probe},
             over=self.attempts.outage_over,
         )
         self._completer = Completer(config.driver.batch_size, retry_s=config.driver.poll_interval_s, clock=clock)
@@ -135,7 +135,7 @@ class Loop:
         self._disown_at = 0.0
         self._cancels_at = 0.0
         self._settle_at = 0.0
-        self._look_round_at = 0.0
+        self._control_at = 0.0
         self._running = 0
         """RUNNING jobs of all drivers together."""
         self._of_an_account = config.execution.backend == "camber"
@@ -233,7 +233,7 @@ class Loop:
         self.with_database(self._write_outcomes, self._clock(), force=True)
         if self._notifier is not None:
             notifier = self._notifier
-            self.with_database(lambda _now: notifier.look_round(due=False), self._clock(), force=True)
+            self.with_database(lambda _now: notifier.tick(due=False), self._clock(), force=True)
         # A submit that still runs may create up to the end of the lease, so the lease must not end before.
         may_create |= any(a.request is not None and isinstance(a.state, Submitting) for a in self.attempts)
         self.with_database(lambda _now: self.lease.stop(resign=not may_create), self._clock(), force=True)
@@ -268,15 +268,15 @@ class Loop:
             return
         self._take_cancels(now)
         self._disown(now)
-        self._look_round(now)
+        self._follow_control(now)
         if not self.draining:
             self._adopt(now)
         self._settle_left(now)
         self._claim(now)
         if not self.outages.any:
-            self._janitor.look_round(now)
+            self._janitor.tick(now)
             if self._retention is not None:
-                self._retention.look_round(now)
+                self._retention.tick(now)
 
     def _take_notifications(self) -> None:
         told = self._queue.notifications()
@@ -287,7 +287,7 @@ class Loop:
         if "unsettled" in told:
             self._settle_at = 0.0
         if "limits" in told:
-            self._claim_at = self._look_round_at = 0.0
+            self._claim_at = self._control_at = 0.0
 
     def _begin_anew(self) -> None:
         """Starts again with a new lease: others may have the jobs now, and the rest is taken over like anyone's."""
@@ -305,13 +305,13 @@ class Loop:
             self._disown_at = now + self._config.driver.lease_s
             self._queue.disown(attempt.job.job_id for attempt in self.attempts)
 
-    def _look_round(self, now: float) -> None:
+    def _follow_control(self, now: float) -> None:
         """Handles matters beside this driver's own jobs: pauses, budgets, schedules, the account's limit, draining."""
-        if now < self._look_round_at and not (self._notifier is not None and self._notifier.ready):
+        if now < self._control_at and not (self._notifier is not None and self._notifier.ready):
             return
-        self._look_round_at = now + self._config.driver.poll_interval_s
+        self._control_at = now + self._config.driver.poll_interval_s
         unsent = {a.job.job_id: a for a in self.attempts if isinstance(a.state, Submitting) and a.request is None}
-        found = self._queue.look_round(unsent)
+        found = self._queue.control_state(unsent)
         if found.draining and not self.draining:
             log.info("This driver is being drained: it finishes its jobs and claims no more", jobs=len(self.attempts))
         self.draining = self.draining or found.draining  # A new lease has a new row, which nobody drained.
@@ -321,7 +321,7 @@ class Loop:
         if found.unsettled:
             self._settle_at = 0.0
         if self._notifier is not None:
-            self._notifier.look_round(due=found.notifications_due)
+            self._notifier.tick(due=found.notifications_due)
         if found.schedules_due and (fired := self._queue.fire_schedules(self._config.driver.batch_size)):
             log.info("Schedules fired", runs=fired)
         if self.attempts and not self.limit.fixed:
@@ -334,7 +334,7 @@ class Loop:
     def _settle_left(self, now: float) -> None:
         if now >= self._settle_at:
             full = self._queue.settle_left(self._config.driver.batch_size) >= self._config.driver.batch_size
-            # Until `_look_round` or a notification says that there is more.
+            # Until `_follow_control` or a notification says that there is more.
             self._settle_at = 0.0 if full else math.inf
 
     def _claim(self, now: float) -> None:
@@ -503,7 +503,7 @@ class Loop:
             return  # It was sent under a former lease; the attempt's present request is another one.
         if isinstance(result, Faulted):
             if request.step in (Step.SUBMIT, Step.COLLECT):  # A failed cancel or clean may have causes of its own.
-                self.outages.note_fault(result.error, now, Place.NODE, job=attempt.job)
+                self.outages.note_fault(result.error, now, CallSite.NODE, job=attempt.job)
             if result.error.code is ErrorCode.BACKEND_BUSY and request.step is Step.SUBMIT:
                 self.limit.refused(attempt.requested_at, now)
         elif isinstance(result, TaskLost):
@@ -567,7 +567,7 @@ class Loop:
                 self._enforce_limits(poll.number, now)
             case Polled(error=ErrorInfo() as error):
                 self.schedule.failed(now)
-                self.outages.note_fault(error, now, Place.DRIVER)
+                self.outages.note_fault(error, now, CallSite.DRIVER)
             case Probed(part=part, error=error):
                 self.outages.note_probe(part, error, now)
 
@@ -730,7 +730,7 @@ class Loop:
             if self.lease.lost:
                 times.append(now)
             if held:
-                times += (self._settle_at, self._look_round_at)
+                times += (self._settle_at, self._control_at)
                 if not self.draining:
                     times.append(self._adopt_at)
                 if self.attempts:

@@ -74,7 +74,7 @@ class Notifier:
         """Whether a batch has ended, so that there are outcomes to write and perhaps more to send."""
         return self._sent.is_set()
 
-    def look_round(self, *, due: bool) -> None:
+    def tick(self, *, due: bool) -> None:
         """Writes the outcomes so far; takes another batch if some are ``due``. Raises DatabaseUnavailable."""
         if self._sent.is_set():
             self._sent.clear()

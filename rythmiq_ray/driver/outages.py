@@ -20,7 +20,7 @@ SLOW_PROBE_S: Final = 5.0
 log = get_logger("driver")
 
 
-class Place(StrEnum):
+class CallSite(StrEnum):
     """Where a call was made. A service may be reachable from a node and not from the driver, or the other way round."""
 
     DRIVER = "driver"
@@ -31,11 +31,11 @@ class Outages:
     """A circuit breaker for the backend and one for the store. Times are seconds of :mod:`rythmiq_ray.clock`."""
 
     def __init__(
-        self, config: OutageConfig, *, probes: Mapping[Place, Callable[[str], None]], over: Callable[[], None]
+        self, config: OutageConfig, *, probes: Mapping[CallSite, Callable[[str], None]], over: Callable[[], None]
     ) -> None:
         """``probes``: sends a probe of the part with that name. ``over`` is called when an outage has ended."""
         self._breakers = {BACKEND: Breaker(config), STORE: Breaker(config)}
-        self._places = dict.fromkeys(self._breakers, Place.DRIVER)
+        self._places = dict.fromkeys(self._breakers, CallSite.DRIVER)
         self._probes = probes
         self._over = over
         self._told: set[str] = set()
@@ -54,7 +54,7 @@ class Outages:
         """When the next probe of each part may be sent."""
         return [breaker.due_at for breaker in self._breakers.values() if breaker.due_at is not None]
 
-    def note_fault(self, error: ErrorInfo, now: float, place: Place, job: Job | None = None) -> None:
+    def note_fault(self, error: ErrorInfo, now: float, place: CallSite, job: Job | None = None) -> None:
         """Takes any error of a call. If a part is at fault and not a job, dispatch pauses.
 
         The part is then probed from ``place``, where the fault was seen.

@@ -57,7 +57,7 @@ class Retention:
         self.due_at: float | None = 0.0 if config.on else None
         """When the next round begins; None = never."""
 
-    def look_round(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Deletes a batch if a round is due. Raises DatabaseUnavailable."""
         while not self._deleted.empty():
             gone = self._deleted.get()

@@ -214,7 +214,7 @@ def rights(connection: Connection) -> Rights:
 def drain(connection: Connection, driver_id: UUID) -> None:
     """Tells a driver to finish its jobs, claim no more, and exit. Raises NotFound if it is not alive."""
     if not fetch(connection, _SQL["drain"], {"driver_id": driver_id})[0]["found"]:
-        raise NotFound(f"No living driver has the id {driver_id}")
+        raise NotFound(f"No live driver has the id {driver_id}")
 
 
 def cost(

@@ -460,7 +460,7 @@ WHERE n.notification_id = mine.notification_id
 -- What follows from the end of jobs and groups, where another session was in the way when they ended.
 SELECT rythmiq.settle_left(%(limit)s) AS handled
 
--- name: look_round
+-- name: control_state
 -- Updates budgets. Returns whether this driver is being drained, what else it has to do, and which of these jobs are in a scope
 -- that was paused or whose budget was reached after their claim.
 SELECT rythmiq.check_budgets() IS NULL AS checked,
@@ -679,7 +679,7 @@ SELECT rythmiq.sees_all(%(login)s::name) AS sees_all,
        array(SELECT j.job_id FROM rythmiq.jobs AS j
              WHERE j.job_id = ANY(%(ids)s::uuid[]) AND j.enqueued_by = %(login)s::name) AS ids
 
--- name: control
+-- name: bounds
 -- What bounds and holds up the work of all drivers together, for metrics: of each scope how many are paused, how many
 -- have reached a budget, and the largest share of a budget that is spent.
 SELECT scope, count(DISTINCT name) FILTER (WHERE paused) AS paused, count(DISTINCT name) FILTER (WHERE over <> '{}') AS over,

@@ -141,8 +141,8 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Round:
-    """The result of :meth:`Queue.look_round`."""
+class ControlState:
+    """The result of :meth:`Queue.control_state`."""
 
     draining: bool
     """Whether the driver has to finish its jobs and exit."""
@@ -285,10 +285,10 @@ class Queue(Session):
             self._turn = rows[-1]["user_id"]
         return self._readable(rows)
 
-    def look_round(self, submitting: Iterable[UUID]) -> Round:
+    def control_state(self, submitting: Iterable[UUID]) -> ControlState:
         """Updates budgets, and returns what the driver has to do beside its jobs. ``submitting``: jobs to check."""
-        (row,) = self._run("look_round", ids=list(submitting))
-        return Round(
+        (row,) = self._run("control_state", ids=list(submitting))
+        return ControlState(
             draining=row["draining"],
             unsettled=row["unsettled"],
             schedules_due=row["schedules_due"],
@@ -404,7 +404,7 @@ class Queue(Session):
 
     def bounds(self) -> list[Bounds]:
         """What bounds the work of all drivers, by scope; a scope without limits is not in it."""
-        return [Bounds(**row) for row in self._run("control")]
+        return [Bounds(**row) for row in self._run("bounds")]
 
     def left_over(self) -> LeftOver:
         """What is left over, and has to be looked at if it grows."""

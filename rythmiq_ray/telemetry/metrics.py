@@ -198,7 +198,7 @@ BUDGET_SPENT: Final = Metric(
 UNSERVED_JOBS: Final = Metric(
     name="rythmiq_unserved_jobs",
     kind=Kind.GAUGE,
-    help="Jobs that wait in queues which no living driver serves; exact up to 10,000 waiting ones.",
+    help="Jobs that wait in queues that no live driver serves; exact up to 10,000 waiting ones.",
 )
 OLDEST_GROUP: Final = Metric(
     name="rythmiq_oldest_unfinished_group_age_seconds",

@@ -15,14 +15,14 @@ from textual.binding import BindingType
 from textual.message import Message
 from textual.screen import Screen
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.console.database import Database
 from rythmiq_ray.console.why import Why
 from rythmiq_ray.secret import Secret
-from rythmiq_ray.top import deeds
+from rythmiq_ray.top import changes
 from rythmiq_ray.top.base import Base, Keys
-from rythmiq_ray.top.deeds import Deed, Ready
-from rythmiq_ray.top.insides import HelpScreen
+from rythmiq_ray.top.changes import Change, Ready
+from rythmiq_ray.top.detail_screens import HelpScreen
 from rythmiq_ray.top.main import MainScreen
 from rythmiq_ray.top.source import Source
 from rythmiq_ray.top.watch import Seen, Watcher
@@ -33,25 +33,25 @@ _SAID_S: Final = 20.0
 
 HELP: Final[Sequence[tuple[str, Keys]]] = (
     (
-        "Where one goes",
+        "Navigate",
         (
             ("1 2 3 4, tab", "queues, groups, jobs, drivers"),
-            ("\u2191 \u2193, j k", "a row down or up; page up and down, g and G go far"),
-            ("enter", "look inside: a queue's jobs, a group, a job, a driver"),
-            ("esc", "back; in the tables it takes the filter away"),
+            ("\u2191 \u2193, j k", "a row down or up; also page up and down, g and G for the first and last"),
+            ("enter", "open: a queue's jobs, a group, a job, a driver"),
+            ("esc", "back; in a table, remove the filter"),
             ("> <", "older jobs, and back to the newest"),
-            ("l", "the log of a job, which is followed as long as its end is on the screen"),
-            ("space", "look now"),
+            ("l", "a job's log; it follows while its end is on the screen"),
+            ("space", "refresh now"),
             ("q", "quit"),
         ),
     ),
     (
-        "What one does; each is asked for first",
+        "Change; each asks first",
         (
-            ("c", "cancel a job, a group, or all of a queue"),
+            ("c", "cancel a job, a group, or all jobs of a queue"),
             ("r", "retry what FAILED or was CANCELLED"),
-            ("p", "pause a queue or a group, or let it go on"),
-            ("P", "pause the account, or let it go on"),
+            ("p", "pause or resume a queue or a group"),
+            ("P", "pause or resume the account"),
             ("d", "drain a driver"),
         ),
     ),
@@ -59,16 +59,16 @@ HELP: Final[Sequence[tuple[str, Keys]]] = (
         "Filter",
         (
             ("/", "the filters of the command line: queue=night state=failed user=alice since=2h label=team=ml"),
-            ("", "group, name and error too; a word alone is a part of a job's name; an empty line takes all away"),
+            ("", "also group, name, error; a bare word matches job names; an empty line removes all filters"),
         ),
     ),
     (
-        "What is shown",
+        "Columns",
         (
-            ("WAITING", "QUEUED and RETRYING jobs; a plus says that there are more than were counted"),
-            ("RUNNING", "jobs that run, of how many may where there is a limit"),
-            ("OLDEST", "for how long the oldest job that may be claimed has waited"),
-            ("ENDED", "how many ended in each of the last minutes; A MINUTE: in the last whole one"),
+            ("WAITING", "QUEUED and RETRYING jobs; a plus means more than were counted"),
+            ("RUNNING", "running jobs, and the most that may run where there is a limit"),
+            ("OLDEST", "how long the oldest claimable job has waited"),
+            ("ENDED", "how many ended in each of the last minutes; A MINUTE: in the last full one"),
             ("[##x-~..]", "# succeeded, x failed, - cancelled, ~ running, . waiting"),
         ),
     ),
@@ -100,9 +100,9 @@ class Top(App[None]):
     class Prepared(Message):
         """A change to be confirmed, or why it cannot be made."""
 
-        def __init__(self, deed: Deed | str) -> None:
+        def __init__(self, change: Change | str) -> None:
             super().__init__()
-            self.deed = deed
+            self.change = change
 
     class Done(Message):
         """What was done, or why not."""
@@ -190,32 +190,32 @@ class Top(App[None]):
     def propose(self, verb: str, ready: Ready) -> None:
         """Prepares a change and asks for confirmation, if the login may make it."""
         rights = self.source.rights
-        refused = None if rights is None else deeds.refusal(rights, verb)
+        refused = None if rights is None else changes.refusal(rights, verb)
         if refused is not None:
             self.say(refused)
         elif not self._busy:
             self._busy = True
-            self._in_background(lambda: self.Prepared(deeds.prepare(self.source.database, ready)))
+            self._in_background(lambda: self.Prepared(changes.prepare(self.source.database, ready)))
 
     def on_top_prepared(self, message: Prepared) -> None:
         self._busy = False
-        if isinstance(message.deed, str):
-            self.say(message.deed)
+        if isinstance(message.change, str):
+            self.say(message.change)
         elif isinstance(self.screen, Base):
             self.said = ""
-            self.screen.ask(message.deed)
+            self.screen.ask(message.change)
 
-    def answered(self, deed: Deed, *, yes: bool) -> None:
+    def answered(self, change: Change, *, yes: bool) -> None:
         """Makes the change if the answer was yes."""
         if not yes:
-            self.say(f"{deed.label}: nothing was done.")
+            self.say(f"{change.label}: nothing was done.")
             return
-        self.say(f"{deed.label} …")
-        self._in_background(lambda: self.Done(deeds.do(self.source.database, deed)))
+        self.say(f"{change.label} …")
+        self._in_background(lambda: self.Done(changes.do(self.source.database, change)))
 
     def on_top_done(self, message: Done) -> None:
         self.source.forget()
-        self.say(words.on_one_line(message.said))
+        self.say(formatting.on_one_line(message.said))
         if isinstance(self.screen, Base):
             self.screen.look_again()
 

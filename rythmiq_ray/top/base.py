@@ -17,9 +17,9 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.top.cells import Line, Part, broken, parts_of
-from rythmiq_ray.top.deeds import Deed
+from rythmiq_ray.top.changes import Change
 from rythmiq_ray.top.lines import Lines
 from rythmiq_ray.top.watch import Look, Seen
 
@@ -38,22 +38,22 @@ class Ask(Lines, can_focus=True):
     class Answered(Message):
         """The question was answered; ``yes`` says how."""
 
-        def __init__(self, deed: Deed, *, yes: bool) -> None:
+        def __init__(self, change: Change, *, yes: bool) -> None:
             super().__init__()
-            self.deed = deed
+            self.change = change
             self.yes = yes
 
-    deed: Deed | None = None
+    change: Change | None = None
 
-    def ask(self, deed: Deed) -> None:
+    def ask(self, change: Change) -> None:
         """Shows the question and takes the focus until it is answered."""
-        self.deed = deed
+        self.change = change
         self.display = True
         wide = self.screen.size.width
         lines = [
             (),
-            *broken([Part(words.on_one_line(deed.question), "bold")], wide),
-            *broken([Part(deed.meaning)], wide),
+            *broken([Part(formatting.on_one_line(change.question), "bold")], wide),
+            *broken([Part(change.meaning)], wide),
             [Part("y", "bold"), Part(" yes   "), Part("n", "bold"), Part(" no")],
         ]
         self.styles.height = len(lines)
@@ -63,11 +63,11 @@ class Ask(Lines, can_focus=True):
     def on_key(self, event: events.Key) -> None:
         event.stop()
         event.prevent_default()
-        deed = self.deed
-        if deed is not None and event.key in ("y", "n", "escape", "q", "ctrl+c"):
-            self.deed = None
+        change = self.change
+        if change is not None and event.key in ("y", "n", "escape", "q", "ctrl+c"):
+            self.change = None
             self.display = False
-            self.post_message(self.Answered(deed, yes=event.key == "y"))
+            self.post_message(self.Answered(change, yes=event.key == "y"))
 
 
 class Base(Screen[None]):
@@ -77,7 +77,7 @@ class Base(Screen[None]):
         Binding("escape,backspace", "back", "back", show=False),
         Binding("q,ctrl+c,ctrl+q", "app.quit", "quit", show=False, priority=False),
         Binding("question_mark,f1,h", "help", "help", show=False),
-        Binding("space,ctrl+l", "again", "look now", show=False),
+        Binding("space,ctrl+l", "again", "refresh now", show=False),
         Binding("ctrl+z", "app.suspend_process", "suspend", show=False),
     ]
     keys: ClassVar[Keys] = ()
@@ -169,9 +169,9 @@ class Base(Screen[None]):
         """The current problem, else the outcome of the last action, on as many lines as needed."""
         if self._fault is not None:
             since = "" if self._seen_at is None else f"As of {self._seen_at:%H:%M:%S} UTC. "
-            said = Part(f"{since}{words.on_one_line(self._fault)}", "bold red")
+            said = Part(f"{since}{formatting.on_one_line(self._fault)}", "bold red")
         elif self.top.said:
-            said = Part(words.on_one_line(self.top.said), "bold")
+            said = Part(formatting.on_one_line(self.top.said), "bold")
         else:
             return []
         lines: list[Line] = [*broken([said], self.size.width)]
@@ -182,13 +182,13 @@ class Base(Screen[None]):
             return parts_of(Part("  ".join(notes), "yellow"))
         return [Part("reading …", "dim")] if self._seen_at is None and self.look is not None else []
 
-    def ask(self, deed: Deed) -> None:
+    def ask(self, change: Change) -> None:
         """Asks before a change is made."""
-        self.query_one("#ask", Ask).ask(deed)
+        self.query_one("#ask", Ask).ask(change)
 
     def on_ask_answered(self, message: Ask.Answered) -> None:
         self.refocus()
-        self.top.answered(message.deed, yes=message.yes)
+        self.top.answered(message.change, yes=message.yes)
 
     def refocus(self) -> None:
         """Gives the focus back to the widget that usually has it."""

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 
 _PLAIN: Final = Console(file=StringIO(), width=80, color_system=None)
 """Rich needs a console to break lines; nothing is ever written to this one."""
@@ -56,10 +56,10 @@ def parts_of(cell: Cell, width: int = 0) -> list[Part]:
     if callable(cell):
         return parts_of(cell(width))
     if isinstance(cell, str):
-        return [Part(words.on_one_line(cell))]
+        return [Part(formatting.on_one_line(cell))]
     if isinstance(cell, Part):
         cell = [cell]
-    return [Part(words.on_one_line(part.text), part.style) for part in cell if part.text]
+    return [Part(formatting.on_one_line(part.text), part.style) for part in cell if part.text]
 
 
 def fitted(parts: Iterable[Part], width: int, align: str = "<") -> list[Part]:
@@ -88,7 +88,7 @@ def broken(parts: Sequence[Part], columns: int) -> Iterator[list[Part]]:
     """Lines of at most ``columns`` cells, broken at spaces if possible. All characters are visible ones."""
     whole = Text()
     for part in (each for each in parts if each.text):
-        whole.append(words.visible(part.text).expandtabs(4), part.style or None)
+        whole.append(formatting.visible(part.text).expandtabs(4), part.style or None)
     for line in whole.wrap(_PLAIN, max(10, columns), overflow="fold"):
         yield [Part(text, str(style or "")) for text, style, _ in line.render(_PLAIN)]
 
@@ -144,7 +144,7 @@ def count(value: int, *, bounded: bool = False) -> str:
             amount = value / unit
             text = f"{amount:.1f}{name}" if least == 1_000_000 else f"{int(amount):,}{name}"
             return f"{text}+" if bounded else text
-    return words.number(value, bounded=bounded)
+    return formatting.number(value, bounded=bounded)
 
 
 def sparkline(values: Sequence[int], width: int) -> str:

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widget import Widget
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.top.base import Base, Keys
 from rythmiq_ray.top.cells import Line, Part
 from rythmiq_ray.top.lines import Scrolled
@@ -57,7 +57,7 @@ class LogScreen(Base):
 
     def title_line(self) -> Line:
         follows = Part("  following" if self._following else "  not following: f or G", "dim")
-        return [Part(" Log ", "bold reverse"), Part(f" {words.on_one_line(self._called)}"), follows]
+        return [Part(" Log ", "bold reverse"), Part(f" {formatting.on_one_line(self._called)}"), follows]
 
     def on_mount(self) -> None:
         self._feed = LogFeed(self.top.source.database, self._job_id, lambda text: self._tell(text))
@@ -74,7 +74,7 @@ class LogScreen(Base):
         text = message.text
         if text.said:
             self._end_line()
-            self._log.extend([Part(words.visible(line), "dim italic")] for line in text.text.splitlines())
+            self._log.extend([Part(formatting.visible(line), "dim italic")] for line in text.text.splitlines())
         else:
             *whole, rest = text.text.split("\n")
             for line in whole:
@@ -107,4 +107,4 @@ class LogScreen(Base):
 
 def _shown(line: str) -> str:
     """The text to show for a line of the log: an empty line stays an empty line."""
-    return words.visible(line.expandtabs(8)).replace("\n", " ") if line else ""
+    return formatting.visible(line.expandtabs(8)).replace("\n", " ") if line else ""

@@ -16,10 +16,10 @@ from rythmiq_ray.console import filters
 from rythmiq_ray.console.actions import Target
 from rythmiq_ray.console.filters import Asked
 from rythmiq_ray.model import Job
-from rythmiq_ray.top import deeds, views
+from rythmiq_ray.top import changes, views
 from rythmiq_ray.top.base import Base, Keys
 from rythmiq_ray.top.cells import Line, Part, parts_of
-from rythmiq_ray.top.insides import DriverScreen, GroupScreen, JobScreen
+from rythmiq_ray.top.detail_screens import DriverScreen, GroupScreen, JobScreen
 from rythmiq_ray.top.lines import Lines, Table
 from rythmiq_ray.top.logscreen import LogScreen
 from rythmiq_ray.top.source import Drivers, Groups, Head, Jobs, Queues, paused_of
@@ -228,13 +228,13 @@ class MainScreen(Base):
         key = self.query_one(Table).key
         match self.seen:
             case Queues() if key is not None:
-                self.top.propose(verb, deeds.on_queue(verb, str(key)))
+                self.top.propose(verb, changes.on_queue(verb, str(key)))
             case Groups():
                 if (group := next((each for each in self.seen.groups if each.group_id == key), None)) is not None:
-                    self.top.propose(verb, deeds.on_jobs(verb, *deeds.group_target(group.group_id, group.name)))
+                    self.top.propose(verb, changes.on_jobs(verb, *changes.group_target(group.group_id, group.name)))
             case Jobs():
                 if (job := self._job()) is not None:
-                    self.top.propose(verb, deeds.on_jobs(verb, *deeds.job_target(job)))
+                    self.top.propose(verb, changes.on_jobs(verb, *changes.job_target(job)))
             case Drivers():
                 self.top.say(f"A driver has nothing to {verb}: d drains it.")
 
@@ -244,11 +244,11 @@ class MainScreen(Base):
             return
         match self.seen:
             case Queues():
-                self._pause(Target("queue", name=str(key)), deeds.called("queue", key), head)
+                self._pause(Target("queue", name=str(key)), changes.called("queue", key), head)
             case Groups():
                 group = next((each for each in self.seen.groups if each.group_id == key), None)
                 if group is not None:
-                    self._pause(*deeds.group_target(group.group_id, group.name), head)
+                    self._pause(*changes.group_target(group.group_id, group.name), head)
             case _:
                 self.top.say("Queues and groups are paused, and by P the account: 1 and 2 show them.")
 
@@ -258,14 +258,14 @@ class MainScreen(Base):
 
     def _pause(self, target: Target, what: str, head: Head) -> None:
         paused = paused_of(head.limits, target.scope.kind, target.scope.name) is not None
-        self.top.propose("resume" if paused else "pause", deeds.pause(target, what, paused=paused))
+        self.top.propose("resume" if paused else "pause", changes.pause(target, what, paused=paused))
 
     def action_drain(self) -> None:
         key = self.query_one(Table).key
         if isinstance(self.seen, Drivers):
             driver = next((each for each in self.seen.drivers if each.driver_id == key), None)
             if driver is not None:
-                self.top.propose("drain", deeds.drain(driver))
+                self.top.propose("drain", changes.drain(driver))
         else:
             self.top.say("Drivers are drained: 4 shows them.")
 

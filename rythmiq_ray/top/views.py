@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from rythmiq_ray.console import words
-from rythmiq_ray.console.words import BAR_SIGNS, STATE_STYLES
+from rythmiq_ray.console import formatting
+from rythmiq_ray.console.formatting import BAR_SIGNS, STATE_STYLES
 from rythmiq_ray.model import Group, Job, JobState
 from rythmiq_ray.queue.console import QueueLook
 from rythmiq_ray.queue.control import Limit
@@ -137,8 +137,8 @@ def _queue_state(each: QueueLook, limit: Limit | None, head: Head, *, full: bool
 
 def _oldest(each: QueueLook) -> Cell:
     if each.oldest_s is None:
-        return Part(words.NOTHING, "dim")
-    return Part(words.rough(each.oldest_s), _WARNING if each.oldest_s > LONG_WAIT_S else "")
+        return Part(formatting.NOTHING, "dim")
+    return Part(formatting.rough(each.oldest_s), _WARNING if each.oldest_s > LONG_WAIT_S else "")
 
 
 def _number(value: int, style: str = "") -> Part:
@@ -182,7 +182,7 @@ def _group(group: Group, running: int, head: Head, now: datetime) -> list[Cell]:
 
 def bar(group: Group, running: int, columns: int) -> list[Part]:
     """A group's bar, each state in its colour."""
-    return [Part(sign, _SIGN_STYLES.get(sign, "dim")) for sign in words.bar(group, running, columns - 2)]
+    return [Part(sign, _SIGN_STYLES.get(sign, "dim")) for sign in formatting.bar(group, running, columns - 2)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
@@ -234,23 +234,23 @@ def members(found: Sequence[Job], now: datetime) -> Shown:
 def job_row(job: Job, group: str | None, now: datetime) -> list[Cell]:
     """A job as a row."""
     failed = job.error_code is not None and job.state in (JobState.FAILED, JobState.RETRYING)
-    what = [Part(words.called(job))]
+    what = [Part(formatting.called(job))]
     if failed:
-        what += [Part("  "), Part(f"{job.error_code}: {words.short(job.error_message or '', 200)}", "red")]
+        what += [Part("  "), Part(f"{job.error_code}: {formatting.short(job.error_message or '', 200)}", "red")]
     elif job.wait_reason and job.state is JobState.RUNNING:
-        what += [Part("  "), Part(words.short(job.wait_reason, 200), "yellow")]
+        what += [Part("  "), Part(formatting.short(job.wait_reason, 200), "yellow")]
     elif job.cancel_requested_at is not None and not job.state.finished:
         what += [Part("  "), Part("being cancelled", "magenta")]
     return [
         Part(str(job.job_id)[:13]),
         state(job.state),
-        Part(words.stage(job)),
+        Part(formatting.stage(job)),
         Part(age(job.created_at, now)),
-        Part(f"{job.attempt}/{job.max_attempts}" if job.attempt else words.NOTHING, "" if job.attempt else "dim"),
+        Part(f"{job.attempt}/{job.max_attempts}" if job.attempt else formatting.NOTHING, "" if job.attempt else "dim"),
         job.queue,
         job.user_id or "",
         group or (str(job.group_id)[:13] if job.group_id else ""),
-        Part(words.NOTHING if job.cost_credits is None else words.measure(job.cost_credits)),
+        Part(formatting.NOTHING if job.cost_credits is None else formatting.measure(job.cost_credits)),
         what,
     ]
 
@@ -280,7 +280,7 @@ def drivers(seen: Drivers, now: datetime) -> Shown:
 
 def _driver(each: DriverState, now: datetime) -> list[Cell]:
     return [
-        Part(words.driver_state(each), _driver_style(each)),
+        Part(formatting.driver_state(each), _driver_style(each)),
         each.hostname,
         Part(str(each.pid)),
         Part(age(each.started_at, now)),
@@ -309,4 +309,4 @@ def state(value: JobState) -> Part:
 
 def age(since: datetime | None, now: datetime) -> str:
     """How long ago a time is, in its largest unit."""
-    return words.NOTHING if since is None else words.rough(max(0.0, (now - since).total_seconds()))
+    return formatting.NOTHING if since is None else formatting.rough(max(0.0, (now - since).total_seconds()))

@@ -15,7 +15,7 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 
 _WIDE: Final = 1000
 """Units across a chart."""
@@ -192,6 +192,8 @@ def hours(at: datetime, *, with_date: bool = False) -> str:
 def shares(counts: Mapping[str, int], label: str, *, height: int = 14, total: int | None = None) -> Markup:
     """A bar of states: how many of all are in which."""
     parts = [
-        Part(f"s-{state.lower()}", count, f"{state}: {words.number(count)}") for state, count in counts.items() if count
+        Part(f"s-{state.lower()}", count, f"{state}: {formatting.number(count)}")
+        for state, count in counts.items()
+        if count
     ]
     return strip(parts, label, height=height, total=total)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from markupsafe import Markup
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue.console import Point
 from rythmiq_ray.web import charts
@@ -98,7 +98,7 @@ class Gauge:
     """What is measured of a member, and how its numbers are said."""
 
     measure: Callable[[Point], float | None]
-    unit: Callable[[float], str] = words.measure
+    unit: Callable[[float], str] = formatting.measure
 
 
 def picture(
@@ -132,7 +132,7 @@ def said_of(point: Point, *gauges: Gauge | None) -> str:
     for gauge in dict.fromkeys(gauges):
         if gauge is not None and (value := gauge.measure(point)) is not None:
             parts.append(gauge.unit(value))
-    return words.visible(words.short(" · ".join(part for part in parts if part), 200))
+    return formatting.visible(formatting.short(" · ".join(part for part in parts if part), 200))
 
 
 def _heat(points: Sequence[Point], x: Axis, y: Axis, colour: Gauge | None) -> Picture:
@@ -144,10 +144,10 @@ def _heat(points: Sequence[Point], x: Axis, y: Axis, colour: Gauge | None) -> Pi
         if column is not None and row is not None:
             held[column, row].append(point)
     marks, legend = _coloured(held, colour)
-    said = f"Heat map of {words.plural(len(points), 'member')} by {x.name} and {y.name}: {_summary(points)}"
+    said = f"Heat map of {formatting.plural(len(points), 'member')} by {x.name} and {y.name}: {_summary(points)}"
     return Picture(
         "heat",
-        charts.cells(marks, len(x.values), len(y.values), words.visible(said)),
+        charts.cells(marks, len(x.values), len(y.values), formatting.visible(said)),
         x,
         y,
         legend,
@@ -168,7 +168,7 @@ def _places(points: Sequence[Point], colour: Gauge | None) -> Picture:
     held = {(at % wide, at // wide): [point] for at, point in enumerate(points)}
     marks, legend = _coloured(held, colour)
     down = (len(points) + wide - 1) // wide
-    said = f"{words.plural(len(points), 'member')} in their order: {_summary(points)}"
+    said = f"{formatting.plural(len(points), 'member')} in their order: {_summary(points)}"
     return Picture(
         "places",
         charts.cells(marks, wide, down, said),
@@ -236,7 +236,7 @@ def _scatter(points: Sequence[Point], x: Axis, height: Gauge, colour: Gauge | No
             kind = "none" if tint is None else tint.bin(tints[point.job_id])
         marks[kind].append((right, high))
         data.append([point.place, round(right, 4), round(high, 4), said_of(point, height, colour)])
-    said = f"{words.plural(len(shown), 'member')} of {len(points):,} by {x.name}"
+    said = f"{formatting.plural(len(shown), 'member')} of {len(points):,} by {x.name}"
     if up is not None:
         said += f", from {height.unit(up.low)} to {height.unit(up.high)}"
     if colour is None:
@@ -246,12 +246,12 @@ def _scatter(points: Sequence[Point], x: Axis, height: Gauge, colour: Gauge | No
         legend = _scale_legend(tint, colour.unit, missing="none" in marks)
     return Picture(
         "scatter",
-        charts.dots(marks, words.visible(said)),
+        charts.dots(marks, formatting.visible(said)),
         x,
         None,
         legend,
         said,
-        x_ticks=x.ticks() if along is None else [words.measure(along.at(part / 4)) for part in range(5)],
+        x_ticks=x.ticks() if along is None else [formatting.measure(along.at(part / 4)) for part in range(5)],
         y_ticks=[height.unit(up.at(part / 4)) for part in reversed(range(5))] if up is not None else (),
         data=data,
     )

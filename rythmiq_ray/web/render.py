@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rythmiq_ray import __version__
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.web import times
 
 if TYPE_CHECKING:
@@ -43,20 +43,20 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "visible": words.visible,
-        "number": words.number,
-        "measure": words.measure,
-        "credits": words.credits,
-        "duration": words.duration,
-        "rough": words.rough,
-        "size": words.size,
+        "visible": formatting.visible,
+        "number": formatting.number,
+        "measure": formatting.measure,
+        "credits": formatting.credits,
+        "duration": formatting.duration,
+        "rough": formatting.rough,
+        "size": formatting.size,
         "moment": times.moment,
         "ago": times.ago,
-        "called": words.called,
-        "stage": words.stage,
+        "called": formatting.called,
+        "stage": formatting.stage,
         "segment": lambda text: quote(str(text), safe=""),
     }
-    made.globals |= {"plural": words.plural, "version": __version__}
+    made.globals |= {"plural": formatting.plural, "version": __version__}
     return made
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from markupsafe import Markup
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import JobState
 from rythmiq_ray.outlook import outlook_of
@@ -18,7 +18,7 @@ from rythmiq_ray.queue import listing
 from rythmiq_ray.queue.console import Point
 from rythmiq_ray.web import charts, members
 from rythmiq_ray.web.charts import Column
-from rythmiq_ray.web.ledger import tally
+from rythmiq_ray.web.daily_costs import tally
 from rythmiq_ray.web.members import Gauge, Picture
 from rythmiq_ray.web.render import HERE, render
 
@@ -59,7 +59,7 @@ def group_report(
         "report_group.html",
         {
             **_common(now),
-            "title": words.visible(group.name or group.group_id),
+            "title": formatting.visible(group.name or group.group_id),
             "group": group,
             "states": states,
             "strip": charts.shares(
@@ -90,8 +90,8 @@ def _pictures(points: Sequence[Point], numbers: Numbers) -> list[tuple[str, Pict
     x = axes[0].name if axes else ""
     y = axes[1].name if len(axes) > 1 else ""
     fields = list(dict.fromkeys(name for row in numbers.values() for name in row))[:4]
-    gauges = [("seconds", Gauge(lambda point: point.seconds, words.duration))]
-    gauges.append(("credits", Gauge(lambda point: point.credits, words.credits)))
+    gauges = [("seconds", Gauge(lambda point: point.seconds, formatting.duration))]
+    gauges.append(("credits", Gauge(lambda point: point.credits, formatting.credits)))
     gauges += [(name, _field(name, numbers)) for name in fields]
     out = [("by state", members.picture(points, axes, x=x, y=y))]
     for name, gauge in gauges:
@@ -161,7 +161,7 @@ def _ends_chart(ends: Sequence[looks.Ends], since: datetime, now: datetime, step
         parts = {f"s-{state.lower()}": counts.get(state, 0) for state in _ENDS}
         data.append(Column(at, parts, f"{charts.hours(at, with_date=True)} UTC: {said}"))
         at += timedelta(seconds=step_s)
-    return charts.columns(data, f"{words.plural(sum(each.jobs for each in ends), 'job')} ended", height=140)
+    return charts.columns(data, f"{formatting.plural(sum(each.jobs for each in ends), 'job')} ended", height=140)
 
 
 def _cost_chart(days: Sequence[tuple[date, Sequence[looks.Spent]]]) -> Markup:
@@ -169,9 +169,9 @@ def _cost_chart(days: Sequence[tuple[date, Sequence[looks.Spent]]]) -> Markup:
     for day, spent in days:
         credits = sum(each.credits for each in spent)
         at = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        data.append(Column(at, {"cost": credits}, f"{day} UTC: {words.credits(credits)}"))
+        data.append(Column(at, {"cost": credits}, f"{day} UTC: {formatting.credits(credits)}"))
     total = sum(sum(column.parts.values()) for column in data)
-    return charts.columns(data, f"{words.credits(total)} in {words.plural(len(days), 'day')}", height=140)
+    return charts.columns(data, f"{formatting.credits(total)} in {formatting.plural(len(days), 'day')}", height=140)
 
 
 def _common(now: datetime) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from rythmiq_ray.console.database import FAULTS, Database
 from rythmiq_ray.console.why import Why
 from rythmiq_ray.queue import listing
 from rythmiq_ray.secret import Secret
+from rythmiq_ray.web.daily_costs import DailyCosts
 from rythmiq_ray.web.feed import SLOW_S, Feed
-from rythmiq_ray.web.ledger import Ledger
+from rythmiq_ray.web.output_numbers import OutputNumbers
 from rythmiq_ray.web.security import Keys
-from rythmiq_ray.web.values import Values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -56,8 +56,8 @@ class Console:
         self.keys = Keys(settings.token)
         self.database = Database(url)
         self.feed = Feed(url, slow_s=settings.slow_s)
-        self.ledger = Ledger(self.database)
-        self.values = Values(self.database)
+        self.daily_costs = DailyCosts(self.database)
+        self.output_numbers = OutputNumbers(self.database)
         self.backends = Backends()
         self.why = why
         self.said = Said()
@@ -88,7 +88,7 @@ class Console:
         """Prepares what the first page would otherwise wait for; errors are ignored, as that page will show them."""
         with suppress(*FAULTS), self.database.read() as connection:
             listing.counts(connection)
-            self.ledger.days(wait_s=0.0)
+            self.daily_costs.days(wait_s=0.0)
 
     async def ends_within(self, seconds: float) -> bool:
         """Waits; returns whether the console is ending."""
@@ -105,7 +105,7 @@ class Console:
     def close(self) -> None:
         """Ends what runs in the background."""
         self.end()
-        self.values.close()
+        self.output_numbers.close()
         self.database.close()
         with self.backends:
             pass

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from rythmiq_ray.console.words import NOTHING, rough
+from rythmiq_ray.console.formatting import NOTHING, rough
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
 
 

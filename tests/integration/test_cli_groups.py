@@ -180,7 +180,7 @@ def test_a_queue_that_nobody_serves_is_said(shell: Shell, rythmiq: Client) -> No
     with rythmiq._database() as connection, connection.cursor() as cursor:
         cursor.execute("UPDATE rythmiq.drivers SET queues = '{default}'")
     shell("enqueue", "--command", "true", "--queue", "defualt")
-    assert "no living driver serves the queue 'defualt'" in shell.err
+    assert "no live driver serves the queue 'defualt'" in shell.err
 
 
 def test_folders_and_patterns_are_inputs(shell: Shell, tmp_path: Path) -> None:

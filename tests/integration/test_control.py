@@ -268,8 +268,8 @@ def test_a_row_that_somebody_holds_stops_no_driver(connection: Connection, datab
     end(driver, driver.claim(1), credits_=2.0)
     holder = psycopg2.connect(database_url)
     holder.cursor().execute("SELECT FROM rythmiq.groups FOR UPDATE")
-    driver.look_round([])
-    assert driver.look_round([]).unsettled, "the group's places are for later"
+    driver.control_state([])
+    assert driver.control_state([]).unsettled, "the group's places are for later"
     assert driver.claim(1) == [], "the budget holds all the same"
     holder.cursor().execute("SELECT FROM rythmiq.account FOR UPDATE")
     assert driver.adjust_account(first=16, grown=1, share=None, sent_age_s=0)[0] == 16
@@ -374,7 +374,7 @@ def test_a_paused_scope_begins_nothing_and_goes_on_after(connection: Connection,
     (found,) = [limit for limit in control.limits(connection) if limit.paused]
     assert (found.scope, found.reason, found.set_by) == (kind, "a move", "postgres")
     assert not {job.job_id for job in driver.claim(100)} & set(members)
-    assert members[-1] in driver.look_round([running[0].job_id, members[-1]]).closed
+    assert members[-1] in driver.control_state([running[0].job_id, members[-1]]).closed
     enqueue_many(connection, [NewJob(spec=TRUE, user_id="ann", queue="gpu", group=group_id)])
     assert not [job for job in driver.claim(100) if job.user_id == "ann"]
     control.resume(connection, scope)
@@ -407,7 +407,7 @@ def test_what_somebody_held_when_its_scope_was_paused_is_cancelled_after(
     assert control.pause(connection, ACCOUNT, cancel_running=True) == 1
     holder.rollback()
     holder.close()
-    driver.look_round([])
+    driver.control_state([])
     assert driver.cancel_requests() == {job.job_id for job in jobs}
     control.resume(connection, ACCOUNT)
     control.pause(connection, ACCOUNT)
@@ -424,10 +424,10 @@ def test_a_budget_that_is_reached_stops_new_work_and_says_so(
     control.set_budget(connection, Scope("user", "*"), 1.0, "day", cancel_running=True)
     jobs = driver.claim(2)
     end(driver, jobs[:1], credits_=0.6)
-    assert not driver.look_round([]).draining
+    assert not driver.control_state([]).draining
     assert len(driver.claim(1)) == 1
     end(driver, jobs[1:], credits_=0.4)
-    driver.look_round([])
+    driver.control_state([])
     assert driver.claim(10) == []
     assert len(driver.cancel_requests()) == 1
     monkeypatch.setenv("DATABASE_URL", database_url)
@@ -447,11 +447,11 @@ def test_what_runs_counts_by_its_time(connection: Connection, driver: Queue) -> 
     (job,) = driver.claim(1)
     driver.advance([Progress(job_id=job.job_id, attempt=1, phase=Phase.WAITING, remote_id=7, credits_per_hour=2.0)])
     connection.cursor().execute("UPDATE rythmiq.jobs SET running_at = now() - interval '1 hour' WHERE remote_id = 7")
-    driver.look_round([])
+    driver.control_state([])
     (budget,) = control.limits(connection)
     assert budget.spent == pytest.approx(2.0, abs=0.01)
     connection.cursor().execute("UPDATE rythmiq.jobs SET running_at = now() - interval '2 hours' WHERE remote_id = 7")
-    driver.look_round([])
+    driver.control_state([])
     assert driver.claim(1) == []
     (spent,) = control.cost(connection, by="queue")
     assert (spent.key, spent.jobs, spent.running_credits) == ("gpu", 1, pytest.approx(4.0, abs=0.01))
@@ -536,7 +536,7 @@ def test_a_price_that_is_none_concerns_its_job_alone(connection: Connection, dri
     running(connection, driver, hours=1.0)
     job_id = running(connection, driver, hours=1.0).job_id
     connection.cursor().execute("UPDATE rythmiq.jobs SET credits_per_hour = %s WHERE job_id = %s", (price, str(job_id)))
-    driver.look_round([])
+    driver.control_state([])
     (budget,) = control.limits(connection)
     assert (budget.spent, budget.over) == (pytest.approx(10.0, abs=0.1), [])
 
@@ -588,7 +588,7 @@ def test_users_over_their_budget_are_closed_each_alone(connection: Connection, d
         put(connection, 2, user_id=user)
     control.set_budget(connection, Scope("user", "*"), 1.0, "day")
     end(driver, [job for job in driver.claim(2) if job.user_id == "ann"], credits_=2.0)
-    driver.look_round([])
+    driver.control_state([])
     assert users(driver.claim(9)) == {"bob": 1}
     control.set_budget(connection, Scope("user", "*"), 0.0, "day")
     put(connection, 1, user_id="eve")
@@ -649,7 +649,7 @@ def test_limits_by_the_command_line(
     run("limit", "unset", "queue:b")
     assert cli.run(["resume", "account"]) == 4
     run("drivers", "drain", str(driver.driver_id)[:8])
-    assert driver.look_round([]).draining
+    assert driver.control_state([]).draining
     assert driver.claim(1) == []
     assert "draining" in run("drivers")
 

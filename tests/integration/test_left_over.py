@@ -44,7 +44,7 @@ def test_pauses_and_budgets_by_scope(connection: Any, queue: Queue) -> None:
         enqueue(connection, JobSpec(command="x"), user_id=user)
     ended = [Ending(job_id=job.job_id, attempt=1, state=JobState.SUCCEEDED, cost_credits=4.0) for job in queue.claim(2)]
     queue.finish(ended)
-    queue.look_round([])
+    queue.control_state([])
     found = {each.scope: each for each in queue.bounds()}
     assert found["queue"] == Bounds(scope="queue", paused=2, over=0, spent=0.0)
     assert found["user"] == Bounds(scope="user", paused=0, over=1, spent=1.0)

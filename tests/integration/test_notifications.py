@@ -63,10 +63,10 @@ class Teller:
 
     def round(self) -> None:
         self._done.clear()
-        self.notifier.look_round(due=self._queue.look_round([]).notifications_due)
+        self.notifier.tick(due=self._queue.control_state([]).notifications_due)
         if self.notifier.busy:
             assert self._done.wait(30.0)
-            self.notifier.look_round(due=False)
+            self.notifier.tick(due=False)
 
 
 def rows(connection: Any) -> list[dict[str, Any]]:

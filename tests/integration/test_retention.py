@@ -72,7 +72,7 @@ def test_it_is_off_unless_it_is_asked_for(connection: Any, queue: Queue) -> None
     off = RetentionConfig(succeeded_s=None, failed_s=None, artifacts_s=None)
     retention = Retention(off, queue, delete=lambda _uri: pytest.fail("nothing is to be deleted"), wake=lambda: None)
     assert retention.due_at is None
-    retention.look_round(1e9)
+    retention.tick(1e9)
     assert left(connection) == set(jobs)
 
 
@@ -80,7 +80,7 @@ def test_rows_go_by_how_they_ended_and_the_young_stay(connection: Any, queue: Qu
     old = ended(connection, queue, succeeded=2, failed=2)
     young = ended(connection, queue, succeeded=1, failed=0, days=0.5)
     config = RetentionConfig(succeeded_s=DAY_S, failed_s=3 * DAY_S, artifacts_s=None)
-    Retention(config, queue, delete=lambda _uri: None, wake=lambda: None).look_round(1.0)
+    Retention(config, queue, delete=lambda _uri: None, wake=lambda: None).tick(1.0)
     failed = {job_id for job_id, state in old.items() if state is JobState.FAILED}
     assert left(connection) == failed | set(young)
 
@@ -100,13 +100,13 @@ def test_files_go_before_their_rows_and_one_that_cannot_be_deleted_keeps_its_own
     config = RetentionConfig(succeeded_s=DAY_S, failed_s=None, artifacts_s=DAY_S)
     retention = Retention(config, queue, delete=delete, wake=lambda: woken.append(True))
     now = 1.0
-    retention.look_round(now)
+    retention.tick(now)
     while not woken:
         pass
-    retention.look_round(now)
+    retention.tick(now)
     assert sorted(deleted) == sorted(f"s3://b/{job}/{name}" for job in others for name in ("manifest.json", "x"))
     assert left(connection) == {stuck}
-    retention.look_round(now + PAUSE_S)
+    retention.tick(now + PAUSE_S)
     assert left(connection) == {stuck}
 
 
@@ -124,22 +124,22 @@ def test_a_store_that_deletes_nothing_is_asked_once_a_look_and_for_each_file_onc
     config = RetentionConfig(succeeded_s=DAY_S, failed_s=None, artifacts_s=DAY_S)
     now = 1000.0
     retention = Retention(config, queue, delete=delete, wake=lambda: woken.append(True), clock=lambda: now)
-    retention.look_round(now)
+    retention.tick(now)
     for looks in range(1, len(jobs) + 1):
         while len(woken) < looks:
             pass
         assert len(asked) == looks
-        retention.look_round(now)  # Nothing is gone, so it pauses.
+        retention.tick(now)  # Nothing is gone, so it pauses.
         now += PAUSE_S
-        retention.look_round(now)
+        retention.tick(now)
     assert len(set(asked)) == len(jobs), "another one each time"
     for _ in range(10):
         now += PAUSE_S
-        retention.look_round(now)
+        retention.tick(now)
     assert len(asked) == len(jobs)
     assert left(connection) == set(jobs)
     now += REFUSED_S
-    retention.look_round(now)
+    retention.tick(now)
     while len(woken) < len(jobs) + 1:
         pass
     assert len(asked) == len(jobs) + 1
@@ -152,7 +152,7 @@ def test_files_that_are_not_the_jobs_own_stay(connection: Any, queue: Queue) -> 
     deleted: list[str] = []
     woken: list[bool] = []
     config = RetentionConfig(succeeded_s=None, failed_s=None, artifacts_s=DAY_S)
-    Retention(config, queue, delete=deleted.append, wake=lambda: woken.append(True)).look_round(1.0)
+    Retention(config, queue, delete=deleted.append, wake=lambda: woken.append(True)).tick(1.0)
     while not woken:
         pass
     assert deleted == [f"s3://b/{job_id}/manifest.json"]

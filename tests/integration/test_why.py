@@ -49,7 +49,7 @@ def test_every_reason_has_its_line(connection: Any, driver: Queue, capsys: pytes
     later = enqueue(connection, SPEC, delay=7200)
     assert why(later) == {"not_yet": "its time has not come, in 119m"}
     astray = enqueue(connection, SPEC, queue="defualt")
-    assert why(astray)["queue_not_served"] == "none of 1 living drivers serves the queue 'defualt'"
+    assert why(astray)["queue_not_served"] == "none of 1 live drivers serves the queue 'defualt'"
     blocked = enqueue(connection, SPEC, after=[first])
     assert why(blocked) == {"dependency": "it waits for job first, which is QUEUED"}
     _group, members = enqueue_group(

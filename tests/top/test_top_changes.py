@@ -35,7 +35,7 @@ def test_a_job_is_cancelled_and_retried_once_that_was_answered(
         await screen.press("c")
         await screen.until("is left to cancel.")
         await screen.press("r")
-        await screen.until("Retry job", "gets one attempt more")
+        await screen.until("Retry job", "gets one more attempt")
         await screen.press("y")
         await screen.until("Queued 1 job again.")
         assert state_of(connection, job) in ("QUEUED", "RETRYING")

@@ -53,7 +53,7 @@ def test_there_are_no_colours_where_none_are_wanted(terminal: Start, rows: Rows,
     top.press("3")
     top.until_seen("command_failed")
     top.press("?")
-    top.until_seen("WHERE ONE GOES")
+    top.until_seen("NAVIGATE")
     assert not set(colours(top.written))
 
 

@@ -357,7 +357,7 @@ def test_stdin_is_empty(run: Run) -> None:
 def test_timeout_stops_the_whole_group(run: Run) -> None:
     attempt = run("sleep 61.7 & sleep 61.7", timeout_s=0.3)
     assert (attempt.exit_code, attempt.result.exit_code, attempt.result.reason) == (124, 124, "timeout")
-    assert attempt.log == b"rythmiq: stopped after the time-out of 0.3 s\n"
+    assert attempt.log == b"rythmiq: stopped after its timeout of 0.3 s\n"
 
 
 def test_timeout_kills_what_ignores_term(run: Run) -> None:

@@ -113,7 +113,7 @@ def test_what_is_no_2xx_is_tried_again_but_for_410(receiver: Receiver, status: i
     receiver.status = status
     receiver.location = receiver.url("/elsewhere")
     answer = webhooks_to(*LOOPBACK).send("msg_1", receiver.url(), BODY)
-    assert (answer.error, answer.final) == (f"it answered {status}", final)
+    assert (answer.error, answer.final) == (f"the receiver answered {status}", final)
     assert [path for path, _, _ in receiver.got] == ["/told"], "a redirect was followed"
 
 

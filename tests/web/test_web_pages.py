@@ -67,7 +67,7 @@ def test_the_overview_has_six_numbers_and_what_is_wrong(console: Served, rows: R
         "Succeeded 4 in 24 hours",
         "Failed 3 in 24 hours",
         "Credits today 0.0861",
-        "No living driver serves the queue night",
+        "No live driver serves the queue night",
         "A driver on gone.example is gone and still holds 1 job",
         "1 running job cannot get on: the bucket does not answer",
         "1 job PENDING at Camber, the first for 1 h 5",
@@ -265,9 +265,9 @@ def test_a_job_has_its_time_line_facts_and_commands(console: Served, rows: Rows,
 
 def test_a_waiting_job_says_why(console: Served, rows: Rows) -> None:
     job = rows.job("QUEUED", queue="night")
-    assert "no driver lives : start one" in text_of(console.get(f"/jobs/{job}"))
+    assert "no driver is running : start one" in text_of(console.get(f"/jobs/{job}"))
     rows.driver(queues=["default"])
-    assert "none of 1 living drivers serves the queue 'night'" in text_of(console.get(f"/jobs/{job}"))
+    assert "none of 1 live drivers serves the queue 'night'" in text_of(console.get(f"/jobs/{job}"))
 
 
 def test_a_log_has_its_last_lines_and_is_searched(console: Served, rows: Rows) -> None:
@@ -544,7 +544,7 @@ def test_a_job_a_group_and_what_a_filter_means_are_cancelled_and_retried(
     assert "Cancelled 5 jobs, 1 of them will be stopped by their drivers." in act(acting, f"/act/cancel/group/{group}")
     asked = "SELECT cancel_requested_at IS NOT NULL FROM rythmiq.jobs WHERE job_id = %s"
     assert execute(connection, asked, str(running)) == [(True,)]
-    assert "Nothing of it is in a state" in text_of(acting.get(f"/act/cancel/job/{jobs[0]}"))
+    assert "None of its jobs is in a state" in text_of(acting.get(f"/act/cancel/job/{jobs[0]}"))
 
 
 def test_buttons_are_there_where_they_can_do_something(acting: Served, rows: Rows) -> None:

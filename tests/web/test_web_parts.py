@@ -12,7 +12,7 @@ import pytest
 from samples import NOW, job
 from web_rows import HOSTILE, LONG
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.console.filters import Asked
 from rythmiq_ray.model import Artifact, JobState, Phase, RemoteStatus
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
@@ -41,7 +41,7 @@ from rythmiq_ray.web.pages.job import time_lines
     ],
 )
 def test_durations_have_units(seconds: float | None, said: str) -> None:
-    assert words.duration(seconds) == said
+    assert formatting.duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -56,22 +56,28 @@ def test_durations_have_units(seconds: float | None, said: str) -> None:
     ],
 )
 def test_costs_have_units(value: float | None, said: str) -> None:
-    assert words.credits(value) == said
+    assert formatting.credits(value) == said
 
 
 def test_numbers_sizes_and_counts() -> None:
-    assert words.number(1234567) == "1,234,567"
-    assert words.number(20000, bounded=True) == "20,000+"
-    assert [words.measure(n) for n in (0, 0.98765, 1e-9, 123456, 1e12)] == ["0", "0.9877", "1e-09", "123,456", "1e+12"]
-    assert [words.size(n) for n in (None, 0, 1023, 1024, 5 * 1024**4)] == [
+    assert formatting.number(1234567) == "1,234,567"
+    assert formatting.number(20000, bounded=True) == "20,000+"
+    assert [formatting.measure(n) for n in (0, 0.98765, 1e-9, 123456, 1e12)] == [
+        "0",
+        "0.9877",
+        "1e-09",
+        "123,456",
+        "1e+12",
+    ]
+    assert [formatting.size(n) for n in (None, 0, 1023, 1024, 5 * 1024**4)] == [
         "\u2013",
         "0 B",
         "1023 B",
         "1.0 KiB",
         "5.0 TiB",
     ]
-    assert words.plural(1, "job") == "1 job"
-    assert words.plural(1200, "job") == "1,200 jobs"
+    assert formatting.plural(1, "job") == "1 job"
+    assert formatting.plural(1200, "job") == "1,200 jobs"
 
 
 def test_times_say_their_zone() -> None:
@@ -85,10 +91,10 @@ def test_times_say_their_zone() -> None:
 
 
 def test_no_character_of_a_name_is_unseen() -> None:
-    assert words.visible("a\u202eb\x1b[2J\x7f\u200b") == "a\\u202eb\\x1b[2J\\x7f\\u200b"
-    assert words.visible("\u05e9\u05dc\u05d5\u05dd \u0434\u0430") == "\u05e9\u05dc\u05d5\u05dd \u0434\u0430"
-    assert words.visible("a\nb\tc\r\n") == "a\nb\tc\n"
-    assert words.visible(None) == words.visible("") == "\u2013"
+    assert formatting.visible("a\u202eb\x1b[2J\x7f\u200b") == "a\\u202eb\\x1b[2J\\x7f\\u200b"
+    assert formatting.visible("\u05e9\u05dc\u05d5\u05dd \u0434\u0430") == "\u05e9\u05dc\u05d5\u05dd \u0434\u0430"
+    assert formatting.visible("a\nb\tc\r\n") == "a\nb\tc\n"
+    assert formatting.visible(None) == formatting.visible("") == "\u2013"
 
 
 # ------------------------------------------------------------------------------------------------------------- charts
@@ -174,7 +180,7 @@ def test_two_parameters_are_a_heat_map_one_is_a_scatter_none_is_an_order() -> No
     assert (heat.kind, heat.across, heat.down, len(heat.data)) == ("heat", 3, 4, 12)
     assert heat.x_ticks == ["0.01", "0.1", "1.0"]
     assert [legend.said for legend in heat.legend] == ["SUCCEEDED 12"]
-    scatter = members.picture(points, axes, x="LR", height=Gauge(lambda p: p.seconds, words.duration))
+    scatter = members.picture(points, axes, x="LR", height=Gauge(lambda p: p.seconds, formatting.duration))
     assert (scatter.kind, len(scatter.data)) == ("scatter", 12)
     assert members.picture(points, axes).kind == "places"
     assert members.picture(points, axes, x="LR", y="LR").kind == "places"
@@ -190,7 +196,7 @@ def test_a_cell_of_several_members_has_the_worst_state_or_their_mean() -> None:
     by_state = members.picture(points, axes, x="LR", y="SEED")
     assert by_state.svg.count("<path") == 2
     assert 's-failed" d="M0' in by_state.svg
-    by_time = members.picture(points, axes, x="LR", y="SEED", colour=Gauge(lambda p: p.seconds, words.duration))
+    by_time = members.picture(points, axes, x="LR", y="SEED", colour=Gauge(lambda p: p.seconds, formatting.duration))
     assert 'class="q0" d="M0' in by_time.svg
     assert 'class="q7" d="M1' in by_time.svg
 
@@ -198,7 +204,7 @@ def test_a_cell_of_several_members_has_the_worst_state_or_their_mean() -> None:
 def test_members_without_a_parameter_or_a_number_are_left_out() -> None:
     points = [point(0, LR="1"), point(1, LR="2", seconds=None), point(2), point(3, "RUNNING", seconds=None, LR="3")]
     axes = members.parameters(points)
-    gauge = Gauge(lambda p: p.seconds, words.duration)
+    gauge = Gauge(lambda p: p.seconds, formatting.duration)
     assert [row[0] for row in members.picture(points, axes, x="LR", height=gauge).data] == [0]
     nothing = members.picture(points[1:2], axes, x="LR", height=gauge, colour=gauge)
     assert nothing.data == []

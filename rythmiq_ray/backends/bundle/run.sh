@@ -153,7 +153,7 @@ finished_at=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
 case $reason in
     timeout)
         status=124
-        printf 'rythmiq: stopped after the time-out of %s s\n' "$rythmiq_timeout_shown" >&4
+        printf 'rythmiq: stopped after its timeout of %s s\n' "$rythmiq_timeout_shown" >&4
         ;;
     cancelled)
         status=143

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from rythmiq_ray.backends import InputOpener, OnCall, Unclear
+from rythmiq_ray.backends import CallObserver, InputOpener, Unclear
 from rythmiq_ray.backends.bundle import (
     CANCEL_NAME,
     ENV_NAME,
@@ -59,7 +59,7 @@ class CamberExecutionBackend:
         *,
         key: Callable[[], Secret] | None = None,
         threads: int = 32,
-        on_call: OnCall | None = None,
+        on_call: CallObserver | None = None,
     ) -> None:
         """``threads``: how many threads call at once; ``on_call`` is called for every call, for metrics.
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from rythmiq_ray.backends import OnCall
+from rythmiq_ray.backends import CallObserver
 from rythmiq_ray.backends.bundle import Upload
 from rythmiq_ray.backends.camber.answers import (
     Answer,
@@ -66,7 +66,7 @@ class CamberClient:
         *,
         key: Callable[[], Secret] | None = None,
         threads: int = 32,
-        on_call: OnCall | None = None,
+        on_call: CallObserver | None = None,
         backoff_s: float = 0.2,
     ) -> None:
         """``threads``: how many connections the pool keeps; ``backoff_s``: seconds before the first retry.

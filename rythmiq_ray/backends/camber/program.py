@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from rythmiq_ray.backends import OnCall
+from rythmiq_ray.backends import CallObserver
 from rythmiq_ray.backends.bundle import Upload
 from rythmiq_ray.backends.camber import words
 from rythmiq_ray.backends.camber.answers import Answer, items_of, job_of, printable, total_of
@@ -93,7 +93,7 @@ class CamberProgram:
         config: CamberConfig,
         *,
         key: Callable[[], Secret] | None = None,
-        on_call: OnCall | None = None,
+        on_call: CallObserver | None = None,
         backoff_s: float = 0.2,
     ) -> None:
         """``key`` returns the key for each call; the default is the configuration's. Does not run the program.

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from rythmiq_ray.console import filters, words
+from rythmiq_ray.console import filters, formatting
 from rythmiq_ray.console.actions import Action, Kind, Target, action_of, job_ids
 from rythmiq_ray.errors import NotFound, RythmiqError
 from rythmiq_ray.queue import inspect, listing
@@ -42,7 +42,7 @@ def _target(request: Request, console: Console, kind: Kind) -> tuple[Target, str
         match kind:
             case "job":
                 job = inspect.job(connection, request.path_params["name"])
-                return Target("job", id=job.job_id), f"job {words.called(job)}", f"jobs/{job.job_id}"
+                return Target("job", id=job.job_id), f"job {formatting.called(job)}", f"jobs/{job.job_id}"
             case "group":
                 found = listing.find(connection, request.path_params["name"])
                 if found.is_job:
@@ -74,7 +74,7 @@ def _ask(request: Request, console: Console) -> Response:
         live=False,
         action=action,
         target=target,
-        called=words.visible(called),
+        called=formatting.visible(called),
         back=back,
         count=count,
     )

@@ -13,7 +13,7 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rythmiq_ray.console import filters, words
+from rythmiq_ray.console import filters, formatting
 from rythmiq_ray.console.actions import Target, of_scope, offered
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Group, JobState
@@ -21,7 +21,7 @@ from rythmiq_ray.outlook import outlook_of
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import control, listing
 from rythmiq_ray.queue.console import Point
-from rythmiq_ray.web import charts, files, members, values
+from rythmiq_ray.web import charts, files, members, output_numbers
 from rythmiq_ray.web.members import Axis, Gauge, Picture
 from rythmiq_ray.web.pages.jobs import uuid_of
 from rythmiq_ray.web.render import page
@@ -66,7 +66,7 @@ def bar(group: Group, running: int = 0) -> Any:
         "CANCELLED": group.cancelled,
         "RUNNING": running,
     }
-    said = f"{words.plural(group.members - group.unfinished, 'member')} of {group.members:,} have ended"
+    said = f"{formatting.plural(group.members - group.unfinished, 'member')} of {group.members:,} have ended"
     return charts.shares(counts, said, total=group.members)
 
 
@@ -94,7 +94,7 @@ def group(request: Request) -> Response:
         errors = listing.group_errors(connection, group_id)
         rows = looks.page(connection, listing.Filter(groups=[group_id]), limit=_ROWS)
         points = looks.points(connection, group_id)
-        names = looks.file_names(connection, group_id, most_bytes=values.MOST_BYTES)
+        names = looks.file_names(connection, group_id, most_bytes=output_numbers.MOST_BYTES)
         limits = control.limits(connection)
     paused = any(limit.paused for limit in limits if (limit.scope, limit.name) == ("group", str(group_id)))
     pausing = of_scope(paused=paused) if paused or found.unfinished else []
@@ -104,7 +104,7 @@ def group(request: Request) -> Response:
         request,
         "group.html",
         here="groups",
-        title=words.visible(found.name or found.group_id),
+        title=formatting.visible(found.name or found.group_id),
         group=found,
         states=states,
         strip=charts.shares(
@@ -159,7 +159,7 @@ def shown_of(
     numbers: Mapping[UUID, Mapping[str, float]] = {}
     if file:
         wanted = members.ids_of(points, [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
-        table = console.values.of(group_id, file, wanted)
+        table = console.output_numbers.of(group_id, file, wanted)
         numbers, fields = dict(table.of), table.fields
         if table.fault:
             reading = f"{file} cannot be read: {table.fault}"
@@ -191,9 +191,9 @@ def shown_of(
 def gauge_of(word: str, numbers: Mapping[UUID, Mapping[str, float]]) -> Gauge | None:
     """What a word of a query string measures; None for the state."""
     if word == "seconds":
-        return Gauge(lambda point: point.seconds, words.duration)
+        return Gauge(lambda point: point.seconds, formatting.duration)
     if word == "credits":
-        return Gauge(lambda point: point.credits, words.credits)
+        return Gauge(lambda point: point.credits, formatting.credits)
     if word.startswith("file:"):
         name = word.removeprefix("file:")
         return Gauge(lambda point: numbers.get(point.job_id, {}).get(name))
@@ -206,7 +206,7 @@ def picture_data(request: Request) -> Response:
     group_id: UUID = request.path_params["id"]
     with console.database.read() as connection:
         points = looks.points(connection, group_id)
-        names = looks.file_names(connection, group_id, most_bytes=values.MOST_BYTES)
+        names = looks.file_names(connection, group_id, most_bytes=output_numbers.MOST_BYTES)
     picture = shown_of(console, group_id, points, request.query_params, names).picture
     body = json.dumps(
         {"kind": picture.kind, "across": picture.across, "down": picture.down, "members": picture.data},

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from rythmiq_ray.artifact_names import LOG_NAME
-from rythmiq_ray.console import joblog, words
+from rythmiq_ray.console import formatting, joblog
 from rythmiq_ray.console.actions import Target, offered
 from rythmiq_ray.errors import RULES, ErrorCode, NotFound, RythmiqError
 from rythmiq_ray.model import Job, JobState
@@ -71,7 +71,7 @@ def job(request: Request) -> Response:
         request,
         "job.html",
         here="jobs",
-        title=words.visible(words.called(found)),
+        title=formatting.visible(formatting.called(found)),
         job=found,
         group=group,
         lines=time_lines(found, attempts, now),
@@ -193,9 +193,9 @@ def kind_of(stage: str) -> str:
 
 
 def _strip(stretches: Sequence[Stretch]) -> Markup:
-    label = ", ".join(f"{each.stage} {words.duration(each.seconds)}" for each in stretches) or "nothing yet"
+    label = ", ".join(f"{each.stage} {formatting.duration(each.seconds)}" for each in stretches) or "nothing yet"
     parts = [
-        Part(kind_of(each.stage), max(each.seconds, 0.001), f"{each.stage}: {words.duration(each.seconds)}")
+        Part(kind_of(each.stage), max(each.seconds, 0.001), f"{each.stage}: {formatting.duration(each.seconds)}")
         for each in stretches
     ]
     return charts.strip(parts, label)
@@ -282,7 +282,7 @@ def preview(request: Request) -> Response:
         "preview.html",
         here="jobs",
         live=False,
-        title=words.visible(name),
+        title=formatting.visible(name),
         job_id=job_id,
         attempt=attempt,
         file=found,

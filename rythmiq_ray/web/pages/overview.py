@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rythmiq_ray.console import words
+from rythmiq_ray.console import formatting
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import console as looks
 from rythmiq_ray.queue import control, listing, schedules
 from rythmiq_ray.web import charts
 from rythmiq_ray.web.charts import Column
-from rythmiq_ray.web.ledger import Day
+from rythmiq_ray.web.daily_costs import Day
 from rythmiq_ray.web.render import page
 from rythmiq_ray.web.state import Console, console_of
 
@@ -87,7 +87,7 @@ def overview(request: Request) -> Response:
     if span in SPANS:
         shown = throughput(ends, now, length_s, step_s)
     else:
-        shown = by_day([*reversed(console.ledger.days(wait_s=0.05))])
+        shown = by_day([*reversed(console.daily_costs.days(wait_s=0.05))])
     return page(
         request,
         "overview.html",
@@ -146,14 +146,14 @@ def throughput(ends: Sequence[looks.Ends], now: datetime, length_s: float, step_
         )
         at += timedelta(seconds=step_s)
     total = sum(each.jobs for each in ends)
-    label = f"{words.plural(total, 'job')} ended in the last {words.duration(length_s)}"
+    label = f"{formatting.plural(total, 'job')} ended in the last {formatting.duration(length_s)}"
     with_date = length_s > 86_400
     most = max((sum(column.parts.values()) for column in data), default=0)
     return {
         "svg": charts.columns(data, label),
         "first": charts.hours(data[0].at, with_date=with_date) if data else "",
         "middle": charts.hours(data[len(data) // 2].at, with_date=with_date) if data else "",
-        "most": f"{int(most):,} in {words.duration(step_s)}",
+        "most": f"{int(most):,} in {formatting.duration(step_s)}",
         "total": total,
         "bounded": any(sum(each.jobs for each in ends if each.state is state) >= looks.MOST_ENDS for state in _ENDS),
     }
@@ -170,7 +170,9 @@ def by_day(days: Sequence[Day | None]) -> dict[str, object]:
         data.append(Column(at, {"s-succeeded": day.jobs - failed, "s-failed": failed}, said))
     total = sum(day.jobs for day in known)
     return {
-        "svg": charts.columns(data, f"{words.plural(total, 'job')} ended in {words.plural(len(known), 'day')}"),
+        "svg": charts.columns(
+            data, f"{formatting.plural(total, 'job')} ended in {formatting.plural(len(known), 'day')}"
+        ),
         "first": f"{known[0].day}" if known else "",
         "middle": f"{known[len(known) // 2].day}" if known else "",
         "most": f"{max((day.jobs for day in known), default=0):,} a day",
@@ -197,15 +199,17 @@ def cost_chart(days: Sequence[DayCost], *, height: int = 120) -> dict[str, objec
         Column(
             datetime(day.day.year, day.day.month, day.day.day, tzinfo=UTC),
             {"cost": day.credits},
-            f"{day.day} UTC: {words.credits(day.credits)}, {words.plural(day.jobs, 'job')}",
+            f"{day.day} UTC: {formatting.credits(day.credits)}, {formatting.plural(day.jobs, 'job')}",
         )
         for day in days
     ]
     total = sum(day.credits for day in days)
     return {
-        "svg": charts.columns(data, f"{words.credits(total)} in {words.plural(len(days), 'day')}", height=height),
+        "svg": charts.columns(
+            data, f"{formatting.credits(total)} in {formatting.plural(len(days), 'day')}", height=height
+        ),
         "first": f"{days[0].day}",
-        "most": words.credits(max(day.credits for day in days)),
+        "most": formatting.credits(max(day.credits for day in days)),
         "total": total,
     }
 
@@ -219,41 +223,44 @@ def _troubles(
 ) -> Iterator[Trouble]:
     for limit in control.limits(connection):
         if limit.closed:
-            yield Trouble("warning", f"{words.visible(limit.closed)}.", "queues", "queues")
+            yield Trouble("warning", f"{formatting.visible(limit.closed)}.", "queues", "queues")
     waiting = [queue for queue in queues if queue.queued + queue.retrying]
     alive = sum(driver.alive for driver in drivers)
     if not alive and queues:
-        yield Trouble("fault", "No driver lives, and jobs wait.", "drivers", "drivers")
+        yield Trouble("fault", "No driver is running, and jobs are waiting.", "drivers", "drivers")
     for queue in waiting if alive else ():
         if not queue.drivers:
-            said = f"No living driver serves the queue {words.visible(queue.queue)}, and jobs wait in it."
+            said = f"No live driver serves the queue {formatting.visible(queue.queue)}, and jobs wait in it."
             yield Trouble("fault", said, "queues", "queues")
         elif queue.oldest_s is not None and queue.oldest_s > _LONG_WAIT_S:
-            said = f"The oldest job of queue {words.visible(queue.queue)} waits for {words.duration(queue.oldest_s)}."
+            waited = formatting.duration(queue.oldest_s)
+            said = f"The oldest job of queue {formatting.visible(queue.queue)} has waited for {waited}."
             yield Trouble("warning", said, "queues", "queues")
     for driver in drivers:
         held = driver.submitting + driver.waiting + driver.collecting
         if not driver.alive and held:
-            said = f"A driver on {words.visible(driver.hostname)} is gone and still holds {words.plural(held, 'job')}."
+            jobs = formatting.plural(held, "job")
+            said = f"A driver on {formatting.visible(driver.hostname)} is gone and still holds {jobs}."
             yield Trouble("warning", said, "drivers", "drivers")
     for holdup in looks.holdups(connection):
         if holdup.reason:
-            said = f"{words.plural(holdup.jobs, 'running job')} cannot get on: {words.visible(holdup.reason)[:300]}"
+            jobs = formatting.plural(holdup.jobs, "running job")
+            said = f"{jobs} cannot go on: {formatting.visible(holdup.reason)[:300]}"
             yield Trouble("warning", said, f"jobs/{holdup.job_id}", "one of them")
         elif holdup.pending and holdup.since and (now - holdup.since).total_seconds() > _LONG_PENDING_S:
-            waits = words.duration((now - holdup.since).total_seconds())
-            said = f"{words.plural(holdup.jobs, 'job')} PENDING at Camber, the first for {waits}."
+            waits = formatting.duration((now - holdup.since).total_seconds())
+            said = f"{formatting.plural(holdup.jobs, 'job')} PENDING at Camber, the first for {waits}."
             yield Trouble("warning", said, f"jobs/{holdup.job_id}", "the first of them")
     kept = looks.unstored(connection)
     if kept.attempts and kept.job_id is not None:
         until = "" if kept.until is None else f", until {kept.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC at the soonest"
-        said = f"{words.plural(kept.attempts, 'attempt')} could not be stored and lie at Camber{until}."
+        said = f"{formatting.plural(kept.attempts, 'attempt')} could not be stored and lie at Camber{until}."
         yield Trouble("warning", said, f"jobs/{kept.job_id}", "the first to go")
     for schedule in schedules.schedules(connection):
         if (schedule.last_outcome or "").startswith("not enqueued"):
-            said = f"Schedule {words.visible(schedule.name)} was {words.visible(schedule.last_outcome)[:300]}"
+            said = f"Schedule {formatting.visible(schedule.name)} was {formatting.visible(schedule.last_outcome)[:300]}"
             yield Trouble("fault", said, "schedules", "schedules")
     failed = sum(error.jobs for error in errors)
     if failed:
-        said = f"{words.plural(failed, 'job')} FAILED in the last 24 hours, most with {errors[0].error_code}."
+        said = f"{formatting.plural(failed, 'job')} FAILED in the last 24 hours, most with {errors[0].error_code}."
         yield Trouble("warning", said, "jobs?state=failed&since=24h", "failed jobs")

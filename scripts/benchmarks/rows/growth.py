@@ -44,7 +44,7 @@ def measure(bench: Bench) -> Row:
             begun = time.perf_counter()
             at = 0.0
             while retention.due_at is not None and retention.due_at <= at + day * DAY_S:
-                retention.look_round(at + day * DAY_S)
+                retention.tick(at + day * DAY_S)
             row.add("deleting what is past its retention", "s a day", time.perf_counter() - begun)
             with environment.connection.cursor() as cursor:
                 # Autovacuum does this many times in a real day; a simulated day takes only seconds.

@@ -45,7 +45,7 @@ class Numbers:
         return list(dict.fromkeys(name for row in list(self.of.values())[:200] for name in row))
 
 
-class Values:
+class OutputNumbers:
     """Remembers what it has read: a stored file never changes."""
 
     def __init__(self, database: Database) -> None:

@@ -51,7 +51,7 @@ def tally(spent: Iterable[Spent], name_of: Callable[[Spent], str | None]) -> lis
     return sorted(rows, key=lambda row: (-row[3], -row[1], row[0] or ""))[:_MOST_NAMES]
 
 
-class Ledger:
+class DailyCosts:
     """Sums of the last days, made when somebody asks."""
 
     def __init__(self, database: Database) -> None:

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
 from rythmiq_ray.queue.listing import DriverState
-from rythmiq_ray.top import deeds, inside, views
+from rythmiq_ray.top import changes, details, views
 from rythmiq_ray.top.base import Base, Keys
 from rythmiq_ray.top.cells import Line, Part, parts_of
 from rythmiq_ray.top.lines import Lines, Scrolled, Table
@@ -55,7 +55,7 @@ class JobScreen(Base):
 
     def _draw_text(self) -> None:
         if self._seen is not None:
-            self.query_one(Scrolled).set(inside.job(self._seen, self.size.width))
+            self.query_one(Scrolled).set(details.job(self._seen, self.size.width))
 
     def on_resize(self, event: events.Resize) -> None:
         super().on_resize(event)
@@ -66,7 +66,7 @@ class JobScreen(Base):
 
     def action_change(self, verb: str) -> None:
         if self._seen is not None:
-            self.top.propose(verb, deeds.on_jobs(verb, *deeds.job_target(self._seen.job)))
+            self.top.propose(verb, changes.on_jobs(verb, *changes.job_target(self._seen.job)))
 
     def action_group(self) -> None:
         if self._seen is None or self._seen.group is None:
@@ -118,7 +118,7 @@ class GroupScreen(Base):
 
     def _draw_about(self) -> None:
         if self._seen is not None:
-            lines = inside.group(self._seen, self.size.width)
+            lines = details.group(self._seen, self.size.width)
             about = self.query_one("#about", Lines)
             # Limited, so that some members are visible however long it is.
             about.styles.height = min(len(lines), max(4, self.size.height // 2)) + 1
@@ -147,12 +147,12 @@ class GroupScreen(Base):
         key = self.query_one(Table).key
         members = () if self._seen is None else self._seen.page.jobs
         if (job := next((each for each in members if each.job_id == key), None)) is not None:
-            self.top.propose(verb, deeds.on_jobs(verb, *deeds.job_target(job)))
+            self.top.propose(verb, changes.on_jobs(verb, *changes.job_target(job)))
 
     def action_pause(self) -> None:
         if self._seen is not None:
             group, paused = self._seen.group, self._seen.limit is not None
-            ready = deeds.pause(*deeds.group_target(group.group_id, group.name), paused=paused)
+            ready = changes.pause(*changes.group_target(group.group_id, group.name), paused=paused)
             self.top.propose("resume" if paused else "pause", ready)
 
 
@@ -179,11 +179,11 @@ class DriverScreen(Base):
     def show(self, found: object) -> None:
         if isinstance(found, DriverState):
             self._seen = found
-            self.query_one(Scrolled).set(inside.driver(found, self.top.clock(), self.size.width))
+            self.query_one(Scrolled).set(details.driver(found, self.top.clock(), self.size.width))
 
     def action_drain(self) -> None:
         if self._seen is not None:
-            self.top.propose("drain", deeds.drain(self._seen))
+            self.top.propose("drain", changes.drain(self._seen))
 
 
 class HelpScreen(Base):
@@ -203,7 +203,7 @@ class HelpScreen(Base):
 
     def on_resize(self, event: events.Resize) -> None:
         super().on_resize(event)
-        self.query_one(Scrolled).set(inside.keys(self._groups, event.size.width))
+        self.query_one(Scrolled).set(details.keys(self._groups, event.size.width))
 
     def action_help(self) -> None:
         self.dismiss()

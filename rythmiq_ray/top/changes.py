@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from rythmiq_ray.console import filters, words
+from rythmiq_ray.console import filters, formatting
 from rythmiq_ray.console.actions import ACTIONS, Target, job_ids
 from rythmiq_ray.console.database import FAULTS, Database, said_of
 from rythmiq_ray.errors import InvalidJob
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Deed:
+class Change:
     """A change that is prepared but not confirmed yet."""
 
     label: str
@@ -34,7 +34,7 @@ class Deed:
 
 _LONGEST: Final = 60
 """The most characters of a name in a question."""
-Ready = Callable[[Database], Deed]
+Ready = Callable[[Database], Change]
 """Prepares a change. Raises the errors of a database read, and InvalidJob if there is nothing to change."""
 
 
@@ -42,20 +42,20 @@ def refusal(rights: Rights, verb: str) -> str | None:
     """Why the login may not do this; None if it may."""
     if getattr(rights, "pause" if verb == "resume" else verb):
         return None
-    return f"The login {words.on_one_line(rights.login)} may not {verb}: that needs the role rythmiq_operator."
+    return f"The login {formatting.on_one_line(rights.login)} may not {verb}: that needs the role rythmiq_operator."
 
 
 def on_jobs(verb: str, target: Target, what: str) -> Ready:
     """Prepares ``cancel`` or ``retry``, which work as in the web console and the command line."""
     action = ACTIONS[verb]
 
-    def ready(database: Database) -> Deed:
+    def ready(database: Database) -> Change:
         with database.read() as connection:
             count = len(job_ids(connection, target, action.states or list(JobState)))
         if not count:
             raise InvalidJob([f"nothing of {what} is left to {verb}"])
-        these = what if target.kind == "job" else f"{words.plural(count, 'job')} of {what}"
-        return Deed(
+        these = what if target.kind == "job" else f"{formatting.plural(count, 'job')} of {what}"
+        return Change(
             action.label,
             f"{action.label} {these}?",
             action.meaning,
@@ -67,12 +67,14 @@ def on_jobs(verb: str, target: Target, what: str) -> Ready:
 
 def called(kind: str, name: object) -> str:
     """A kind and a name, such as ``queue night``; a long name is cut, so that the question still fits."""
-    return f"{kind} {words.short(str(name), _LONGEST)}"
+    return f"{kind} {formatting.short(str(name), _LONGEST)}"
 
 
 def job_target(job: Job) -> tuple[Target, str]:
     """A job as a target, and its name for questions."""
-    return Target("job", id=job.job_id), f"job {str(job.job_id)[:13]} ({words.short(words.called(job), _LONGEST)})"
+    return Target(
+        "job", id=job.job_id
+    ), f"job {str(job.job_id)[:13]} ({formatting.short(formatting.called(job), _LONGEST)})"
 
 
 def group_target(group_id: UUID, name: str | None) -> tuple[Target, str]:
@@ -87,7 +89,7 @@ def queue_target(connection: Connection, queue: str) -> tuple[Target, str]:
 def on_queue(verb: str, queue: str) -> Ready:
     """Like :func:`on_jobs`, for the jobs of a queue."""
 
-    def ready(database: Database) -> Deed:
+    def ready(database: Database) -> Change:
         with database.read() as connection:
             target, what = queue_target(connection, queue)
         return on_jobs(verb, target, what)(database)
@@ -103,8 +105,8 @@ def pause(target: Target, what: str, *, paused: bool) -> Ready:
         action.run(connection, target, False)
         return f"{_first(what)} {'goes on' if paused else 'is paused'}."
 
-    def ready(_database: Database) -> Deed:
-        return Deed(action.label, f"{action.label} {what}?", action.meaning, run)
+    def ready(_database: Database) -> Change:
+        return Change(action.label, f"{action.label} {what}?", action.meaning, run)
 
     return ready
 
@@ -117,15 +119,15 @@ def drain(driver: DriverState) -> Ready:
         control.drain(connection, driver.driver_id)
         return f"{_first(driver_called)} is being drained."
 
-    def ready(_database: Database) -> Deed:
+    def ready(_database: Database) -> Change:
         if not driver.alive:
             raise InvalidJob([f"{driver_called} is gone already"])
-        return Deed("Drain", f"Drain {driver_called}?", "It ends what it has, takes nothing new, and goes.", run)
+        return Change("Drain", f"Drain {driver_called}?", "It ends what it has, takes nothing new, and goes.", run)
 
     return ready
 
 
-def prepare(database: Database, ready: Ready) -> Deed | str:
+def prepare(database: Database, ready: Ready) -> Change | str:
     """The change to be confirmed, or why it cannot be made."""
     try:
         return ready(database)
@@ -133,18 +135,18 @@ def prepare(database: Database, ready: Ready) -> Deed | str:
         return _sentence(error)
 
 
-def do(database: Database, deed: Deed) -> str:
+def do(database: Database, change: Change) -> str:
     """Makes a change; returns what was done, or why not."""
     try:
         with database.write() as connection:
-            return deed.run(connection)
+            return change.run(connection)
     except FAULTS as error:
-        return f"{deed.label} was not done: {_sentence(error)}"
+        return f"{change.label} was not done: {_sentence(error)}"
 
 
 def _sentence(error: Exception) -> str:
     said = error.faults[0] if isinstance(error, InvalidJob) and error.faults else said_of(error)
-    said = words.on_one_line(_first(said))
+    said = formatting.on_one_line(_first(said))
     return said if said.endswith((".", "!", "?")) else f"{said}."
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from rythmiq_ray.console import words
-from rythmiq_ray.console.words import STATE_STYLES
+from rythmiq_ray.console import formatting
+from rythmiq_ray.console.formatting import STATE_STYLES
 from rythmiq_ray.model import Job, JobState
 from rythmiq_ray.outlook import outlook_of
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
@@ -48,7 +48,7 @@ def job(seen: JobInside, columns: int) -> list[Line]:
             "enqueued": moment(found.created_at, seen.at),
             "ended": None if found.finished_at is None else moment(found.finished_at, seen.at),
             "error": _error(found),
-            "cost": None if found.cost_credits is None else f"{words.credits(found.cost_credits)} (estimated)",
+            "cost": None if found.cost_credits is None else f"{formatting.credits(found.cost_credits)} (estimated)",
             "warnings": "\n".join(found.warnings),
         },
         columns,
@@ -65,14 +65,14 @@ def job(seen: JobInside, columns: int) -> list[Line]:
     if seen.files:
         lines += [(), [Part("FILES", _TITLE)]]
         for attempt, file in seen.files:
-            size = fitted([Part(words.size(file.bytes))], 11, ">")
+            size = fitted([Part(formatting.size(file.bytes))], 11, ">")
             lines.append([Part(f"  {attempt}  "), *size, Part("  "), *parts_of(file.name)])
     return lines
 
 
 def _state(found: Job) -> list[Part]:
     out = [state(found.state)]
-    if stage := words.stage(found):
+    if stage := formatting.stage(found):
         out.append(Part(f", {stage}"))
     if found.remote_status is not None:
         out.append(Part(f" (Camber: {found.remote_status}, remote job {found.remote_id})", "dim"))
@@ -108,14 +108,14 @@ def _attempt(each: Attempt, now: datetime) -> list[Part]:
     out = [
         Part(f"{each.attempt}  "),
         state(each.state),
-        Part(f"  {moment(each.started_at, now)}, for {words.duration(max(0.0, took))}"),
+        Part(f"  {moment(each.started_at, now)}, for {formatting.duration(max(0.0, took))}"),
     ]
     if each.exit_code is not None:
         out.append(Part(f", exit code {each.exit_code}"))
     if each.cost_credits is not None:
-        out.append(Part(f", {words.credits(each.cost_credits)}"))
+        out.append(Part(f", {formatting.credits(each.cost_credits)}"))
     if each.error_code:
-        out.append(Part(f", {each.error_code}: {words.short(each.error_message or '')}", "red"))
+        out.append(Part(f", {each.error_code}: {formatting.short(each.error_message or '')}", "red"))
     return out
 
 
@@ -132,16 +132,16 @@ def group(seen: GroupInside, columns: int) -> list[Line]:
             members += [Part(", " if members else ""), Part(f"{jobs:,} ", ""), state(each)]
     left = None
     if found.unfinished and outlook.seconds_left is not None:
-        left = f"about {words.duration(outlook.seconds_left)} by the pace so far"
+        left = f"about {formatting.duration(outlook.seconds_left)} by the pace so far"
     cost = None
     if outlook.so_far is not None:
-        cost = f"{words.credits(outlook.so_far)} so far (estimated)"
+        cost = f"{formatting.credits(outlook.so_far)} so far (estimated)"
         if outlook.credits is not None and found.unfinished:
-            cost += f", about {words.credits(outlook.credits)} in all"
+            cost += f", about {formatting.credits(outlook.credits)} in all"
     limits = [f"at most {found.max_parallel:,} at once"] if found.max_parallel else []
     limits += [f"stops after {found.stop_after_failures:,} failures"] if found.stop_after_failures else []
     errors = "\n".join(
-        f"{each.jobs:,} with {each.error_code}: {words.short(words.on_one_line(each.error_message), 200)}"
+        f"{each.jobs:,} with {each.error_code}: {formatting.short(formatting.on_one_line(each.error_message), 200)}"
         for each in seen.errors
     )
     return _pairs(
@@ -166,7 +166,7 @@ def driver(found: DriverState, now: datetime, columns: int) -> list[Line]:
     return _pairs(
         {
             "driver": str(found.driver_id),
-            "state": words.driver_state(found),
+            "state": formatting.driver_state(found),
             "host": found.hostname,
             "process": str(found.pid),
             "version": found.version,
@@ -188,7 +188,7 @@ def moment(time: datetime, now: datetime) -> str:
     if time in (EARLIEST, LATEST):
         return "long ago" if time == EARLIEST else "never"
     seconds = (now - time).total_seconds()
-    far = f"in {words.rough(-seconds)}" if seconds < -0.5 else f"{age(time, now)} ago"
+    far = f"in {formatting.rough(-seconds)}" if seconds < -0.5 else f"{age(time, now)} ago"
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {far}"
 
 
