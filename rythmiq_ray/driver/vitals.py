@@ -153,7 +153,15 @@ class Vitals:
     def _publish_depth(self, _now: float) -> None:
         depth = self._queue.depth()
         self._metrics.queue_depth(depth.jobs, depth.oldest_claimable_s)
-        self._metrics.bounds((each.scope, each.paused, each.over, each.spent) for each in self._queue.bounds())
+        for each in self._queue.bounds():
+            self._metrics.bounds(
+                each.scope,
+                paused=each.paused,
+                over=each.over,
+                spent=each.spent,
+                at_limit=each.at_limit,
+                used=each.used,
+            )
         unserved = self._queue.unserved({queue for queue, _ in depth.jobs}) if depth.jobs else set()
         left = self._queue.left_over()
         self._metrics.left_over(

@@ -3,17 +3,12 @@
 -- name: limits
 -- All limits, and how many jobs run in each scope; for * it is the number of the user who has most.
 WITH used AS MATERIALIZED (
-    SELECT coalesce(j.user_id, '') AS user_id, j.queue, coalesce(j.group_id::text, '') AS group_id, count(*) AS running
-    FROM rythmiq.jobs AS j WHERE j.state = 'RUNNING' GROUP BY 1, 2, 3
+    SELECT * FROM rythmiq.usage(now())
 )
 SELECT l.scope, CASE WHEN l.scope = 'group' THEN coalesce(g.name, l.name) ELSE l.name END AS label, l.name, l.max_running,
        l.per_minute, l.credits, l.period, l.paused, l.cancel_running, l.reason, l.set_by::text, l.set_at, l.spent, l.over,
-       coalesce(CASE WHEN l.scope = 'user' AND l.name = '*'
-                     THEN (SELECT max(u.n) FROM (SELECT sum(running) AS n FROM used GROUP BY user_id) AS u)
-                     ELSE (SELECT sum(u.running) FROM used AS u
-                           WHERE CASE l.scope WHEN 'account' THEN true WHEN 'queue' THEN u.queue = l.name
-                                              WHEN 'user' THEN u.user_id = l.name ELSE u.group_id = l.name END) END,
-                0)::bigint AS running
+       coalesce((SELECT max(u.running) FROM used AS u
+                 WHERE u.scope = l.scope AND (u.name = l.name OR (l.scope = 'user' AND l.name = '*'))), 0) AS running
 FROM rythmiq.limits AS l LEFT JOIN rythmiq.groups AS g ON l.scope = 'group' AND g.group_id::text = l.name
 ORDER BY l.scope, l.name, l.period NULLS FIRST
 

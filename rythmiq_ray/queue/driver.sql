@@ -680,12 +680,32 @@ SELECT rythmiq.sees_all(%(login)s::name) AS sees_all,
              WHERE j.job_id = ANY(%(ids)s::uuid[]) AND j.enqueued_by = %(login)s::name) AS ids
 
 -- name: bounds
--- What bounds and holds up the work of all drivers together, for metrics: of each scope how many are paused, how many
--- have reached a budget, and the largest share of a budget that is spent.
-SELECT scope, count(DISTINCT name) FILTER (WHERE paused) AS paused, count(DISTINCT name) FILTER (WHERE over <> '{}') AS over,
-       coalesce(max(CASE WHEN credits > 0 THEN spent / credits WHEN credits = 0 THEN 1 END), 0)::double precision AS spent
-FROM rythmiq.limits
-GROUP BY scope
+-- What bounds and holds up the work of all drivers together, for metrics: of each scope how many names are paused, how
+-- many have reached a budget, the largest share of a budget that is spent, how many use a limit up, and the largest share
+-- of a limit that is used.
+WITH bound AS MATERIALIZED (
+    SELECT scope, name, min(max_running) AS max_running, min(per_minute) AS per_minute
+    FROM rythmiq.limits WHERE coalesce(max_running, per_minute) IS NOT NULL
+    GROUP BY scope, name
+), share AS (
+    SELECT u.scope, greatest(u.running / nullif(coalesce(own.max_running, each.max_running), 0)::double precision,
+                             u.begun / nullif(coalesce(own.per_minute, each.per_minute), 0)::double precision,
+                             CASE WHEN 0 IN (own.max_running, own.per_minute) THEN 1 END) AS used
+    FROM rythmiq.usage(coalesce(%(now)s, now())) AS u
+    LEFT JOIN bound AS own ON own.scope = u.scope AND own.name = u.name
+    LEFT JOIN bound AS each ON each.scope = u.scope AND each.scope = 'user' AND each.name = '*'
+    WHERE EXISTS (SELECT FROM bound)
+), shares AS (
+    SELECT scope, count(*) FILTER (WHERE used >= 1) AS at_limit, max(used) AS used FROM share GROUP BY scope
+), limits AS (
+    SELECT scope, count(DISTINCT name) FILTER (WHERE paused) AS paused, count(DISTINCT name) FILTER (WHERE over <> '{}') AS over,
+           max(CASE WHEN credits > 0 THEN spent / credits WHEN credits = 0 THEN 1 END)::double precision AS spent
+    FROM rythmiq.limits GROUP BY scope
+)
+SELECT scope, coalesce(l.paused, 0) AS paused, coalesce(l.over, 0) AS over, coalesce(l.spent, 0) AS spent,
+       coalesce(s.at_limit, 0) AS at_limit, coalesce(s.used, 0) AS used
+FROM unnest(ARRAY['account', 'queue', 'user', 'group']) AS v(scope)
+LEFT JOIN limits AS l USING (scope) LEFT JOIN shares AS s USING (scope)
 
 -- name: left_over
 -- For metrics: for how long the oldest unfinished group has been there, in seconds; how many attempts left what is not

@@ -202,6 +202,10 @@ class Bounds:
     """How many have reached a budget."""
     spent: float
     """The largest share of a budget that is spent, 1 = all of it; 0 where there is none."""
+    at_limit: int
+    """How many of its names use a limit up, of running jobs or of attempts begun in a minute."""
+    used: float
+    """The largest share of a limit that is used, 1 = all of it; 0 where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -403,7 +407,7 @@ class Queue(Session):
         return handled
 
     def bounds(self) -> list[Bounds]:
-        """What bounds the work of all drivers, by scope; a scope without limits is not in it."""
+        """What bounds the work of all drivers, for each kind of scope."""
         return [Bounds(**row) for row in self._run("bounds")]
 
     def left_over(self) -> LeftOver:

@@ -25,7 +25,6 @@ Labels = tuple[str, ...]
 
 NO_ERROR: Final = "none"
 OTHER_QUEUES: Final = "other"
-SCOPES: Final = ("account", "queue", "user", "group")
 OUTCOMES: Final = ("delivered", "retried", "given_up")
 MAX_QUEUES: Final = 50
 """Users name queues, so their number is limited: the first get a series each, others share :data:`OTHER_QUEUES`."""
@@ -195,6 +194,18 @@ BUDGET_SPENT: Final = Metric(
     labels=("scope",),
     help="The largest share of a budget of this scope that is spent: 0.8 is the time to look, at 1 it is reached.",
 )
+LIMITS_REACHED: Final = Metric(
+    name="rythmiq_limits_reached",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="How many queues, users or groups use up a limit, of running jobs or of attempts begun in a minute.",
+)
+LIMIT_USED: Final = Metric(
+    name="rythmiq_limit_used_ratio",
+    kind=Kind.GAUGE,
+    labels=("scope",),
+    help="The largest share of a limit of this scope that is used; at 1 jobs behind it wait.",
+)
 UNSERVED_JOBS: Final = Metric(
     name="rythmiq_unserved_jobs",
     kind=Kind.GAUGE,
@@ -254,6 +265,8 @@ CATALOG: Final = (
     PAUSED_SCOPES,
     BUDGETS_REACHED,
     BUDGET_SPENT,
+    LIMITS_REACHED,
+    LIMIT_USED,
     UNSERVED_JOBS,
     OLDEST_GROUP,
     UNSTORED,
@@ -388,14 +401,13 @@ class Metrics:
             self._set(QUEUE_JOBS, labels, count)
         self._set(QUEUE_OLDEST, (), oldest_claimable_s)
 
-    def bounds(self, bounds: Iterable[tuple[str, int, int, float]]) -> None:
-        """By scope: how many are paused, how many budgets are reached, and the largest share of one that is spent."""
-        known = {scope: (paused, over, spent) for scope, paused, over, spent in bounds}
-        for scope in SCOPES:
-            paused, over, spent = known.get(scope, (0, 0, 0.0))
-            self._set(PAUSED_SCOPES, (scope,), paused)
-            self._set(BUDGETS_REACHED, (scope,), over)
-            self._set(BUDGET_SPENT, (scope,), spent)
+    def bounds(self, scope: str, *, paused: int, over: int, spent: float, at_limit: int, used: float) -> None:
+        """Pauses, budgets and limits of one scope, as in :class:`rythmiq_ray.queue.Bounds`."""
+        self._set(PAUSED_SCOPES, (scope,), paused)
+        self._set(BUDGETS_REACHED, (scope,), over)
+        self._set(BUDGET_SPENT, (scope,), spent)
+        self._set(LIMITS_REACHED, (scope,), at_limit)
+        self._set(LIMIT_USED, (scope,), used)
 
     def left_over(self, *, unserved: int, oldest_group_s: float, unstored: int, notifications: int) -> None:
         """What has to be looked at if it grows."""

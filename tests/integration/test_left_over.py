@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
@@ -34,7 +35,9 @@ def queue(database_url: str) -> Iterator[Queue]:
 
 
 def test_pauses_and_budgets_by_scope(connection: Any, queue: Queue) -> None:
-    assert queue.bounds() == []
+    nothing = Bounds(scope="queue", paused=0, over=0, spent=0.0, at_limit=0, used=0.0)
+    assert {each.scope for each in queue.bounds()} == {"account", "queue", "user", "group"}
+    assert nothing in queue.bounds()
     control.pause(connection, Scope("queue", "gpu"), reason="moved")
     control.pause(connection, Scope("queue", "cpu"))
     control.set_budget(connection, Scope("user", "ann"), 10.0, "day")
@@ -46,10 +49,31 @@ def test_pauses_and_budgets_by_scope(connection: Any, queue: Queue) -> None:
     queue.finish(ended)
     queue.control_state([])
     found = {each.scope: each for each in queue.bounds()}
-    assert found["queue"] == Bounds(scope="queue", paused=2, over=0, spent=0.0)
-    assert found["user"] == Bounds(scope="user", paused=0, over=1, spent=1.0)
+    assert found["queue"] == replace(nothing, paused=2)
+    assert found["user"] == replace(nothing, scope="user", over=1, spent=1.0)
     control.unset_budget(connection, Scope("user", "bob"), period="day")
     assert {each.scope: each.spent for each in queue.bounds()}["user"] == 0.4
+
+
+def test_how_full_limits_are(connection: Any, queue: Queue) -> None:
+    control.set_limit(connection, Scope("user", "*"), max_running=4)
+    control.set_limit(connection, Scope("user", "ann"), max_running=2)
+    control.set_limit(connection, Scope("queue", "default"), per_minute=10)
+    for user in ("ann", "ann", "ann", "bob", "bob", "bob"):
+        enqueue(connection, JobSpec(command="x"), user_id=user)
+    assert len(queue.claim(10)) == 5
+
+    def found() -> dict[str, tuple[int, float]]:
+        return {each.scope: (each.at_limit, each.used) for each in queue.bounds()}
+
+    assert found() == {"account": (0, 0), "queue": (0, 0.5), "user": (1, 1.0), "group": (0, 0)}
+    control.set_limit(connection, Scope("user", "*"), max_running=3)
+    assert found()["user"] == (2, 1.0)
+    control.set_limit(connection, Scope("user", "ann"), max_running=0)
+    assert found()["user"] == (2, 1.0), "a limit that was lowered below what runs"
+    control.unset_limit(connection, Scope("user", "*"))
+    control.unset_limit(connection, Scope("user", "ann"))
+    assert found()["user"] == (0, 0)
 
 
 def test_what_is_left_over(connection: Any, queue: Queue) -> None:
