@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 COMMIT_OF_0_1_0 = "d5b3067"
 FIRST_SQL = ROOT / "rythmiq_ray/queue/migrations/versions/0001_jobs.sql"
 STATES = ("QUEUED", "RETRYING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED")
-REVISIONS = [f"{number:04}" for number in range(1, int(schema.REVISION) + 1)]
+REVISIONS = sorted(file.name[:4] for file in FIRST_SQL.parent.glob("0*.sql"))
 
 
 @contextmanager
