@@ -220,7 +220,7 @@ def read_spec(data: object) -> tuple[JobSpec, list[str]]:
     unknown = sorted(map(str, data.keys() - line.keys()))
     faults = [f"{quote(name)}: is not a field of a spec{meant(name[:80], _SPEC_NAMES)}" for name in unknown[:_SHOWN]]
     if len(unknown) > _SHOWN:
-        faults.append(f"spec: has {len(unknown) - _SHOWN:,} more fields that no spec has")
+        faults.append(f"spec: has {len(unknown) - _SHOWN:,} more unknown fields")
     job, found = _read(line, None)
     if job is None:
         odd = {fault.partition(":")[0].partition(".")[0].partition("[")[0] for fault in found}
@@ -275,7 +275,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
         if isinstance(cause, Several):
             yield from (f"{field}{part}: {said}" for part, said in cause.faults)
         elif former is not None:
-            yield f"{field}: is the former name of {former}, which is there too"
+            yield f"{field}: is the former name of {former}, which is given too"
         else:
             yield f"{field}: {sentence(fault, _INPUT_FIELDS if len(fault['loc']) > 1 else _FIELDS)}"
 
@@ -300,7 +300,7 @@ def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None, *, lo
         if name in catalog.cpu_sizes and size.isascii():
             faults.append(f"node_size: {name} has no GPU; those that have one are {', '.join(sizes)}")
         elif name in catalog.gpu_sizes and size.isascii():
-            faults.append(f"node_size: {name} is there only with gpu")
+            faults.append(f"node_size: {name} is available only with gpu")
         else:
             faults.append(f"node_size: there is no {quote(size)}{meant(name, tuple(sizes))}")
     return faults

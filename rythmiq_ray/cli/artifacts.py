@@ -65,7 +65,7 @@ def artifacts(
         found = found_of(connection, references)
         alone = len(found) == 1 and found[0].is_job and not wanted.given
         if attempt is not None and not alone:
-            raise typer.BadParameter("--attempt goes with one job", ctx=context)
+            raise typer.BadParameter("--attempt is for a single job", ctx=context)
         if alone:
             jobs = [inspect.job(connection, found[0].id)]
         else:
@@ -103,7 +103,7 @@ def artifacts(
     elif alone:
         say(f"job {jobs[0].job_id} has no artifacts: it is {jobs[0].state}")
     else:
-        say(f"{len(jobs):,} job{'' if len(jobs) == 1 else 's'}, and no artifacts")
+        say(f"{len(jobs):,} job{'' if len(jobs) == 1 else 's'}, no artifacts")
     for fault in faults.values():
         say(output.printable(fault))
     if faults:

@@ -193,5 +193,5 @@ def confirm(count: int, what: str, *, yes: bool) -> None:
         return
     words = f"{what} {count:,} job{'' if count == 1 else 's'}?"
     if not sys.stdin.isatty():
-        say(f"{words} (--yes answers this where nobody can be asked)")
+        say(f"{words} (without a terminal, give --yes)")
     typer.confirm(words, abort=True, err=True)

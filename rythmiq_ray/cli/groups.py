@@ -170,7 +170,7 @@ def wait(
             failed = f", {item['failed']:,} FAILED" if item["kind"] == "group" and item["failed"] else ""
             typer.echo(f"{item['id']}  {item['state']}{count}{failed}")
     if over:
-        raise Ended(TIME_OVER, f"--timeout {timeout} is over, and not all have ended")
+        raise Ended(TIME_OVER, f"--timeout {timeout} has passed, and not all have ended")
     if any(item["state"] != JobState.SUCCEEDED for item in items) or len(items) < len(found):
         raise Ended(ENDED_BADLY)
 
@@ -210,7 +210,9 @@ def gather(
     if out is not None and out.suffix.lower() not in _TABLES:
         raise typer.BadParameter(f"{out}: a table is written as one of {', '.join(_TABLES)}", param_hint="-o")
     if out is not None and as_json:
-        raise typer.BadParameter("--json writes to stdout: give it or -o, whose ending may be .json", ctx=context)
+        raise typer.BadParameter(
+            "--json writes to stdout and cannot be combined with -o, which also takes FILE.json", ctx=context
+        )
     with database() as connection:
         ids = list(chosen(connection, references, wanted))
         members = sorted(

@@ -21,10 +21,10 @@ _BATCH: Final = 500
 _AT_ONCE: Final = 16
 _REASONS: Final = {
     "unfinished": "it has not ended; `rythmiq cancel` ends it",
-    "uncleaned": "a path at Camber is still to be removed, which drivers do once they run",
-    "kept": "what could not be stored is kept at Camber; `rythmiq collect` brings it in",
-    "odd": "its rows name files that are not its own, or that no store has",
-    "in_use": "another session holds the row, or the job was put back meanwhile",
+    "uncleaned": "a path at Camber has not been removed yet; drivers do that while they run",
+    "kept": "files that could not be stored are kept at Camber; `rythmiq collect` stores them",
+    "odd": "its rows name files that are not its own, or that are in no store",
+    "in_use": "another session holds the row, or the job was queued again meanwhile",
 }
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 

@@ -110,13 +110,13 @@ def items_of(text: str) -> list[tuple[str, str]]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"it cannot be read: {error}") from None
+        raise ValueError(f"it cannot be parsed: {error}") from None
     for word in words:
         name, mark, value = word.partition("=")
         if not mark:
             items.append(("name", word if set(word) & set("*?[") else f"*{word}*"))
         elif name not in NAMES:
-            raise ValueError(f"no filter is called {name!r}; there are {', '.join(NAMES)}")
+            raise ValueError(f"there is no filter {name!r}; filters are {', '.join(NAMES)}")
         else:
             items.append((name, value))
     return items
@@ -137,5 +137,5 @@ def _states(values: Sequence[str], faults: list[str]) -> list[JobState]:
         try:
             states.append(JobState(value.upper()))
         except ValueError:
-            faults.append(f"state: {value!r} is none of {', '.join(JobState).lower()}")
+            faults.append(f"state: {value!r} is not one of {', '.join(JobState).lower()}")
     return states

@@ -106,7 +106,7 @@ class Notifier:
     def _try(self, one: Notification, silences: Counter[str]) -> None:
         host = _host_of(one.url)
         if silences[host] >= SILENCES_OF_A_HOST:
-            error = "not tried: others to this host had no answer just now"
+            error = "not tried: this host has just not answered another notification"
             self._answers.put(Told.of(one, error=error, again_s=LEFT_OUT_PAUSE_S, tried=False))
             return
         try:

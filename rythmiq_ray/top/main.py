@@ -139,7 +139,7 @@ class MainScreen(Base):
             return []
         notes = [f"{fault}." for fault in self.seen.asked.faults]
         if idle := sorted({name for name, _ in self.given} - _COUNTED[self.view]):
-            notes.append(f"The filter {' and '.join(idle)} does not count here.")
+            notes.append(f"The filter {' and '.join(idle)} does not apply here.")
         if self._note:
             notes.append(f"{self._note}.")
         return [*notes, *views.notes(self.seen.head)]
@@ -183,7 +183,7 @@ class MainScreen(Base):
         try:
             given = tuple(filters.items_of(message.value))
         except ValueError as error:
-            self.top.say(f"This was not taken: {error}.")
+            self.top.say(f"This filter was not accepted: {error}.")
             return
         message.input.display = False
         self.query_one(Table).focus()
@@ -220,7 +220,7 @@ class MainScreen(Base):
     def action_log(self) -> None:
         job = self._job()
         if job is None:
-            self.top.say("A log is a job's: 3 shows jobs.")
+            self.top.say("Only jobs have a log: 3 shows jobs.")
         else:
             self.app.push_screen(LogScreen(job.job_id, str(job.job_id)))
 
@@ -236,7 +236,7 @@ class MainScreen(Base):
                 if (job := self._job()) is not None:
                     self.top.propose(verb, changes.on_jobs(verb, *changes.job_target(job)))
             case Drivers():
-                self.top.say(f"A driver has nothing to {verb}: d drains it.")
+                self.top.say(f"Drivers have nothing to {verb}: d drains one.")
 
     def action_pause(self) -> None:
         key, head = self.query_one(Table).key, self._head()
@@ -250,7 +250,7 @@ class MainScreen(Base):
                 if group is not None:
                     self._pause(*changes.group_target(group.group_id, group.name), head)
             case _:
-                self.top.say("Queues and groups are paused, and by P the account: 1 and 2 show them.")
+                self.top.say("Only queues, groups and (with P) the account can be paused.")
 
     def action_pause_account(self) -> None:
         if (head := self._head()) is not None:
@@ -267,7 +267,7 @@ class MainScreen(Base):
             if driver is not None:
                 self.top.propose("drain", changes.drain(driver))
         else:
-            self.top.say("Drivers are drained: 4 shows them.")
+            self.top.say("Only drivers can be drained: 4 shows them.")
 
     def _job(self) -> Job | None:
         key = self.query_one(Table).key

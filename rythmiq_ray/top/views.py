@@ -99,7 +99,11 @@ def queues(seen: Queues, _now: datetime) -> Shown:
     """Queues with depth, age of the oldest job, running jobs and limit, and throughput."""
     limits = {each.name: each for each in seen.head.limits if each.scope == "queue" and each.credits is None}
     rows = [(each.queue, _queue(each, limits.get(each.queue), seen.head)) for each in seen.queues]
-    empty = "No queue of that name has jobs." if seen.asked.given else "Nothing is queued, runs, or has ended of late."
+    empty = (
+        "No queue of that name has jobs."
+        if seen.asked.given
+        else "Nothing is queued or running, and nothing has ended recently."
+    )
     return Shown(_QUEUES, rows, empty)
 
 
@@ -209,19 +213,19 @@ def jobs(seen: Jobs, now: datetime) -> Shown:
     ]
     note = ""
     if seen.page.searched is not None:
-        note = f"{seen.page.searched:,} jobs were looked through: > goes on"
+        note = f"{seen.page.searched:,} jobs were searched: > continues"
     elif seen.page.next is not None:
-        note = f"{len(rows):,} are shown: > goes on"
+        note = f"{len(rows):,} are shown: > continues"
     if seen.before is not None:
-        note = ", ".join(part for part in ("< goes to the newest", note) if part)
+        note = ", ".join(part for part in ("< shows the newest", note) if part)
     if seen.page.searched is not None:
         empty = "None among these."
     elif seen.before is not None:
-        empty = "No older job is there."
+        empty = "There are no older jobs."
     elif seen.asked.given:
         empty = "No job matches."
     else:
-        empty = "No jobs yet: `rythmiq enqueue --command 'echo hello'` puts one in."
+        empty = "No jobs yet: `rythmiq enqueue --command 'echo hello'` adds one."
     return Shown(_JOBS, rows, empty, note)
 
 

@@ -499,6 +499,6 @@ def test_a_uri_of_what_another_login_stored_is_no_way_around(
     run_.until(lambda: all(inspect.job(run_.connection, str(each)).state.finished for each in ids), "all end")
     taken, used, owners, taken_over = (inspect.job(run_.connection, str(each)) for each in ids)
     assert (taken.state, taken.error_code, taken.remote_id) == (JobState.FAILED, "invalid_job", None)
-    assert "did not put in" in str(taken.error_message)
+    assert "did not enqueue" in str(taken.error_message)
     assert (taken_over.state, taken_over.error_code, taken_over.remote_id) == (JobState.FAILED, "invalid_job", None)
     assert (used.state, owners.state) == (JobState.SUCCEEDED, JobState.SUCCEEDED)

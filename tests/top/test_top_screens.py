@@ -60,7 +60,7 @@ def test_queues_at_80_by_24(database_url: str, rows: Rows, connection: Connectio
 def test_empty_tables_say_what_to_do(database_url: str) -> None:
     async def script(screen: Screen) -> None:
         for key, said in (
-            ("1", "Nothing is queued, runs, or has ended of late."),
+            ("1", "Nothing is queued or running, and nothing has ended recently."),
             ("2", "rythmiq sweep"),
             ("3", "rythmiq enqueue --command"),
             ("4", "No driver yet: python -m rythmiq_ray.driver"),
@@ -173,11 +173,11 @@ def test_older_jobs_are_a_key_away(database_url: str, rows: Rows) -> None:
         rows.job(age_s=1000 - n, name=f"n{n}")
 
     async def script(screen: Screen) -> None:
-        await screen.until("n229", "200 are shown: > goes on")
+        await screen.until("n229", "200 are shown: > continues")
         await screen.press("G")
         await screen.until("n30")
         await screen.press(">")
-        await screen.until("n29", "< goes to the newest")
+        await screen.until("n29", "< shows the newest")
         await screen.press("<")
         await screen.until("n229")
 

@@ -174,7 +174,7 @@ class CamberProgram:
                 file = self._downloaded(folder, uri)
                 with _disk():
                     if file.stat().st_size > _MOST_ANSWER_BYTES:
-                        raise BackendUnavailable("A file that should be small is too long")
+                        raise BackendUnavailable("A file that should be small is too large")
                     return file.read_bytes()
 
         return read()
@@ -286,7 +286,7 @@ class CamberProgram:
             if found != size:
                 size = self._size(uri, anew=True)
             if found != size:
-                raise _NotWhole(f"The vendor's program brought {found} bytes of a file of {size}")
+                raise _NotWhole(f"The vendor's program returned {found} bytes of a file of {size}")
             file.touch()
         return file
 
@@ -392,10 +392,14 @@ class CamberProgram:
         """
         places = self._transfers if transfer else self._others
         if not places.acquire(timeout=None if until is None else max(0.0, until - now_s())):
-            raise BackendUnavailable(f"The vendor's program had no place for {operation} in time")
+            raise BackendUnavailable(
+                f"All slots for the vendor's program stayed in use, so {operation} was not started in time"
+            )
         try:
             if until is not None and (within_s := until - now_s()) <= 0:
-                raise BackendUnavailable(f"The vendor's program had no place for {operation} in time")
+                raise BackendUnavailable(
+                    f"All slots for the vendor's program stayed in use, so {operation} was not started in time"
+                )
             began_at = now_s()
             with self._lock:
                 self.calls[operation] += 1
