@@ -12,7 +12,7 @@ import typer
 
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
-from rythmiq_ray.cli.filters import Wanted, filtered
+from rythmiq_ray.cli.filters import JobSelection, filtered
 from rythmiq_ray.cli.jobs import Json
 from rythmiq_ray.cli.jobs import Limit as Most
 
@@ -175,7 +175,7 @@ def resume(scope: Scope) -> None:
 
 @filtered
 def cost(
-    wanted: Wanted,
+    wanted: JobSelection,
     by: Annotated[str, typer.Option(metavar="WHAT", help="day, user, queue, group, label:KEY, or all.")] = "day",
     limit: Most = 0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,

@@ -15,7 +15,16 @@ import typer
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
-from rythmiq_ray.cli.filters import References, Wanted, Yes, chosen, confirm, filtered, found_of, needs_some
+from rythmiq_ray.cli.filters import (
+    JobSelection,
+    References,
+    Yes,
+    confirm,
+    filtered,
+    found_of,
+    require_selection,
+    selected_states,
+)
 from rythmiq_ray.cli.group_view import show_group
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact, Job, JobState, Phase
@@ -42,7 +51,7 @@ Before = Annotated[str | None, typer.Option(metavar="ID", help="Only those older
 @filtered
 def jobs(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     limit: Limit = 20,
     before: Before = None,
     as_json: Json = False,
@@ -181,7 +190,7 @@ def _need(need: Need) -> str:
 
 @filtered
 def cancel(
-    context: typer.Context, wanted: Wanted, references: References = None, yes: Yes = False, as_json: Json = False
+    context: typer.Context, wanted: JobSelection, references: References = None, yes: Yes = False, as_json: Json = False
 ) -> None:
     """Cancel jobs: by id, whole groups, or by filters.
 
@@ -197,11 +206,11 @@ def cancel(
     """
     from rythmiq_ray.queue import inspect, listing
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection:
         found = found_of(connection, references)
         named = [item.id for item in found if item.is_job] if not wanted.given else []
-        states = chosen(connection, references, wanted)
+        states = selected_states(connection, references, wanted)
         targets = [job_id for job_id, state in states.items() if not state.finished]
         connection.rollback()  # The next statement can be repeated after a deadlock only if it begins a transaction.
         if wanted.given:
@@ -228,7 +237,7 @@ def cancel(
 @filtered
 def retry(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
     downstream: Annotated[
         bool, typer.Option("--downstream", help="Also jobs that were cancelled because they needed one of these.")
@@ -250,11 +259,11 @@ def retry(
     """
     from rythmiq_ray.queue import inspect
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection:
         found = found_of(connection, references)
         named = [item.id for item in found if item.is_job] if not wanted.given else []
-        states = chosen(connection, references, wanted)
+        states = selected_states(connection, references, wanted)
         ended = (JobState.FAILED, JobState.CANCELLED)
         targets = [job_id for job_id, state in states.items() if state in ended]
         connection.rollback()

@@ -15,7 +15,7 @@ from rythmiq_ray.access import Backends, database, read
 from rythmiq_ray.artifact_names import LOG_NAME
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import ENDED_BADLY, NOT_YET, Ended, say
-from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
+from rythmiq_ray.cli.filters import JobSelection, References, filtered, found_of, require_selection, selected_states
 from rythmiq_ray.cli.jobs import called
 from rythmiq_ray.errors import BackendBusy, BackendUnavailable, ConfigurationError, NotFound
 from rythmiq_ray.model import Artifact, Job, JobState
@@ -37,7 +37,7 @@ _PATIENCE: Final = 4
 @filtered
 def logs(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until the job has ended.")] = False,
     attempt: Annotated[
@@ -65,7 +65,7 @@ def logs(
     """
     from rythmiq_ray.queue import inspect, listing
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection, Backends() as backends:
         # Autocommit: each read sees what drivers have written meanwhile, and no transaction stays open.
         connection.autocommit = True
@@ -74,8 +74,8 @@ def logs(
             if follow or attempt is not None:
                 raise typer.BadParameter("-f and --attempt are for a single job", ctx=context)
             if found and not any(item.is_job for item in found) and not wanted.given:
-                wanted = Wanted(wanted.groups, listing.Filter(states=[JobState.FAILED]))
-            ids = list(chosen(connection, references, wanted))
+                wanted = JobSelection(wanted.groups, listing.Filter(states=[JobState.FAILED]))
+            ids = list(selected_states(connection, references, wanted))
             _several(connection, list(listing.jobs(connection, listing.Filter(ids=ids), limit=None)), tail)
             return
         job = inspect.job(connection, found[0].id)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rythmiq_ray.access import database, database_url
-from rythmiq_ray.cli.filters import Wanted, filtered
+from rythmiq_ray.cli.filters import JobSelection, filtered
 from rythmiq_ray.cli.operations import reasons_of
 from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.errors import ConfigurationError
@@ -29,7 +29,7 @@ class View(StrEnum):
 
 @filtered
 def top(
-    wanted: Wanted,
+    wanted: JobSelection,
     view: Annotated[
         View | None,
         typer.Option(

@@ -23,7 +23,7 @@ _MOST: Final = 100
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedFilter:
     """The filters of a query string."""
 
     given: tuple[tuple[str, str], ...]
@@ -65,10 +65,10 @@ class Asked:
         return self.with_(name, *([each for each in now if each != value] if value in now else [*now, value]))
 
 
-def read(items: Iterable[tuple[str, str]], connection: Connection) -> Asked:
+def read(items: Iterable[tuple[str, str]], connection: Connection) -> ParsedFilter:
     """Reads the items of a query string, and looks up the names of groups. Raises DatabaseUnavailable."""
     given = tuple((k, v.strip()[:_LONGEST]) for k, v in items if k in NAMES and v.strip())[:_MOST]
-    asked = Asked(given)
+    asked = ParsedFilter(given)
     faults: list[str] = []
     wanted = Filter(
         queues=asked.values("queue") or None,
@@ -122,7 +122,7 @@ def items_of(text: str) -> list[tuple[str, str]]:
     return items
 
 
-def _time(name: str, asked: Asked, faults: list[str]) -> datetime | None:
+def _time(name: str, asked: ParsedFilter, faults: list[str]) -> datetime | None:
     for value in asked.values(name)[:1]:
         try:
             return past_time(value)

@@ -14,7 +14,7 @@ from rythmiq_ray.queue.connection import EARLIEST, LATEST
 from rythmiq_ray.queue.inspect import Attempt
 from rythmiq_ray.queue.listing import DriverState
 from rythmiq_ray.top.cells import Line, Part, broken, fitted, parts_of
-from rythmiq_ray.top.source import GroupInside, JobInside
+from rythmiq_ray.top.source import GroupDetails, JobDetails
 from rythmiq_ray.top.views import age, bar, state
 
 _TITLE: Final = "bold"
@@ -23,7 +23,7 @@ _LONGEST: Final = 20_000
 """The most characters of a command or a message that are shown."""
 
 
-def job(seen: JobInside, columns: int) -> list[Line]:
+def job(seen: JobDetails, columns: int) -> list[Line]:
     """All about a job, as lines of at most ``columns`` cells."""
     found = seen.job
     lines = _pairs(
@@ -81,7 +81,7 @@ def _state(found: Job) -> list[Part]:
     return out
 
 
-def _reasons(seen: JobInside) -> str:
+def _reasons(seen: JobDetails) -> str:
     return "\n".join(f"{reason.message}: {reason.remedy}" for reason in seen.reasons)
 
 
@@ -119,7 +119,7 @@ def _attempt(each: Attempt, now: datetime) -> list[Part]:
     return out
 
 
-def group(seen: GroupInside, columns: int) -> list[Line]:
+def group(seen: GroupDetails, columns: int) -> list[Line]:
     """The lines above a group's members."""
     found = seen.group
     states = {each: sum(count.jobs for count in seen.counts if count.state is each) for each in JobState}

@@ -14,10 +14,10 @@ from textual.widgets import Input
 
 from rythmiq_ray.console import filters
 from rythmiq_ray.console.actions import Target
-from rythmiq_ray.console.filters import Asked
+from rythmiq_ray.console.filters import ParsedFilter
 from rythmiq_ray.model import Job
 from rythmiq_ray.top import changes, views
-from rythmiq_ray.top.base import Base, Keys
+from rythmiq_ray.top.base import Keys, TopScreen
 from rythmiq_ray.top.cells import Line, Part, parts_of
 from rythmiq_ray.top.detail_screens import DriverScreen, GroupScreen, JobScreen
 from rythmiq_ray.top.lines import Lines, Table
@@ -47,7 +47,7 @@ class FilterLine(Input):
         self.screen.query_one(Table).focus()
 
 
-class MainScreen(Base):
+class MainScreen(TopScreen):
     """The tables, a filter for all of them, and the actions on the row that the cursor is on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -99,7 +99,7 @@ class MainScreen(Base):
             chosen = view == self.view
             line += [Part(f" {at + 1} {view.capitalize()} ", "bold reverse" if chosen else ""), Part(" ")]
         if self.given:
-            line += [Part(" filter: "), *parts_of(Part(Asked(self.given).text, "bold yellow"))]
+            line += [Part(" filter: "), *parts_of(Part(ParsedFilter(self.given).text, "bold yellow"))]
         return line
 
     def looks_at(self) -> Look:
@@ -173,7 +173,7 @@ class MainScreen(Base):
 
     def action_filter(self) -> None:
         line = self.query_one(FilterLine)
-        line.value = Asked(self.given).text
+        line.value = ParsedFilter(self.given).text
         line.display = True
         line.cursor_position = len(line.value)
         line.focus()

@@ -10,7 +10,7 @@ from typing import Final
 from rythmiq_ray.console import formatting
 from rythmiq_ray.console.formatting import BAR_SIGNS, STATE_STYLES
 from rythmiq_ray.model import Group, Job, JobState
-from rythmiq_ray.queue.console import QueueLook
+from rythmiq_ray.queue.console import QueueSummary
 from rythmiq_ray.queue.control import Limit
 from rythmiq_ray.queue.listing import DriverState
 from rythmiq_ray.top.cells import Cell, Column, Line, Part, count, sparkline
@@ -107,7 +107,7 @@ def queues(seen: Queues, _now: datetime) -> Shown:
     return Shown(_QUEUES, rows, empty)
 
 
-def _queue(each: QueueLook, limit: Limit | None, head: Head) -> list[Cell]:
+def _queue(each: QueueSummary, limit: Limit | None, head: Head) -> list[Cell]:
     waiting = each.queued + each.retrying
     most = None if limit is None else limit.max_running
     full = most is not None and each.running >= most
@@ -128,7 +128,7 @@ def _queue(each: QueueLook, limit: Limit | None, head: Head) -> list[Cell]:
     ]
 
 
-def _queue_state(each: QueueLook, limit: Limit | None, head: Head, *, full: bool) -> Cell:
+def _queue_state(each: QueueSummary, limit: Limit | None, head: Head, *, full: bool) -> Cell:
     if limit is not None and limit.paused:
         return Part("paused", _WARNING)
     closed = any(known.scope == "queue" and known.name == each.queue and known.closed for known in head.limits)
@@ -139,7 +139,7 @@ def _queue_state(each: QueueLook, limit: Limit | None, head: Head, *, full: bool
     return Part("full", _WARNING) if full else Part("open")
 
 
-def _oldest(each: QueueLook) -> Cell:
+def _oldest(each: QueueSummary) -> Cell:
     if each.oldest_s is None:
         return Part(formatting.NOTHING, "dim")
     return Part(formatting.rough(each.oldest_s), _WARNING if each.oldest_s > LONG_WAIT_S else "")

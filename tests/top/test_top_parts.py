@@ -13,7 +13,7 @@ from textual.strip import Strip
 from web_rows import HOSTILE, LONG, Connection, Rows, execute
 
 from rythmiq_ray.console import filters
-from rythmiq_ray.console.filters import Asked
+from rythmiq_ray.console.filters import ParsedFilter
 from rythmiq_ray.errors import DatabaseUnavailable, NotFound
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import console
@@ -94,7 +94,7 @@ def test_only_what_differs_is_drawn() -> None:
 def test_a_typed_filter_is_read_both_ways() -> None:
     items = filters.items_of("queue=night 'name=fit *' label=a=b fit")
     assert items == [("queue", "night"), ("name", "fit *"), ("label", "a=b"), ("name", "*fit*")]
-    assert filters.items_of(Asked(tuple(items)).text) == items
+    assert filters.items_of(ParsedFilter(tuple(items)).text) == items
     for wrong in ("x=1", "'"):
         with pytest.raises(ValueError, match=r"no filter is called 'x'|cannot be read"):
             filters.items_of(wrong)

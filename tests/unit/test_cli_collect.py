@@ -36,7 +36,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise NotFound(f"There is no job {job_id}")
         return [listing.Found(UUID(job_id), True) for job_id in job_ids]
 
-    def chosen(_: Any, job_ids: list[str], _wanted: Any) -> dict[UUID, JobState]:
+    def selected_states(_: Any, job_ids: list[str], _wanted: Any) -> dict[UUID, JobState]:
         return {UUID(job_id): held["rows"][job_id].state for job_id in job_ids}
 
     def rows(_: Any, wanted: listing.Filter, *, limit: int | None) -> list[Job]:
@@ -50,7 +50,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(collect, "database", database)
     monkeypatch.setattr(collect, "found_of", find)
-    monkeypatch.setattr(collect, "chosen", chosen)
+    monkeypatch.setattr(collect, "selected_states", selected_states)
     monkeypatch.setattr(listing, "jobs", rows)
     monkeypatch.setattr(inspect, "collect", answer)
     return held

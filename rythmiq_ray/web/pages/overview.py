@@ -216,7 +216,7 @@ def cost_chart(days: Sequence[DayCost], *, height: int = 120) -> dict[str, objec
 
 def _troubles(
     connection: Connection,
-    queues: Sequence[looks.QueueLook],
+    queues: Sequence[looks.QueueSummary],
     drivers: Sequence[listing.DriverState],
     errors: Sequence[listing.ErrorKind],
     now: datetime,
