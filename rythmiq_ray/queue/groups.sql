@@ -27,7 +27,7 @@ FROM (SELECT unnest(%(ids)s::uuid[]) AS id ORDER BY 1) AS g
 -- name: limits
 -- For each group, whether it limits how many members run, and the next group_index.
 SELECT g.group_id, coalesce(g.places, g.max_parallel) IS NOT NULL AS limited,
-       coalesce((SELECT max(j.group_index) + 1 FROM rythmiq.jobs AS j WHERE j.group_id = g.group_id), 0) AS next_index
+       rythmiq.next_group_index(g.group_id) AS next_index
 FROM rythmiq.groups AS g
 WHERE g.group_id = ANY(%(ids)s::uuid[])
   AND (g.enqueued_by = session_user OR (SELECT rythmiq.sees_all(session_user)))

@@ -1,13 +1,12 @@
-"""A driver with threads for Ray that dies at a point: ``crashing_driver.py RECORD [POINT] [--stop-when-waiting]``."""
+"""A driver with threads for Ray that dies at a point; :func:`run` is what a process of its own does."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from inline_cluster import InlineCluster, in_phase
 from side_effects import Tripwire
@@ -39,13 +38,17 @@ OVERRIDES = (
 )
 
 
-def main() -> int:
-    stop_when_waiting = "--stop-when-waiting" in sys.argv
-    record, *point = [word for word in sys.argv[1:] if not word.startswith("--")]
+def run(folder: Path, environ: Mapping[str, str], point: str | None, stop_when_waiting: bool) -> None:
+    """Drives until nothing is left to do, or until ``point``; what it says is in ``folder``/output."""
+    os.environ.clear()
+    os.environ.update(environ)
+    with (folder / "output").open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
     config = load(OVERRIDES).config
     setup(config.logging)
     rythmiq_ray.driver.janitor.LEASES = 0.1  # type: ignore[misc]  # What the dead left is old enough at once.
-    Tripwire(Path(record), point[0] if point else None).install()
+    Tripwire(folder / "record", point).install()
     executor = Executor(
         backend=CamberExecutionBackend(config.camber),
         store=open_store(config.artifacts),
@@ -57,7 +60,7 @@ def main() -> int:
     heartbeat = Heartbeat(config.database.url, lease_s=config.driver.lease_s)
     probes = {BACKEND: executor.backend.check, STORE: executor.store.check}
     poller = Poller(executor.backend, probes, wake=wakeup.set)
-    told = Path(record).with_name("told")
+    told = folder / "told"
 
     def send(notification_id: str, _url: str, body: str) -> Answer:
         with told.open("a") as file:
@@ -78,8 +81,3 @@ def main() -> int:
     else:
         loop.run(drain=True)
     loop.stop()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

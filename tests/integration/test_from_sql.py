@@ -191,6 +191,20 @@ def test_groups_and_dependencies_hold_and_release(gateway: Cursor, owner: Cursor
         put(gateway, command="true", group=str(group_id), after=[str(outside)])
 
 
+def test_a_member_costs_the_same_however_many_there_are(gateway: Cursor, owner: Cursor) -> None:
+    put(gateway, command="x", group="sweep")
+    gateway.execute('SELECT rythmiq.enqueue(\'{"command": "x", "group": "sweep"}\') FROM generate_series(1, 500)')
+    owner.execute("BEGIN; SELECT group_id FROM rythmiq.groups WHERE name = 'sweep'")
+    (group_id,) = owner.fetchone()
+    owner.execute("SELECT rythmiq.next_group_index(%s)", [group_id])
+    assert owner.fetchone() == (501,)
+    owner.execute(
+        "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relid = 'rythmiq.jobs'::regclass"
+    )
+    assert owner.fetchone()[0] < 10, "rows read"
+    owner.execute("COMMIT")
+
+
 def test_a_login_sees_and_cancels_its_own_alone(gateway: Cursor, owner: Cursor, database_url: str) -> None:
     mine = put(gateway, command="true", user_id="ann")
     other = psycopg2.connect(database_url.replace("postgres@", "another@", 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pickle
 import socket
@@ -908,6 +909,23 @@ def test_list_that_grows_as_fast_as_it_is_read_is_read_on(poll: Poll) -> None:
     found, calls = poll(Burst(ALL), set(ALL))
     assert found == ALL[::-1]
     assert calls == {"list": 20}
+
+
+def test_long_and_slow_list_is_read_several_pages_at_once(poll: Poll, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rythmiq_ray.backends.camber.backend._SLOW_LIST_S", 0.0)
+    asked, together = itertools.count(1), threading.Event()
+
+    class Slow(Listing):
+        """Answers no call for a later page before it has three of them."""
+
+        def __call__(self, request: Request) -> Reply:
+            if request.params.get("page", "1") != "1":
+                if next(asked) == 3:
+                    together.set()
+                assert together.wait(10)
+            return super().__call__(request)
+
+    assert poll(Slow(ALL), set(ALL)) == (ALL[::-1], {"list": 10})
 
 
 def test_server_with_pages_smaller_than_asked_for(poll: Poll) -> None:

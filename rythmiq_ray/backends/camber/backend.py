@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -33,6 +35,7 @@ from rythmiq_ray.backends.camber.calls import CamberCalls, JobPage
 from rythmiq_ray.backends.camber.client import CamberClient
 from rythmiq_ray.backends.camber.program import CamberProgram
 from rythmiq_ray.backends.times import time_of
+from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import CamberConfig, NodeSize
 from rythmiq_ray.errors import BackendUnavailable, NotFound, RythmiqError
 from rythmiq_ray.model import ErrorInfo, Job, RemoteFile, RemoteJob, RemoteResult
@@ -43,6 +46,9 @@ _CLOCK_SKEW: Final = timedelta(minutes=1)
 _LONGEST_SEARCH_S: Final = 10 * 365 * 86400.0
 _OUTAGE: Final = 3
 """This many jobs in a row without a clear answer are taken for an outage."""
+_PAGES_AT_ONCE: Final = 4
+_SLOW_LIST_S: Final = 0.5
+"""A poll that has taken this long reads several pages at once."""
 _STUCK_PAGES: Final = 3
 """This many pages in a row without an older job, which new jobs do not explain: the server has no pages."""
 
@@ -140,7 +146,7 @@ class CamberExecutionBackend:
         horizon: datetime | None = None
         barren = 0
         walk = _Walk(self._config.page_size)
-        for page in self._pages(to_the_end=bool(unseen_paths)):
+        for page in self._pages(unseen, to_the_end=bool(unseen_paths)):
             walk.note(page)
             if horizon is None and page.at is not None:
                 # Camber's dates are compared only with Camber's own clock.
@@ -225,25 +231,37 @@ class CamberExecutionBackend:
         """The size of the job's nodes in the catalog; None if it is not there."""
         return self._config.catalog.size(job.spec)
 
-    def _pages(self, *, to_the_end: bool) -> Iterator[JobPage]:
-        """Pages of the list, newest first. ``to_the_end``: only an empty page ends it, whatever total and sizes say."""
+    def _pages(self, unseen: Collection[int], *, to_the_end: bool) -> Iterator[JobPage]:
+        """Pages of the list, newest first. ``to_the_end``: only an empty page ends it, whatever total and sizes say.
+
+        ``unseen``: the jobs that are still looked for. If the list is long and slow, the pages that they need at least
+        are read several at once. A new job may then push another one to a page that was read already, so not where it
+        has to be certain that nothing is missed, ``to_the_end``.
+        """
+        began = now_s()
         number, stuck, full = 0, 0, 0
         lowest = deepest = math.inf
-        while stuck < _STUCK_PAGES:
-            number += 1
-            page = self.client.list_page(number)
-            if not page.jobs:
-                return
-            yield page
-            # The server may return shorter pages than requested; the first page shows their length.
-            full = full or len(page.jobs)
-            counted = page.total is not None and len(page.jobs) <= page.total <= number * full
-            if not to_the_end and (counted or len(page.jobs) < full):
-                return
-            # How many jobs are older than this page's. New jobs push the pages back, and no page is older for a while.
-            older = -number if page.total is None else page.total - number * full
-            stuck = stuck + 1 if _lowest(page) >= lowest and older < deepest else 0
-            lowest, deepest = min(lowest, _lowest(page)), min(deepest, older)
+        ahead: deque[Future[JobPage]] = deque()
+        with ThreadPoolExecutor(_PAGES_AT_ONCE, thread_name_prefix="list") as pool:
+            while stuck < _STUCK_PAGES:
+                number += 1
+                page = ahead.popleft().result() if ahead else self.client.list_page(number)
+                if not page.jobs:
+                    return
+                yield page
+                # The server may return shorter pages than requested; the first page shows their length.
+                full = full or len(page.jobs)
+                counted = page.total is not None and len(page.jobs) <= page.total <= number * full
+                if not to_the_end and (counted or len(page.jobs) < full):
+                    return
+                # How many jobs are older than this page's. New jobs push the pages back, and no page is older for a
+                # while.
+                older = -number if page.total is None else page.total - number * full
+                stuck = stuck + 1 if _lowest(page) >= lowest and older < deepest else 0
+                lowest, deepest = min(lowest, _lowest(page)), min(deepest, older)
+                if not to_the_end and now_s() - began > _SLOW_LIST_S:
+                    for _ in range(min(_PAGES_AT_ONCE, math.ceil(len(unseen) / full)) - len(ahead)):
+                        ahead.append(pool.submit(self.client.list_page, number + len(ahead) + 1))
 
     def _ask_for_each(self, remote_ids: Collection[int]) -> Iterator[list[RemoteJob | Unclear]]:
         """Queries jobs one by one; those not found are left out. A fault counts as that job's, unless it is an outage.

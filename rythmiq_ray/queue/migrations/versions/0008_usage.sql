@@ -56,6 +56,28 @@ LANGUAGE sql STABLE AS $$
     SELECT 'user', '*', CASE WHEN e.paused THEN 0 ELSE least(e.max_running, e.per_minute) END FROM each_user AS e
 $$;
 
+-- The index of a group's next member. It asks for each state, because the index is by group and state.
+CREATE FUNCTION rythmiq.next_group_index(id uuid) RETURNS integer LANGUAGE sql STABLE AS $$
+    SELECT coalesce(max(l.last) + 1, 0)
+    FROM unnest(ARRAY['BLOCKED', 'QUEUED', 'RETRYING', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED']) AS s(state)
+    CROSS JOIN LATERAL (
+        SELECT max(j.group_index) AS last FROM rythmiq.jobs AS j WHERE j.group_id = id AND j.state = s.state
+    ) AS l
+$$;
+
+-- rythmiq.enqueue read all members for that, so a sweep of n members took n * n steps. Only this statement changes.
+DO $do$
+DECLARE
+    was CONSTANT text := pg_get_functiondef('rythmiq.enqueue(jsonb)'::regprocedure);
+    slow CONSTANT text := 'SELECT coalesce(max(j.group_index) + 1, 0) INTO index FROM rythmiq.jobs AS j WHERE j.group_id = joined;';
+BEGIN
+    IF strpos(was, slow) = 0 THEN
+        RAISE 'rythmiq.enqueue is not that of revision 0007';
+    END IF;
+    EXECUTE replace(was, slow, 'index := rythmiq.next_group_index(joined);');
+END
+$do$;
+
 COMMENT ON TABLE rythmiq.groups IS 'jobs that were submitted together; a group is deleted with its last member';
 COMMENT ON TABLE rythmiq.dependencies IS 'job_id needs on_job_id, or all members of on_group_id, to end first';
 COMMENT ON TABLE rythmiq.unsettled IS
