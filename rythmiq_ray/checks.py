@@ -102,7 +102,8 @@ def _sentence(error: ErrorDetails, known: tuple[str, ...]) -> str:
     if kind in _EXPECTED:
         return f"must be {_EXPECTED[kind]}"
     if kind in _UNKNOWN:
-        return f"is not a field of {'an input' if len(error['loc']) > 1 else 'a job'}{suggestion(str(error['loc'][-1]), known)}"
+        whole = "an input" if len(error["loc"]) > 1 else "a job"
+        return f"is not a field of {whole}{suggestion(str(error['loc'][-1]), known)}"
     match kind:
         case "value_error":
             return str(context["error"])
