@@ -189,5 +189,5 @@ def test_a_fault_never_quotes_a_row() -> None:
     assert told_of(gone).gone
     fault = told_of(odd).fault
     assert fault is not None
-    assert fault.startswith("a fault of this program: KeyError at test_top_parts:")
+    assert fault.startswith("an internal fault of this program: KeyError at test_top_parts:")
     assert "canary" not in fault
