@@ -81,7 +81,7 @@ def test_a_group_its_members_and_a_job(database_url: str, rows: Rows, connection
         await screen.until("lr", "[##", "/200")
         assert screen.row("STATE") == "STATE GROUP PROGRESS ENDED FAILED AGE"
         await screen.press("enter")
-        await screen.until("at most 8 at once", "credits in all", "LR=")
+        await screen.until("at most 8 at once", "credits in total", "LR=")
         assert "of 200" in screen.row("progress")
         assert "with remote_killed" in screen.text
         await screen.press("enter")
@@ -150,7 +150,7 @@ def test_filters_are_those_of_the_command_line(database_url: str, rows: Rows, co
         await screen.until("filter: queue=night state=queued")
         await screen.until(lambda: screen.text.count("QUEUED") == 2)
         await screen.press("1")
-        await screen.until("The filter state does not count here.", lambda: "nobody" not in screen.text)
+        await screen.until("The filter state does not apply here.", lambda: "nobody" not in screen.text)
         await screen.press("/")
         await screen.type("quue=night")
         await screen.press("enter")
