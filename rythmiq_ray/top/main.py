@@ -183,7 +183,7 @@ class MainScreen(TopScreen):
         try:
             given = tuple(filters.items_of(message.value))
         except ValueError as error:
-            self.top.say(f"This filter was not accepted: {error}.")
+            self.top.say(f"Filter refused: {error}.")
             return
         message.input.display = False
         self.query_one(Table).focus()
