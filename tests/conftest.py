@@ -9,7 +9,7 @@ import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -164,6 +164,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def s3_client(s3: S3) -> Any:
+    """One for all tests, because a session of boto3 reads its description of S3 anew."""
+    return s3.client()
+
+
 @pytest.fixture
 def s3_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """``AWS_*`` for boto3 in this process; the same as a dict for others."""
@@ -182,16 +188,15 @@ def s3_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def s3_bucket(s3: S3, s3_environment: dict[str, str]) -> Iterator[str]:
+def s3_bucket(s3_client: Any, s3_environment: dict[str, str]) -> Iterator[str]:
     """The name of an empty bucket, and ``AWS_*`` set for it."""
     name = f"test-{uuid4().hex}"
-    client = s3.client()
-    client.create_bucket(Bucket=name)
+    s3_client.create_bucket(Bucket=name)
     yield name
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+    for page in s3_client.get_paginator("list_objects_v2").paginate(Bucket=name):
         for found in page.get("Contents", []):
-            client.delete_object(Bucket=name, Key=found["Key"])
-    client.delete_bucket(Bucket=name)
+            s3_client.delete_object(Bucket=name, Key=found["Key"])
+    s3_client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture

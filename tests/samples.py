@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,6 +26,7 @@ ENVIRONMENT = {
 }
 
 
+@cache
 def config(*overrides: str) -> Config:
     return load(overrides, environ=ENVIRONMENT).config
 

@@ -59,18 +59,18 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-def read(s3: S3, uri: str) -> bytes:
+def read(s3_client: Any, uri: str) -> bytes:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    content: bytes = s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    content: bytes = s3_client.get_object(Bucket=bucket, Key=key)["Body"].read()
     return content
 
 
 @pytest.mark.timeout(500)
 @pytest.mark.usefixtures("transport")
 def test_jobs_of_every_kind_end_as_their_commands_say(
-    connection: psycopg2.extensions.connection, drive: Drive, s3: S3, camber: Emulator, tmp_path: Path
+    connection: psycopg2.extensions.connection, drive: Drive, s3: S3, s3_client: Any, camber: Emulator, tmp_path: Path
 ) -> None:
-    s3.client().put_object(Bucket="artifacts", Key="in/some data.csv", Body=b"a,b\n1,2\n")
+    s3_client.put_object(Bucket="artifacts", Key="in/some data.csv", Body=b"a,b\n1,2\n")
     specs = {
         "outputs": JobSpec(
             command="mkdir -p out/deep && cp data.csv 'out/with space.csv' && : > out/empty.csv && "
@@ -120,7 +120,7 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
     assert jobs[ids["fails"]]["exit_code"] == 7
 
     manifests = {
-        name: json.loads(read(s3, jobs[i]["artifact_uri"])) for name, i in ids.items() if jobs[i]["artifact_uri"]
+        name: json.loads(read(s3_client, jobs[i]["artifact_uri"])) for name, i in ids.items() if jobs[i]["artifact_uri"]
     }
     assert ids.keys() - manifests.keys() == {"no-secret", "no-input"}, "a FAILED attempt has a manifest too"
     for name, manifest in manifests.items():
@@ -139,7 +139,7 @@ def test_jobs_of_every_kind_end_as_their_commands_say(
             )
         }
         for artifact in manifest["artifacts"]:
-            content = read(s3, artifact["uri"])
+            content = read(s3_client, artifact["uri"])
             assert len(content) == artifact["bytes"]
             assert hashlib.sha256(content).hexdigest() == artifact["sha256"]
     names = {name: {artifact["name"] for artifact in manifest["artifacts"]} for name, manifest in manifests.items()}

@@ -78,6 +78,7 @@ class Driver:
         while not caught & 1 << signal.SIGHUP - 1:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
             caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+            time.sleep(0.002)
 
     def until(self, words: str) -> None:
         deadline = time.monotonic() + WAIT_S
@@ -181,7 +182,7 @@ def test_a_signal_at_any_time_of_the_start_ends_with_0_and_leaves_nothing(start:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("words", "number"), zip(["Configuration loaded", "Execution backend", "Worker ready"], STOPPING, strict=True)
+    ("words", "number"), [*zip(("Configuration loaded", "Execution backend", "Worker ready"), STOPPING, strict=True)]
 )
 def test_a_signal_at_each_line_of_the_log_ends_with_0(start: Start, words: str, number: signal.Signals) -> None:
     driver = start()
