@@ -115,7 +115,7 @@ def reading() -> Iterator[None]:
     try:
         yield
     except BotoCoreError as error:
-        raise StoreUnavailable(f"Reading the artifact store broke off: {type(error).__name__}") from None
+        raise StoreUnavailable(f"Reading from the artifact store failed: {type(error).__name__}") from None
 
 
 def read(uri: str) -> Iterator[bytes]:

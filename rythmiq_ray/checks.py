@@ -45,7 +45,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHOWN: Final = 80
 
 
-class Several(ValueError):
+class FaultList(ValueError):
     """Faults of parts of a value, as (part, fault); a part is what follows the value's name, such as ``[2].name``."""
 
     def __init__(self, faults: list[tuple[str, str]]) -> None:
@@ -102,9 +102,8 @@ def _sentence(error: ErrorDetails, known: tuple[str, ...]) -> str:
     if kind in _EXPECTED:
         return f"must be {_EXPECTED[kind]}"
     if kind in _UNKNOWN:
-        return (
-            f"is not a field of {'an input' if len(error['loc']) > 1 else 'a job'}{meant(str(error['loc'][-1]), known)}"
-        )
+        whole = "an input" if len(error["loc"]) > 1 else "a job"
+        return f"is not a field of {whole}{suggestion(str(error['loc'][-1]), known)}"
     match kind:
         case "value_error":
             return str(context["error"])
@@ -141,6 +140,6 @@ def nearest(word: str, known: tuple[str, ...]) -> str | None:
     return close[0] if close else None
 
 
-def meant(word: str, known: tuple[str, ...]) -> str:
+def suggestion(word: str, known: tuple[str, ...]) -> str:
     close = nearest(word, known)
     return f"; did you mean {close}?" if close else f"; known are {', '.join(known)}"

@@ -265,7 +265,7 @@ class Cluster:
         deadline = now_s() + timeout_s
         address = os.environ.get("RAY_ADDRESS", "")
         own = address in ("", "local")
-        where = "a Ray of its own on this machine" if own else address
+        where = "a local Ray on this machine" if own else address
         if own:
             machine.check()
             _prepare_own()
@@ -285,8 +285,8 @@ class Cluster:
                 f"Ray did not start within {timeout_s:.0f} s ({where}): its logs are in"
                 f" {machine.temporary_folder()}/ray/session_latest/logs; on a slow machine raise driver.start_timeout_s"
                 if own
-                else f"Ray at {where} answers, but did not take this process in within {timeout_s:.0f} s: a driver has"
-                " to run on a node of its cluster, one that `ray start` has made"
+                else f"Ray at {where} answers, but did not accept this process within {timeout_s:.0f} s: a driver has"
+                " to run on a node of its cluster, started by `ray start`"
             ) from None
         if error is not None:
             reason = " ".join(str(error).split())[:300]
@@ -388,7 +388,7 @@ class Cluster:
         now = self._clock()
         for number, task in [*self._running.items(), *self._probing.items()]:
             if task.deadline is not None and now >= task.deadline:
-                self._fail_task(number, task, TaskLost(reason="a hang: its time was over", dead=False))
+                self._fail_task(number, task, TaskLost(reason="a hang: it ran past its deadline", dead=False))
         results, self._results = self._results, []
         return results
 
@@ -614,7 +614,7 @@ def check_address(address: str, *, timeout_s: float) -> None:
         reason = error.strerror or str(error)
         raise RayUnavailable(
             f"Ray cannot be joined: nothing answers at RAY_ADDRESS {address}: {reason}:"
-            " correct it, or unset it for a Ray of the driver's own"
+            " correct it, or unset it to start a local Ray"
         ) from None
     try:
         options = [("grpc.enable_http_proxy", 0)]
@@ -650,7 +650,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
         pass
     also = f", and not {scheme}://" if separator else ""
     raise ConfigurationError(
-        f"RAY_ADDRESS: must be host:port of a Ray head{also}, auto or local: unset it for a Ray of the driver's own"
+        f"RAY_ADDRESS: must be host:port of a Ray head{also}, auto or local: unset it to start a local Ray"
     )
 
 

@@ -81,7 +81,7 @@ def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
         try:
             ipaddress.ip_network(name)
         except ValueError:
-            raise ValueError(f"{name} is no network such as 10.0.0.0/8") from None
+            raise ValueError(f"{name} is not a network such as 10.0.0.0/8") from None
     return names
 
 

@@ -344,7 +344,7 @@ def _read_file(path: Path) -> DictConfig:
     except RecursionError:
         raise ConfigurationError(f"{path}: is nested too deeply") from None
     if not isinstance(loaded, DictConfig):
-        raise ConfigurationError(f"{path}: must hold keys and values, not a list")
+        raise ConfigurationError(f"{path}: must contain keys and values, not a list")
     if any("." in str(name) for name in loaded):  # `driver.lease_s: 5` is one name to YAML
         return OmegaConf.create(_nest(dict(_leaves(OmegaConf.to_container(loaded)))))
     return loaded
@@ -388,7 +388,7 @@ def _unresolved(key: str, error: OmegaConfBaseException) -> str:
     """Why an interpolation has no value. For a secret key nothing of its text is shown, except a variable's name."""
     reason = str(error).splitlines()[0].rpartition("interpolation: ")[2].strip('"')
     if key in _SECRET_KEYS and not reason.startswith("Environment variable "):
-        reason = "what it names is not there"
+        reason = "what it refers to does not exist"
     return f"its interpolation cannot be resolved: {reason}"
 
 

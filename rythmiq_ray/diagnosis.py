@@ -170,4 +170,4 @@ def _ray() -> Said:
         cluster.check_address(address, timeout_s=10.0)
     except RayUnavailable as error:
         return "fault", error.message
-    return f"Ray {version}, and the head at {address} is of the same version"
+    return f"Ray {version}, and the head at {address} has the same version"

@@ -87,18 +87,18 @@ RULES: Final = MappingProxyType(
         ),
         ErrorCode.CANCELLED: Rule(
             verdict=Verdict.GIVE_UP,
-            meaning="somebody cancelled the job",
+            meaning="the job was cancelled",
             remedy="rythmiq retry runs it again",
         ),
         ErrorCode.DEPENDENCY_FAILED: Rule(
             verdict=Verdict.GIVE_UP,
             meaning="a job or group that it needs FAILED or was CANCELLED, so it never started",
-            remedy="rythmiq retry --downstream of what failed brings it back",
+            remedy="run rythmiq retry --downstream on what failed",
         ),
         ErrorCode.REMOTE_CANCELLED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
             meaning="Camber cancelled the job by itself, as it does with GPU jobs that waited too long",
-            remedy="none needed; choose another node size if it comes back",
+            remedy="none needed; choose another node size if it happens again",
         ),
         ErrorCode.REMOTE_KILLED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
@@ -118,12 +118,12 @@ RULES: Final = MappingProxyType(
         ErrorCode.CREATE_FAILED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
             meaning="Camber failed to create the remote job several times, and its list shows none",
-            remedy="the message is Camber's own; report it to them if it comes back",
+            remedy="the message is Camber's own; report it to them if it happens again",
         ),
         ErrorCode.SECRET_REFUSED: Rule(
             verdict=Verdict.GIVE_UP,
             meaning="the login that enqueued the job has no grant for a secret that the job names",
-            remedy="grant it by secrets.grants, then rythmiq retry",
+            remedy="grant it in secrets.grants, then rythmiq retry",
         ),
         ErrorCode.SECRET_MISSING: Rule(
             verdict=Verdict.GIVE_UP,
@@ -136,7 +136,7 @@ RULES: Final = MappingProxyType(
             remedy="correct the URI or the bucket's permissions, then rythmiq retry",
         ),
         ErrorCode.INPUT_UNREADABLE: Rule(
-            verdict=Verdict.RETRY_ATTEMPT, meaning="reading an input broke off", remedy="none needed"
+            verdict=Verdict.RETRY_ATTEMPT, meaning="reading an input failed before its end", remedy="none needed"
         ),
         ErrorCode.OUTPUT_REFUSED: Rule(
             verdict=Verdict.GIVE_UP,
@@ -147,23 +147,24 @@ RULES: Final = MappingProxyType(
             verdict=Verdict.GIVE_UP,
             meaning="an output differs in size or SHA-256 from what the job reported; the files stay at Camber for"
             " camber.keep_unstored_s",
-            remedy="make sure that the command ends all its writers before it exits; `rythmiq collect` tries again",
+            remedy="make sure that whatever writes files has ended before the command exits; `rythmiq collect` tries"
+            " again",
         ),
         ErrorCode.ARTIFACTS_NOT_STORED: Rule(
             verdict=Verdict.GIVE_UP,
             meaning="the command ended, but the artifact store refused its files; they stay at Camber for"
             " camber.keep_unstored_s",
-            remedy="repair the store, then `rythmiq collect`: no new remote job is created",
+            remedy="fix the store, then run `rythmiq collect`; no new remote job is created",
         ),
         ErrorCode.PHASE_FAILED: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
-            meaning="a phase of this job failed again and again: its Ray task died, or Camber or the store"
+            meaning="a phase of this job failed repeatedly: its Ray task died, or Camber or the store"
             " refused it while serving others",
             remedy="the message says which; look at the Ray logs of that node, memory first",
         ),
         ErrorCode.INTERNAL: Rule(
             verdict=Verdict.RETRY_ATTEMPT,
-            meaning="a fault of rythmiq-ray itself",
+            meaning="an internal fault of rythmiq-ray",
             remedy="report it with the log",
         ),
         ErrorCode.BACKEND_UNAVAILABLE: Rule(
@@ -178,13 +179,13 @@ RULES: Final = MappingProxyType(
         ),
         ErrorCode.BACKEND_BUSY: Rule(
             verdict=Verdict.PAUSE,
-            meaning="Camber asks to slow down (429)",
+            meaning="Camber limits the rate of calls (429)",
             remedy="none needed; lower camber.max_in_flight",
         ),
         ErrorCode.STORE_UNAVAILABLE: Rule(
             verdict=Verdict.PAUSE,
             meaning="the artifact store cannot be written or read",
-            remedy="check the bucket, its permissions, AWS_* and AWS_ENDPOINT_URL_S3, or the disk's space",
+            remedy="check the bucket, its permissions, AWS_* and AWS_ENDPOINT_URL_S3, or the free space of the disk",
         ),
         ErrorCode.DATABASE_UNAVAILABLE: Rule(
             verdict=Verdict.PAUSE,

@@ -137,9 +137,9 @@ class Executor:
             )
         if request.create_by is not None:
             if clock_offset_s is None:
-                return NotYet(reason="the node is new to the driver, which cannot tell its time yet", uploaded=True)
+                return NotYet(reason="the driver does not know this node's clock yet", uploaded=True)
             if now_s() > request.create_by + clock_offset_s:
-                return NotYet(reason="the lease it was sent under is over", delay_s=LATE_DELAY_S, uploaded=True)
+                return NotYet(reason="the lease under which it was sent has ended", delay_s=LATE_DELAY_S, uploaded=True)
         began = now_s()
         try:
             remote = self.backend.create(job)
@@ -226,7 +226,7 @@ class Executor:
             if not request.final and (request.seen is not None or len(files) > FEW_FILES):
                 seen, late = self._look(request, files)
                 if late:
-                    return _not_yet(request, f"{late} of {len(files)} outputs are not whole yet", seen)
+                    return _not_yet(request, f"{late} of {len(files)} outputs are not complete yet", seen)
             warnings.extend(f"output {glob!r} matched no file" for glob in result.unmatched)
             warnings.extend(result.warnings)
             log = result.log
@@ -256,7 +256,7 @@ class Executor:
         listing = tuple(self.backend.list_files(request.job))
         seen = _measure(listing)
         if seen != request.seen:
-            return _not_yet(request, "files in the path still change", seen)
+            return _not_yet(request, "files in the path are still changing", seen)
         if remote.status is RemoteStatus.COMPLETED and request.quiet_s < max(self.settled_s, request.growing_s / 10):
             return _not_yet(request, "files in the path have changed too recently", seen)
         return listing
@@ -468,5 +468,5 @@ def _verdict(
     return failed(
         ErrorCode.REMOTE_KILLED,
         "the remote job failed and left no result file: it was killed, most often for lack of memory, or the command"
-        " removed its own working directory or filled the disk; the log's last lines may tell which",
+        " removed its own working directory or filled the disk; the log's last lines may show which",
     )

@@ -84,9 +84,9 @@ def list_inputs(uri: str, *, s3_client: Callable[[], Any]) -> list[tuple[str, st
                 if not name.endswith("/") and (pattern is None or pattern.fullmatch(name)):
                     found.append(name)
             if len(found) > MAX_FILES:
-                raise InputMissing(f"input {uri}: more than {MAX_FILES:,} files; the most of one job is that")
+                raise InputMissing(f"input {uri}: more than {MAX_FILES:,} files, which is the most for one job")
     if not found:
-        raise InputMissing(f"input {uri}: there is nothing there")
+        raise InputMissing(f"input {uri}: it does not exist")
     start = prefix.rfind("/") + 1
     return [(f"s3://{bucket}/{name}", name[start:]) for name in found]
 
@@ -133,7 +133,7 @@ class _Reader:
         try:
             return self._read(size)
         except Exception as error:  # noqa: BLE001 - each scheme has errors of its own
-            raise InputUnreadable(f"input {self._uri}: reading broke off: {type(error).__name__}") from None
+            raise InputUnreadable(f"input {self._uri}: reading failed before its end: {type(error).__name__}") from None
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def _s3_errors(uri: str) -> Iterator[None]:
             raise InputMissing(f"input {uri}: {code}") from None
         raise StoreUnavailable(f"input {uri}: S3 answers {code}: check AWS_* and AWS_ENDPOINT_URL_S3") from None
     except ParamValidationError:
-        raise InputMissing(f"input {uri}: S3 has no such names") from None
+        raise InputMissing(f"input {uri}: it is not a valid S3 name") from None
     except (BotoCoreError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise StoreUnavailable(f"input {uri}: {reason}: check AWS_* and AWS_ENDPOINT_URL_S3") from None

@@ -29,7 +29,7 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
 from rythmiq_ray.artifact_names import LOG_NAME, MANIFEST_NAME, fault_of_name
-from rythmiq_ray.checks import Between, Several, Text, kind_of, quote
+from rythmiq_ray.checks import Between, FaultList, Text, kind_of, quote
 from rythmiq_ray.duration import PATTERN, seconds_of
 from rythmiq_ray.model import Input
 
@@ -258,7 +258,7 @@ def _fault_of_env_name(name: str) -> str | None:
     return None
 
 
-# The types. A function that checks a whole value raises ValueError, or Several with the faults of its parts.
+# The types. A function that checks a whole value raises ValueError, or FaultList with the faults of its parts.
 
 
 def _refusing(fault_of: Callable[[str], str | None], *, cached: bool = True) -> AfterValidator:
@@ -469,7 +469,7 @@ def _outputs_apart(globs: tuple[str, ...]) -> tuple[str, ...]:
         if key in keys[:at]:
             said = "is there twice" if twin == glob else f"and {quote(twin)} clash"
             faults.append((f"[{at}]", f"{quote(glob)} {said}"))
-    raise Several(faults)
+    raise FaultList(faults)
 
 
 @lru_cache(_CACHED)
@@ -506,7 +506,7 @@ def _env_fits(env: dict[str, str]) -> dict[str, str]:
 
 def _refuse(faults: list[tuple[str, str]]) -> None:
     if faults:
-        raise Several(faults)
+        raise FaultList(faults)
 
 
 def _utf8_size(text: str) -> int | None:

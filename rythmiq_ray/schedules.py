@@ -71,7 +71,7 @@ def next_after(cron: str, time_zone: str, after: datetime) -> datetime:
     # Within the second of two equal hours the library begins with times of the first.
     found = next((at for at in _times(cron, time_zone, after) if at > after), None)
     if found is None:
-        raise InvalidJob([f"cron: {cron!r} never comes"])
+        raise InvalidJob([f"cron: {cron!r} never matches a date"])
     return found
 
 

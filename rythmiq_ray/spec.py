@@ -16,7 +16,7 @@ from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationErr
 from typing_extensions import TypedDict
 
 from rythmiq_ray import job_fields as of
-from rythmiq_ray.checks import Between, Several, Text, kind_of, meant, place, quote, sentence
+from rythmiq_ray.checks import Between, FaultList, Text, kind_of, place, quote, sentence, suggestion
 from rythmiq_ray.errors import InvalidJob
 from rythmiq_ray.job_fields import Duration, OneLine, default_name
 from rythmiq_ray.model import EACH_USER, FORMER_NAMES, Input, JobSpec, NewGroup, NewJob
@@ -218,9 +218,11 @@ def read_spec(data: object) -> tuple[JobSpec, list[str]]:
     names = (*_SPEC_FIELDS, *(former for former, name in FORMER_NAMES.items() if name in _SPEC_FIELDS))
     line = {name: data[name] for name in names if name in data}
     unknown = sorted(map(str, data.keys() - line.keys()))
-    faults = [f"{quote(name)}: is not a field of a spec{meant(name[:80], _SPEC_NAMES)}" for name in unknown[:_SHOWN]]
+    faults = [
+        f"{quote(name)}: is not a field of a spec{suggestion(name[:80], _SPEC_NAMES)}" for name in unknown[:_SHOWN]
+    ]
     if len(unknown) > _SHOWN:
-        faults.append(f"spec: has {len(unknown) - _SHOWN:,} more fields that no spec has")
+        faults.append(f"spec: has {len(unknown) - _SHOWN:,} more unknown fields")
     job, found = _read(line, None)
     if job is None:
         odd = {fault.partition(":")[0].partition(".")[0].partition("[")[0] for fault in found}
@@ -272,10 +274,10 @@ def _sentences(error: ValidationError) -> Iterator[str]:
         field = place(fault)
         cause = fault.get("ctx", {}).get("error")
         former = FORMER_NAMES.get(str(fault["loc"][0])) if fault["type"] == "extra_forbidden" else None
-        if isinstance(cause, Several):
+        if isinstance(cause, FaultList):
             yield from (f"{field}{part}: {said}" for part, said in cause.faults)
         elif former is not None:
-            yield f"{field}: is the former name of {former}, which is there too"
+            yield f"{field}: is the former name of {former}, which is given too"
         else:
             yield f"{field}: {sentence(fault, _INPUT_FIELDS if len(fault['loc']) > 1 else _FIELDS)}"
 
@@ -294,15 +296,15 @@ def _faults_beyond(line: Mapping[str, Any], catalog: CamberCatalog | None, *, lo
         return faults
     engine, size = line.get("engine", JobSpec.engine), line.get("node_size", JobSpec.node_size)
     if isinstance(engine, str) and (engine.upper() not in catalog.engines or not engine.isascii()):
-        faults.append(f"engine: there is no {quote(engine)}{meant(engine.upper(), catalog.engines)}")
+        faults.append(f"engine: there is no {quote(engine)}{suggestion(engine.upper(), catalog.engines)}")
     sizes = catalog.gpu_sizes if line.get("gpu") is True else catalog.cpu_sizes
     if isinstance(size, str) and ((name := size.upper()) not in sizes or not size.isascii()):
         if name in catalog.cpu_sizes and size.isascii():
             faults.append(f"node_size: {name} has no GPU; those that have one are {', '.join(sizes)}")
         elif name in catalog.gpu_sizes and size.isascii():
-            faults.append(f"node_size: {name} is there only with gpu")
+            faults.append(f"node_size: {name} is available only with gpu")
         else:
-            faults.append(f"node_size: there is no {quote(size)}{meant(name, tuple(sizes))}")
+            faults.append(f"node_size: there is no {quote(size)}{suggestion(name, tuple(sizes))}")
     return faults
 
 

@@ -41,7 +41,7 @@ def zipped(**values: Iterable[object]) -> list[Params]:
     texts = {name: [text_of(value) for value in _listed(name, each)] for name, each in values.items()}
     if len({len(each) for each in texts.values()}) > 1:
         numbers = ", ".join(f"{name} has {len(each)}" for name, each in texts.items())
-        raise InvalidJob([f"params: to be zipped they must have as many values each: {numbers}"])
+        raise InvalidJob([f"params: to be zipped they must all have the same number of values: {numbers}"])
     return [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
 
 
@@ -139,7 +139,7 @@ def _json_rows(file: Iterable[str]) -> Iterator[tuple[int, Params]]:
         if not isinstance(row, dict):
             raise _BadLine(f"line {number}: must be an object")
         if empty := [name for name, value in row.items() if value is None]:
-            raise _BadLine(f"line {number}: {_list(empty)}: is null, and a variable is text")
+            raise _BadLine(f"line {number}: {_list(empty)}: is null; a parameter needs a value")
         yield number, {name: text_of(value) for name, value in row.items()}
 
 
@@ -164,10 +164,10 @@ def expand(job: NewJob, rows: Sequence[Mapping[str, str]]) -> Iterator[NewJob]:
         raise InvalidJob(["params: there are none, so the sweep has no members"])
     _refuse_too_many([rows])
     if job.unique_key is not None:
-        raise InvalidJob(["unique_key: is of one job alone, and a sweep has many: leave it out"])
+        raise InvalidJob(["unique_key: applies to a single job, and a sweep has many: leave it out"])
     names = set(rows[0])
     if odd := next((at for at, row in enumerate(rows) if row.keys() != names), None):
-        raise InvalidJob([f"params[{odd}]: has not the names of params[0], {', '.join(sorted(names))}"])
+        raise InvalidJob([f"params[{odd}]: must have the same names as params[0]: {', '.join(sorted(names))}"])
     if clash := names & (set(job.spec.env) | set(job.spec.secrets)):
         raise InvalidJob([f"params: {', '.join(sorted(clash))}: in env or secrets too"])
     spec = job.spec

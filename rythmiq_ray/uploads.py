@@ -115,7 +115,7 @@ def _faults_of(spec: JobSpec, found: Mapping[Input, Sequence[LocalFile]]) -> Ite
             continue
         at, item, file = files[int(place[1])]
         # URIs of other inputs are not shown, because they may contain secrets.
-        brings = "" if file is None else f"{quote(item.uri)} brings a file whose name is refused: "
+        brings = "" if file is None else f"{quote(item.uri)} contains a file whose name is refused: "
         yield f"inputs[{at}]: {brings}{said}"
 
 

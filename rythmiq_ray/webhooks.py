@@ -149,7 +149,7 @@ def _key_of(secret: Secret) -> bytes:
         try:
             key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
         except binascii.Error:
-            raise ValueError("secret: behind whsec_ there is no base64") from None
+            raise ValueError("secret: what follows whsec_ is not base64") from None
     else:
         key = text.encode()
     if len(key) < SHORTEST_KEY:

@@ -172,7 +172,7 @@ def summarize(handles: list[JobHandle], output: Path) -> None:
     retried = sum(job.attempt > 1 for job, _ in rows)
     console.print(f"{len(rows)} jobs, {retried} of them retried, {sum(len(files) for _, files in rows)} artifacts.")
     last = rows[-1][0]
-    console.print(f"The artifacts lie below {(last.artifact_uri or '').partition(str(last.job_id))[0]}")
+    console.print(f"The artifacts are below {(last.artifact_uri or '').partition(str(last.job_id))[0]}")
     console.print(f"The picture: {output / 'fractal.png'}")
     summary = [
         {

@@ -163,7 +163,7 @@ class LocalArtifactStore:
         except OSError as error:
             raise StoreUnavailable(
                 f"The artifact store {self._root} cannot be used: {error.strerror or type(error).__name__}: "
-                "check its permissions and the disk's space"
+                "check its permissions and the disk's free space"
             ) from None
 
 

@@ -139,7 +139,7 @@ class S3ArtifactStore:
                 ) from None
             if not whole:
                 cure = _CURE if _sends_checksums(client) else "look at proxies and gateways between it and this machine"
-                raise StoreUnavailable(f"{self._name()} returns other bytes than were written: {cure}")
+                raise StoreUnavailable(f"{self._name()} returns different bytes from those written: {cure}")
 
     def _comes_back(self, client: Any) -> bool:
         """Whether a written file can be read back unchanged."""
@@ -345,7 +345,7 @@ def _abort(writer: Any) -> None:
 def _place(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not uri.startswith("s3://") or not bucket or not key:
-        raise NotFound(f"{uri} names nothing in S3")
+        raise NotFound(f"{uri} names no object in S3")
     return bucket, key
 
 

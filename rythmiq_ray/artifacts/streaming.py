@@ -69,7 +69,7 @@ class Meter:
         if self._expected_bytes is not None and self.bytes != self._expected_bytes:
             raise ArtifactCorrupt(f"{self._name!r} has {self.bytes} bytes instead of {self._expected_bytes}")
         if self._expected_sha256 is not None and self.sha256 != self._expected_sha256:
-            raise ArtifactCorrupt(f"{self._name!r} has another SHA-256 than it should have")
+            raise ArtifactCorrupt(f"{self._name!r} has a different SHA-256 from the expected one")
 
 
 class _Budget:

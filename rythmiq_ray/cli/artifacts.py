@@ -17,7 +17,7 @@ import typer
 from rythmiq_ray.access import bring, database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
-from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
+from rythmiq_ray.cli.filters import JobSelection, References, filtered, found_of, require_selection, selected_states
 from rythmiq_ray.cli.jobs import Json, artifact_rows, called
 from rythmiq_ray.errors import NotFound, RythmiqError
 from rythmiq_ray.model import Artifact, Group, Job
@@ -30,7 +30,7 @@ _LONGEST: Final = 100
 @filtered
 def artifacts(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
     attempt: Annotated[
         int | None,
@@ -60,16 +60,16 @@ def artifacts(
     """
     from rythmiq_ray.queue import inspect, listing
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection:
         found = found_of(connection, references)
         alone = len(found) == 1 and found[0].is_job and not wanted.given
         if attempt is not None and not alone:
-            raise typer.BadParameter("--attempt goes with one job", ctx=context)
+            raise typer.BadParameter("--attempt is for a single job", ctx=context)
         if alone:
             jobs = [inspect.job(connection, found[0].id)]
         else:
-            ids = list(chosen(connection, references, wanted))
+            ids = list(selected_states(connection, references, wanted))
             jobs = sorted(
                 listing.jobs(connection, listing.Filter(ids=ids), limit=None),
                 key=lambda job: (str(job.group_id or ""), job.group_index or 0, job.job_id),
@@ -103,7 +103,7 @@ def artifacts(
     elif alone:
         say(f"job {jobs[0].job_id} has no artifacts: it is {jobs[0].state}")
     else:
-        say(f"{len(jobs):,} job{'' if len(jobs) == 1 else 's'}, and no artifacts")
+        say(f"{len(jobs):,} job{'' if len(jobs) == 1 else 's'}, no artifacts")
     for fault in faults.values():
         say(output.printable(fault))
     if faults:

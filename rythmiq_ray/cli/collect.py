@@ -9,7 +9,16 @@ import typer
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
-from rythmiq_ray.cli.filters import References, Wanted, Yes, chosen, confirm, filtered, found_of, needs_some
+from rythmiq_ray.cli.filters import (
+    JobSelection,
+    References,
+    Yes,
+    confirm,
+    filtered,
+    found_of,
+    require_selection,
+    selected_states,
+)
 from rythmiq_ray.cli.jobs import Json
 from rythmiq_ray.model import Job, JobState, Phase
 
@@ -19,7 +28,7 @@ _UNDER_WAY: Final = "is being collected already"
 
 @filtered
 def collect(
-    context: typer.Context, wanted: Wanted, references: References = None, yes: Yes = False, as_json: Json = False
+    context: typer.Context, wanted: JobSelection, references: References = None, yes: Yes = False, as_json: Json = False
 ) -> None:
     """Collect jobs' files again, once the store works.
 
@@ -35,11 +44,11 @@ def collect(
     """
     from rythmiq_ray.queue import inspect, listing
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection:
         found = found_of(connection, references)
         only = [item.id for item in found if item.is_job] if not wanted.given else []
-        ids = list(chosen(connection, references, wanted))
+        ids = list(selected_states(connection, references, wanted))
         named = {job.job_id: job for job in listing.jobs(connection, listing.Filter(ids=ids), limit=None)}
         if set(ids) != set(only):
             named = {job_id: job for job_id, job in named.items() if job_id in only or job.collect_until is not None}

@@ -12,7 +12,7 @@ import typer
 
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
-from rythmiq_ray.cli.filters import Wanted, filtered
+from rythmiq_ray.cli.filters import JobSelection, filtered
 from rythmiq_ray.cli.jobs import Json
 from rythmiq_ray.cli.jobs import Limit as Most
 
@@ -41,8 +41,10 @@ class Period(StrEnum):
 @limit.command("set")
 def set_limit(
     scope: Scope,
-    max_running: Annotated[int | None, typer.Option(min=0, metavar="N", help="Jobs that run at once.")] = None,
-    per_minute: Annotated[int | None, typer.Option(min=0, metavar="N", help="Attempts begun in any minute.")] = None,
+    max_running: Annotated[int | None, typer.Option(min=0, metavar="N", help="Most jobs that run at once.")] = None,
+    per_minute: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Most attempts that begin in a minute.")
+    ] = None,
 ) -> None:
     """Set a limit; options that are not given stay unchanged. Running jobs go on.
 
@@ -122,7 +124,9 @@ def show_budgets(limit: Most = 0, as_json: Json = False) -> None:
 
 
 @budget.command("unset")
-def unset_budget(scope: Scope, period: Annotated[Period | None, typer.Option(help="Only this one.")] = None) -> None:
+def unset_budget(
+    scope: Scope, period: Annotated[Period | None, typer.Option(help="Only the budget of this period.")] = None
+) -> None:
     """Remove a scope's budgets.
 
     \b
@@ -166,12 +170,12 @@ def resume(scope: Scope) -> None:
 
     with database() as connection:
         control.resume(connection, control.scope_of(connection, scope))
-    typer.echo(f"{output.printable(scope)} goes on")
+    typer.echo(f"{output.printable(scope)} is resumed")
 
 
 @filtered
 def cost(
-    wanted: Wanted,
+    wanted: JobSelection,
     by: Annotated[str, typer.Option(metavar="WHAT", help="day, user, queue, group, label:KEY, or all.")] = "day",
     limit: Most = 0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -193,7 +197,7 @@ def cost(
     if kind not in ("day", "user", "queue", "group", "label", "all") or (kind == "label") != bool(label):
         raise typer.BadParameter(f"{by!r} is not day, user, queue, group, label:KEY or all", param_hint="--by")
     if wanted.filter.states or wanted.filter.name or wanted.filter.errors:
-        raise typer.BadParameter("costs are kept by user, queue, group, label and day alone")
+        raise typer.BadParameter("costs can be filtered only by user, queue, group, label and time")
     since, until = wanted.filter.since, wanted.filter.until
     with database() as connection:
         found = control.cost(

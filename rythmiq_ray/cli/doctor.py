@@ -47,7 +47,7 @@ def doctor(
     from rythmiq_ray.diagnosis import Finding, examine
 
     if write is not None and not probe:
-        raise typer.BadParameter("--write goes with --probe", ctx=context)
+        raise typer.BadParameter("--write needs --probe", ctx=context)
     config, url, faults = _configuration()
     findings = [Finding("configuration", "fault", fault) for fault in faults]
     if not faults:
@@ -89,7 +89,7 @@ def _probed(config: Config, write: Path | None) -> list[Any]:
 
     if config.execution.backend != "camber":
         return [
-            Finding("probe", "warning", f"execution.backend is {config.execution.backend}: there is nothing to ask")
+            Finding("probe", "warning", f"execution.backend is {config.execution.backend}: there is nothing to probe")
         ]
     try:
         learnt = probe_camber(config.camber)
@@ -97,7 +97,7 @@ def _probed(config: Config, write: Path | None) -> list[Any]:
         return [Finding("probe", "fault", error.message)]
     findings = [Finding(f"probe {note.operation}", note.outcome, note.said) for note in learnt.notes]
     if not learnt.layer:
-        return [*findings, Finding("probe", "ok", "nothing that was found differs from the configuration")]
+        return [*findings, Finding("probe", "ok", "no difference from the configuration was found")]
     from omegaconf import OmegaConf
 
     text = OmegaConf.to_yaml(OmegaConf.create(dict(learnt.layer)))

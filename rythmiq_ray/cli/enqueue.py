@@ -286,7 +286,7 @@ def _refuse_others(context: typer.Context) -> None:
         and source.name == "COMMANDLINE"
     ]
     if given:
-        raise typer.BadParameter(f"--file brings every field of its jobs: leave out {', '.join(given)}", ctx=context)
+        raise typer.BadParameter(f"--file sets every field of its jobs: leave out {', '.join(given)}", ctx=context)
 
 
 def _insert(jobs: list[NewJob]) -> list[Any]:

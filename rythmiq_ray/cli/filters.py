@@ -53,7 +53,7 @@ _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class JobSelection:
     """The values of the filter options; groups are not resolved yet."""
 
     groups: Sequence[str]
@@ -110,10 +110,10 @@ def _wanted(
     errors: list[str] | None,
     since: str | None,
     until: str | None,
-) -> Wanted:
+) -> JobSelection:
     from rythmiq_ray.queue.listing import Filter
 
-    return Wanted(
+    return JobSelection(
         groups=groups or (),
         filter=Filter(
             queues=queues or None,
@@ -167,7 +167,9 @@ def found_of(connection: Connection, references: Sequence[str] | None) -> list[F
     return list(dict.fromkeys(find(connection, reference) for reference in references or ()))
 
 
-def chosen(connection: Connection, references: Sequence[str] | None, wanted: Wanted) -> dict[UUID, JobState]:
+def selected_states(
+    connection: Connection, references: Sequence[str] | None, wanted: JobSelection
+) -> dict[UUID, JobState]:
     """The selected jobs: those given, the members of given groups, and of these the ones that match the filters."""
     from rythmiq_ray.queue import listing
 
@@ -181,7 +183,7 @@ def chosen(connection: Connection, references: Sequence[str] | None, wanted: Wan
     return states
 
 
-def needs_some(context: typer.Context, references: Sequence[str] | None, wanted: Wanted) -> None:
+def require_selection(context: typer.Context, references: Sequence[str] | None, wanted: JobSelection) -> None:
     """Refuses a command that would select every job."""
     if not references and not wanted.given:
         raise typer.BadParameter("give ids, names or groups, or filters such as --state or --group", ctx=context)
@@ -193,5 +195,5 @@ def confirm(count: int, what: str, *, yes: bool) -> None:
         return
     words = f"{what} {count:,} job{'' if count == 1 else 's'}?"
     if not sys.stdin.isatty():
-        say(f"{words} (--yes answers this where nobody can be asked)")
+        say(f"{words} (without a terminal, give --yes)")
     typer.confirm(words, abort=True, err=True)

@@ -66,12 +66,12 @@ def _print(group: Group, counts: Sequence[Count], outlook: Outlook, errors: Sequ
     ]
     left = None
     if group.unfinished and outlook.seconds_left is not None:
-        left = f"about {output.duration(outlook.seconds_left)} by the pace so far"
+        left = f"about {output.duration(outlook.seconds_left)} at the pace so far"
     credits = None
     if outlook.so_far is not None:
         credits = f"{outlook.so_far:.4f} so far"
         if outlook.credits is not None and group.unfinished:
-            credits += f", about {outlook.credits:.4f} in all"
+            credits += f", about {outlook.credits:.4f} in total"
         credits += " (estimated)"
     output.pairs(
         {

@@ -15,7 +15,15 @@ import typer
 
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import ENDED_BADLY, NO_SUCH, TIME_OVER, Ended, Unfinished, say
-from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some, time_of
+from rythmiq_ray.cli.filters import (
+    JobSelection,
+    References,
+    filtered,
+    found_of,
+    require_selection,
+    selected_states,
+    time_of,
+)
 from rythmiq_ray.cli.group_view import record_of
 from rythmiq_ray.cli.jobs import Before, Json, Limit
 from rythmiq_ray.console.formatting import bar
@@ -107,7 +115,7 @@ def _listing(found: Sequence[Group]) -> tuple[dict[str, str], list[list[object]]
 @filtered
 def wait(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
     timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="The longest wait: seconds, or 90s, 2h, 1d.")
@@ -129,14 +137,14 @@ def wait(
     from rythmiq_ray.queue.listing import Found
     from rythmiq_ray.waiting import Waiting
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     try:
         timeout_s = None if timeout is None else seconds_of(timeout)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--timeout") from None
     with database() as connection:
         if wanted.given:
-            found = [Found(job_id, True) for job_id in chosen(connection, references, wanted)]
+            found = [Found(job_id, True) for job_id in selected_states(connection, references, wanted)]
         else:
             found = found_of(connection, references)
     if not found:
@@ -170,7 +178,7 @@ def wait(
             failed = f", {item['failed']:,} FAILED" if item["kind"] == "group" and item["failed"] else ""
             typer.echo(f"{item['id']}  {item['state']}{count}{failed}")
     if over:
-        raise Ended(TIME_OVER, f"--timeout {timeout} is over, and not all have ended")
+        raise Ended(TIME_OVER, f"--timeout {timeout} has passed, and not all have ended")
     if any(item["state"] != JobState.SUCCEEDED for item in items) or len(items) < len(found):
         raise Ended(ENDED_BADLY)
 
@@ -178,7 +186,7 @@ def wait(
 @filtered
 def gather(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
     file: Annotated[
         str | None,
@@ -206,13 +214,15 @@ def gather(
     from rythmiq_ray.access import database, read
     from rythmiq_ray.queue import listing
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     if out is not None and out.suffix.lower() not in _TABLES:
         raise typer.BadParameter(f"{out}: a table is written as one of {', '.join(_TABLES)}", param_hint="-o")
     if out is not None and as_json:
-        raise typer.BadParameter("--json writes to stdout: give it or -o, whose ending may be .json", ctx=context)
+        raise typer.BadParameter(
+            "--json writes to stdout and cannot be combined with -o, which also takes FILE.json", ctx=context
+        )
     with database() as connection:
-        ids = list(chosen(connection, references, wanted))
+        ids = list(selected_states(connection, references, wanted))
         members = sorted(
             listing.jobs(connection, listing.Filter(ids=ids), limit=None),
             key=lambda job: (str(job.group_id or ""), job.group_index or 0, job.job_id),

@@ -15,7 +15,16 @@ import typer
 from rythmiq_ray.access import database
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import Unfinished, say
-from rythmiq_ray.cli.filters import References, Wanted, Yes, chosen, confirm, filtered, found_of, needs_some
+from rythmiq_ray.cli.filters import (
+    JobSelection,
+    References,
+    Yes,
+    confirm,
+    filtered,
+    found_of,
+    require_selection,
+    selected_states,
+)
 from rythmiq_ray.cli.group_view import show_group
 from rythmiq_ray.errors import NotFound
 from rythmiq_ray.model import Artifact, Job, JobState, Phase
@@ -42,11 +51,11 @@ Before = Annotated[str | None, typer.Option(metavar="ID", help="Only those older
 @filtered
 def jobs(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     limit: Limit = 20,
     before: Before = None,
     as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay and show changes; Ctrl-C ends it.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing changes until Ctrl-C.")] = False,
 ) -> None:
     """List jobs, newest first, and count them.
 
@@ -64,7 +73,7 @@ def jobs(
     from rythmiq_ray.queue import control, listing
 
     if watch and (as_json or not sys.stdout.isatty()):
-        raise typer.BadParameter("--watch needs a terminal, and goes without --json", ctx=context)
+        raise typer.BadParameter("--watch needs a terminal and cannot be combined with --json", ctx=context)
     with database() as connection:
         if watch:
             connection.autocommit = True
@@ -176,12 +185,12 @@ def show(reference: Annotated[str, typer.Argument(metavar="ID|GROUP")], as_json:
 def _need(need: Need) -> str:
     what = f"{'job' if need.is_job else 'group'} {need.name or need.id}"
     state = "gone" if need.state is None else need.state
-    return f"{what} ({state}{'' if need.needs == 'succeeded' else ', however it ends'})"
+    return f"{what} ({state}{'' if need.needs == 'succeeded' else ', in any state'})"
 
 
 @filtered
 def cancel(
-    context: typer.Context, wanted: Wanted, references: References = None, yes: Yes = False, as_json: Json = False
+    context: typer.Context, wanted: JobSelection, references: References = None, yes: Yes = False, as_json: Json = False
 ) -> None:
     """Cancel jobs: by id, whole groups, or by filters.
 
@@ -197,11 +206,11 @@ def cancel(
     """
     from rythmiq_ray.queue import inspect, listing
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection:
         found = found_of(connection, references)
         named = [item.id for item in found if item.is_job] if not wanted.given else []
-        states = chosen(connection, references, wanted)
+        states = selected_states(connection, references, wanted)
         targets = [job_id for job_id, state in states.items() if not state.finished]
         connection.rollback()  # The next statement can be repeated after a deadlock only if it begins a transaction.
         if wanted.given:
@@ -218,7 +227,7 @@ def cancel(
         for job_id, state in asked.items():
             typer.echo(f"{job_id}  {'will be stopped by its driver' if state is JobState.RUNNING else state}")
         for job_id, state in left.items():
-            say(f"{job_id} had ended before: {state}")
+            say(f"{job_id} had already ended: {state}")
     if any(state is not JobState.CANCELLED for state in left.values()):
         raise Unfinished
     if not asked and not left:
@@ -228,7 +237,7 @@ def cancel(
 @filtered
 def retry(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
     downstream: Annotated[
         bool, typer.Option("--downstream", help="Also jobs that were cancelled because they needed one of these.")
@@ -250,11 +259,11 @@ def retry(
     """
     from rythmiq_ray.queue import inspect
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection:
         found = found_of(connection, references)
         named = [item.id for item in found if item.is_job] if not wanted.given else []
-        states = chosen(connection, references, wanted)
+        states = selected_states(connection, references, wanted)
         ended = (JobState.FAILED, JobState.CANCELLED)
         targets = [job_id for job_id, state in states.items() if state in ended]
         connection.rollback()
@@ -359,9 +368,9 @@ def _kept(job: Job, attempt: Attempt) -> str | None:
         return None
     left = output.duration((until - datetime.now(UTC)).total_seconds())
     collectable = attempt.attempt == job.attempt and job.collect_until is not None
-    cure = f"; `rythmiq collect {job.job_id}` brings it in" if collectable else ""
+    cure = f"; `rythmiq collect {job.job_id}` stores it" if collectable else ""
     return (
-        f"attempt {attempt.attempt}: not stored; it lies in Camber's stash at {output.printable(attempt.remote_path)}"
+        f"attempt {attempt.attempt}: not stored; it is in Camber's stash at {output.printable(attempt.remote_path)}"
         f" until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC ({left}){cure}"
     )
 
@@ -433,7 +442,9 @@ def _facts(job: Job) -> dict[str, object]:
         "remote job": None if job.remote_id is None else f"{job.remote_id} {job.remote_status or ''}".strip(),
         "exit code": job.exit_code,
         "error": None if job.error_code is None else f"{job.error_code}: {job.error_message}",
-        "cancel asked": None if job.cancel_requested_at is None else f"{output.age(job.cancel_requested_at, now)} ago",
+        "cancel requested": None
+        if job.cancel_requested_at is None
+        else f"{output.age(job.cancel_requested_at, now)} ago",
         "created": f"{output.age(job.created_at, now)} ago",
         "started": None if job.started_at is None else f"{output.age(job.started_at, now)} ago",
         "finished": None if job.finished_at is None else f"{output.age(job.finished_at, now)} ago",

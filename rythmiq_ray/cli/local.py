@@ -56,7 +56,7 @@ def down(as_json: Json = False) -> None:
     if as_json:
         output.print_json(stopped)
     else:
-        typer.echo(f"stopped: {', '.join(stopped) or 'nothing ran'}")
+        typer.echo(f"stopped: {', '.join(stopped) or 'nothing was running'}")
 
 
 @app.command()
@@ -81,7 +81,7 @@ def env(as_json: Json = False) -> None:
     stack = _stack()
     running = [name for name, pid in stack.status().items() if pid is not None]
     if not running:
-        raise ConfigurationError("Nothing of the local stack runs here: start it with `rythmiq local up`")
+        raise ConfigurationError("No local services run here: start it with `rythmiq local up`")
     variables = {"SERVICE_ENV": "local"} | stack.environment(running)
     if as_json:
         output.print_json(variables)

@@ -15,7 +15,7 @@ from rythmiq_ray.access import Backends, database, read
 from rythmiq_ray.artifact_names import LOG_NAME
 from rythmiq_ray.cli import output
 from rythmiq_ray.cli.failure import ENDED_BADLY, NOT_YET, Ended, say
-from rythmiq_ray.cli.filters import References, Wanted, chosen, filtered, found_of, needs_some
+from rythmiq_ray.cli.filters import JobSelection, References, filtered, found_of, require_selection, selected_states
 from rythmiq_ray.cli.jobs import called
 from rythmiq_ray.errors import BackendBusy, BackendUnavailable, ConfigurationError, NotFound
 from rythmiq_ray.model import Artifact, Job, JobState
@@ -37,9 +37,9 @@ _PATIENCE: Final = 4
 @filtered
 def logs(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until the job has ended.")] = False,
     attempt: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="This attempt; by default the last one.")
     ] = None,
@@ -65,17 +65,17 @@ def logs(
     """
     from rythmiq_ray.queue import inspect, listing
 
-    needs_some(context, references, wanted)
+    require_selection(context, references, wanted)
     with database() as connection, Backends() as backends:
         # Autocommit: each read sees what drivers have written meanwhile, and no transaction stays open.
         connection.autocommit = True
         found = found_of(connection, references)
         if len(found) != 1 or not found[0].is_job or wanted.given:
             if follow or attempt is not None:
-                raise typer.BadParameter("-f and --attempt go with one job", ctx=context)
+                raise typer.BadParameter("-f and --attempt are for a single job", ctx=context)
             if found and not any(item.is_job for item in found) and not wanted.given:
-                wanted = Wanted(wanted.groups, listing.Filter(states=[JobState.FAILED]))
-            ids = list(chosen(connection, references, wanted))
+                wanted = JobSelection(wanted.groups, listing.Filter(states=[JobState.FAILED]))
+            ids = list(selected_states(connection, references, wanted))
             _several(connection, list(listing.jobs(connection, listing.Filter(ids=ids), limit=None)), tail)
             return
         job = inspect.job(connection, found[0].id)
@@ -92,7 +92,7 @@ def _several(connection: Connection, jobs: list[Job], tail: int) -> None:
     from rythmiq_ray.queue import listing
 
     if not jobs:
-        say("no job of these has a log to show")
+        say("none of these jobs has a log")
         return
     jobs.sort(key=lambda job: (str(job.group_id or ""), job.group_index or 0, job.job_id))
     stored = listing.stored(connection, [job.job_id for job in jobs], LOG_NAME)
@@ -235,7 +235,7 @@ def _rest(connection: Connection, job: Job, number: int, printed: _Printed) -> N
             say(f"attempt {number} left no log")
         return
     if printed.bytes and not _begins_with(log, printed):
-        say("the stored log is not the one that Camber showed live, so it follows whole")
+        say("the stored log differs from the live one, so all of it follows")
         printed = _Printed()
     skip = printed.bytes
     for chunk in read(log.uri):

@@ -25,6 +25,6 @@ def migrate(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON a
     if as_json:
         print_json(applied)
     elif applied:
-        typer.echo(f"The schema rythmiq was brought to {applied[-1]}")
+        typer.echo(f"The schema rythmiq is now at revision {applied[-1]}")
     else:
         typer.echo("The schema rythmiq is up to date")

@@ -62,7 +62,7 @@ def reasons_of(connection: Connection, job: Job) -> Iterator[Reason]:
         yield Reason("ended", f"it has ended {job.state}{error}", again)
         return
     if job.cancel_requested_at is not None:
-        yield Reason("cancelled", "its end was asked for", "its driver stops it")
+        yield Reason("cancelled", "it was asked to stop", "its driver will stop it")
     if job.state is JobState.RUNNING:
         yield from _of_a_running(connection, job)
         return
@@ -88,7 +88,7 @@ def _of_a_blocked(connection: Connection, job: Job) -> Iterator[Reason]:
             return
         yield Reason(
             "max_parallel",
-            f"its group {group.name or group.group_id} lets {group.max_parallel} members be queued or run at once",
+            f"its group {group.name or group.group_id} allows {group.max_parallel} queued or running members at once",
             "it goes on once a member has ended",
         )
 
@@ -111,7 +111,9 @@ def _of_a_waiting(connection: Connection, job: Job) -> Iterator[Reason]:
     left_s = (job.next_visible_at - datetime.now(UTC)).total_seconds()
     if left_s > 0:
         cause = (
-            f"it is tried again after {job.error_code}" if job.state is JobState.RETRYING else "its time has not come"
+            f"it is tried again after {job.error_code}"
+            if job.state is JobState.RETRYING
+            else "its start time has not come"
         )
         yield Reason("not_yet", f"{cause}, in {output.duration(left_s)}", "it goes on by itself")
         return
@@ -119,8 +121,8 @@ def _of_a_waiting(connection: Connection, job: Job) -> Iterator[Reason]:
     count = f"{before:,}{' or more' if before == _MOST_AHEAD else ''}"
     yield Reason(
         "queued",
-        f"{count} jobs of its queue go before it" if before else "it is the next of its queue",
-        "it is claimed once a driver has room: rythmiq limit show, camber.max_in_flight, or what the account bears",
+        f"{count} jobs of its queue are ahead of it" if before else "it is next in its queue",
+        "it is claimed once a driver has room: rythmiq limit show, camber.max_in_flight, or what the account allows",
     )
 
 
@@ -144,7 +146,7 @@ def _of_limits(connection: Connection, job: Job) -> Iterator[Reason]:
             ]
             yield Reason(
                 "limit",
-                f"the limit of {limit.shown} has no room: {', '.join(bounds)}",
+                f"the limit of {limit.shown} is reached: {', '.join(bounds)}",
                 f"it goes on once one has ended, or the limit is raised: rythmiq limit set {limit.shown}",
             )
 
@@ -159,7 +161,7 @@ def _of_a_running(connection: Connection, job: Job) -> Iterator[Reason]:
             "no_driver", "the driver that had it is gone", "a live driver takes it over once the lease has ended"
         )
     if job.wait_reason:
-        yield Reason("waits", f"it waits: {job.wait_reason}", "it goes on once that is over")
+        yield Reason("waits", f"it waits: {job.wait_reason}", "it goes on once that has passed")
     if job.phase is Phase.WAITING and job.remote_status is not None and not job.remote_status.started:
         since = "" if job.submitted_at is None else f" for {output.age(job.submitted_at)}"
         yield Reason(
@@ -168,7 +170,7 @@ def _of_a_running(connection: Connection, job: Job) -> Iterator[Reason]:
             "Camber starts it once it has a free node of that size",
         )
         return
-    yield Reason("running", f"it runs: {job.phase}", "nothing is in its way")
+    yield Reason("running", f"it runs: {job.phase}", "nothing holds it up")
 
 
 def queues(as_json: Json = False) -> None:

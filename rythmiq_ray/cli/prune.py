@@ -12,7 +12,7 @@ import typer
 
 from rythmiq_ray.access import database, store_of
 from rythmiq_ray.cli.failure import say
-from rythmiq_ray.cli.filters import References, Wanted, Yes, chosen, confirm, filtered, needs_some
+from rythmiq_ray.cli.filters import JobSelection, References, Yes, confirm, filtered, require_selection, selected_states
 from rythmiq_ray.cli.output import print_json
 from rythmiq_ray.errors import NotFound
 
@@ -21,10 +21,10 @@ _BATCH: Final = 500
 _AT_ONCE: Final = 16
 _REASONS: Final = {
     "unfinished": "it has not ended; `rythmiq cancel` ends it",
-    "uncleaned": "a path at Camber is still to be removed, which drivers do once they run",
-    "kept": "what could not be stored is kept at Camber; `rythmiq collect` brings it in",
-    "odd": "its rows name files that are not its own, or that no store has",
-    "in_use": "another session holds the row, or the job was put back meanwhile",
+    "uncleaned": "a path at Camber has not been removed yet; drivers do that while they run",
+    "kept": "files that could not be stored are kept at Camber; `rythmiq collect` stores them",
+    "odd": "its rows name files that are not its own, or that are in no store",
+    "in_use": "another session holds the row, or the job was queued again meanwhile",
 }
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -40,7 +40,7 @@ def age_s(text: str) -> float:
 @filtered
 def prune(
     context: typer.Context,
-    wanted: Wanted,
+    wanted: JobSelection,
     references: References = None,
     older_than: Annotated[
         str | None, typer.Option(help="Age since the end: a number and s, m, h, d or w.", metavar="AGE")
@@ -66,13 +66,13 @@ def prune(
     from rythmiq_ray.queue import inspect
 
     if older_than is None:
-        needs_some(context, references, wanted)
+        require_selection(context, references, wanted)
     seconds = 0.0 if older_than is None else age_s(older_than)
     only: list[UUID] | None = None
     unfinished = 0
     if references or wanted.given:
         with database() as connection:
-            states = chosen(connection, references, wanted)
+            states = selected_states(connection, references, wanted)
         only = [job_id for job_id, state in states.items() if state.finished]
         unfinished = len(states) - len(only)
         if wanted.given and not dry_run:

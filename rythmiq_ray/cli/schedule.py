@@ -67,7 +67,7 @@ def add(
     if work.data["command"] is None:
         raise typer.BadParameter("give --command", ctx=context)
     if max_parallel is not None and not params:
-        raise typer.BadParameter("--max-parallel is of a sweep: give --param", ctx=context)
+        raise typer.BadParameter("--max-parallel is for sweeps: give --param", ctx=context)
     job = job_from(work, queued)
     rows = sweeps.grid(**dict(sweeps.param_of(text) for text in params)) if params else []
     members = list(sweeps.expand(dataclasses.replace(job, notify=None), rows)) if rows else [job]
@@ -95,7 +95,7 @@ def add(
     if as_json:
         output.print_json({"name": name_, "next_at": _iso(next_at)})
     else:
-        typer.echo(f"{output.printable(name_)} is due first at {_shown(next_at)}")
+        typer.echo(f"{output.printable(name_)} is first due at {_shown(next_at)}")
 
 
 @app.command("list")
@@ -133,7 +133,7 @@ def list_(limit: Limit = 0, as_json: Json = False) -> None:
 
 @app.command()
 def show(name: Name, as_json: Json = False) -> None:
-    """Show a schedule, and the outcome of its last time.
+    """Show a schedule, and the outcome of its last due time.
 
     \b
     Example:

@@ -100,7 +100,7 @@ def _rows(context: typer.Context, params: list[str], *, zip_: bool, file: Path |
     named = [sweeps.param_of(text) for text in params]
     values = dict(named)
     if len(values) < len(named):
-        raise typer.BadParameter("a parameter is given twice; list its values behind one --param", ctx=context)
+        raise typer.BadParameter("a parameter is given twice; list its values in one --param", ctx=context)
     tables = [sweeps.read_params(file)] if file is not None else []
     if values:
         tables.append(sweeps.zipped(**values) if zip_ else sweeps.grid(**values))
@@ -148,7 +148,7 @@ def _tell(members: list[NewJob], group: NewGroup, *, as_json: bool) -> None:
         typer.echo(f"  {output.printable(sweeps.shown(member.params or {}))}: {output.printable(member.spec.command)}")
     if len(members) > _SHOWN:
         typer.echo(f"  and {len(members) - _SHOWN:,} more")
-    typer.echo(f"Estimated: {an_hour:g} credits an hour for each member that runs")
+    typer.echo(f"Estimated: {an_hour:g} credits an hour for each running member")
     if at_most is not None:
         timeout = output.duration(spec.timeout_s)
         typer.echo(f"           {at_most:.2f} credits at most, if each runs once for its whole timeout of {timeout}")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rythmiq_ray.access import database, database_url
-from rythmiq_ray.cli.filters import Wanted, filtered
+from rythmiq_ray.cli.filters import JobSelection, filtered
 from rythmiq_ray.cli.operations import reasons_of
 from rythmiq_ray.duration import seconds_of
 from rythmiq_ray.errors import ConfigurationError
@@ -29,11 +29,14 @@ class View(StrEnum):
 
 @filtered
 def top(
-    wanted: Wanted,
+    wanted: JobSelection,
     view: Annotated[
-        View | None, typer.Option(case_sensitive=False, help="Shown first; else jobs with a filter, or queues.")
+        View | None,
+        typer.Option(
+            case_sensitive=False, help="Table to show first; by default jobs if there is a filter, else queues."
+        ),
     ] = None,
-    interval: Annotated[str, typer.Option(metavar="TIME", help="Between two looks, such as 2s or 1m.")] = "2s",
+    interval: Annotated[str, typer.Option(metavar="TIME", help="Time between updates, such as 2s or 1m.")] = "2s",
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
 ) -> None:
     """Watch queues, groups, jobs and drivers in the terminal, full screen.
@@ -64,7 +67,9 @@ def top(
         not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty())
         or os.environ.get("TERM", "dumb") == "dumb"
     ):
-        raise typer.BadParameter("it needs a terminal; queues, groups, jobs and drivers list the same anywhere")
+        raise typer.BadParameter(
+            "it needs a terminal; `rythmiq queues`, `groups`, `jobs` and `drivers` list the same without one"
+        )
     with database() as connection:
         wanted.resolved(connection)  # What is wrong with the database or a group's name is said before the screen goes.
     if no_color:

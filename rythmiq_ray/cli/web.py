@@ -75,7 +75,7 @@ def web(
     logs.setup(LoggingConfig(level="INFO", format="text"), secrets=[server.token, url], stream=sys.stderr)
     typer.echo(server.address)
     if not insecure or serving.secure:
-        say("whoever has this address may read all jobs; Ctrl-C ends it")
+        say("whoever has this address can read all jobs; Ctrl-C stops the console")
     else:
-        say("anybody on the network path can read this address and all pages; Ctrl-C ends it")
+        say("anybody on the network path can read this address and all pages; Ctrl-C stops the console")
     server.run()

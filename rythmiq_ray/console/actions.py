@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
 from rythmiq_ray.console import formatting
-from rythmiq_ray.console.filters import Asked
+from rythmiq_ray.console.filters import ParsedFilter
 from rythmiq_ray.errors import InvalidJob, NotFound
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import control, inspect, listing
@@ -37,7 +37,7 @@ class Target:
     """The id of a job or group."""
     name: str = ""
     """The name of a queue or user."""
-    asked: Asked | None = None
+    asked: ParsedFilter | None = None
     """The filters, for the kind ``filter``."""
 
     @property

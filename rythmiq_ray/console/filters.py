@@ -23,7 +23,7 @@ _MOST: Final = 100
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedFilter:
     """The filters of a query string."""
 
     given: tuple[tuple[str, str], ...]
@@ -65,10 +65,10 @@ class Asked:
         return self.with_(name, *([each for each in now if each != value] if value in now else [*now, value]))
 
 
-def read(items: Iterable[tuple[str, str]], connection: Connection) -> Asked:
+def read(items: Iterable[tuple[str, str]], connection: Connection) -> ParsedFilter:
     """Reads the items of a query string, and looks up the names of groups. Raises DatabaseUnavailable."""
     given = tuple((k, v.strip()[:_LONGEST]) for k, v in items if k in NAMES and v.strip())[:_MOST]
-    asked = Asked(given)
+    asked = ParsedFilter(given)
     faults: list[str] = []
     wanted = Filter(
         queues=asked.values("queue") or None,
@@ -110,19 +110,19 @@ def items_of(text: str) -> list[tuple[str, str]]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"it cannot be read: {error}") from None
+        raise ValueError(f"it cannot be parsed: {error}") from None
     for word in words:
         name, mark, value = word.partition("=")
         if not mark:
             items.append(("name", word if set(word) & set("*?[") else f"*{word}*"))
         elif name not in NAMES:
-            raise ValueError(f"no filter is called {name!r}; there are {', '.join(NAMES)}")
+            raise ValueError(f"there is no filter {name!r}; filters are {', '.join(NAMES)}")
         else:
             items.append((name, value))
     return items
 
 
-def _time(name: str, asked: Asked, faults: list[str]) -> datetime | None:
+def _time(name: str, asked: ParsedFilter, faults: list[str]) -> datetime | None:
     for value in asked.values(name)[:1]:
         try:
             return past_time(value)
@@ -137,5 +137,5 @@ def _states(values: Sequence[str], faults: list[str]) -> list[JobState]:
         try:
             states.append(JobState(value.upper()))
         except ValueError:
-            faults.append(f"state: {value!r} is none of {', '.join(JobState).lower()}")
+            faults.append(f"state: {value!r} is not one of {', '.join(JobState).lower()}")
     return states

@@ -201,5 +201,5 @@ def _log_of(database: Database, job_id: UUID, attempt: int) -> tuple[Job, Artifa
 
 def _stored(file: Artifact, job_id: UUID) -> Generator[bytes, None, None]:
     if not is_own(file.uri, job_id):
-        raise NotFound("The row of this log names a place that is not this job's own.")
+        raise NotFound("The row of this log has a URI that does not belong to this job.")
     yield from access.read(file.uri)

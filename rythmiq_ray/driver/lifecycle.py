@@ -134,9 +134,9 @@ def _configured(arguments: argparse.Namespace, stack: ExitStack, signals: Signal
         return EXIT_CONFIGURATION if isinstance(error, _MENDED_BY_CONFIGURATION) else EXIT_FAULT
     except Exception as error:
         if config.service.env == "prod":
-            log.error("The driver ended by a fault of its own", error=type(error).__name__)
+            log.error("The driver ended with an internal fault", error=type(error).__name__)
         else:
-            log.exception("The driver ended by a fault of its own")
+            log.exception("The driver ended with an internal fault")
         return EXIT_FAULT
 
 
@@ -168,7 +168,7 @@ def _load(overrides: Sequence[str], defaults: Mapping[str, str], signals: Signal
     """As :func:`load`, with a time limit: a pipe or an absent network share can make a read hang."""
     found: list[Loaded] = []
     late = ConfigurationError(
-        f"The configuration's files did not end within {_READ_S:.0f} s: look at what RYTHMIQ_CONFIG and"
+        f"The configuration files could not be read within {_READ_S:.0f} s: check the files that RYTHMIQ_CONFIG and"
         " CAMBER_API_KEY_FILE name"
     )
     step = StartStep(
@@ -307,7 +307,7 @@ def _traces() -> Traces | None:
     try:
         traces = open_traces()
     except ImportError:
-        log.warning("Traces are not written: what they need is not installed", remedy=f"pip install '{EXTRA}'")
+        log.warning("Traces are not written: their packages are not installed", remedy=f"pip install '{EXTRA}'")
         return None
     except ValueError as error:
         log.warning("Traces are not written: a variable of OpenTelemetry cannot be used", error=error)

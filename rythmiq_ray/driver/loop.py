@@ -251,7 +251,7 @@ class Loop:
         except DatabaseUnavailable as error:
             self._database_retry_at = self._clock() + self._config.driver.poll_interval_s
             if self.database_error is None:
-                log.warning("Postgres is away, outcomes are kept", error=error.message)
+                log.warning("Postgres does not answer, outcomes are kept", error=error.message)
             self.database_error = error.message
             return
         if self.database_error is not None:
@@ -481,7 +481,7 @@ class Loop:
             where = place_of(error)
             self._metrics.internal_fault()
             about = {} if job is None else {"jobId": job.job_id, "attempt": job.attempt}
-            log.exception("A fault of rythmiq-ray itself", **about, place=where)
+            log.exception("Internal fault", **about, place=where)
             attempt = None if job is None else self.attempts.get(job.job_id, job.attempt)
             if attempt is None or attempt.phase is None:
                 return

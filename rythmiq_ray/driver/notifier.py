@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from rythmiq_ray.config import NotifyConfig
-from rythmiq_ray.queue import Notification, Queue, Told
+from rythmiq_ray.queue import Delivery, Notification, Queue
 from rythmiq_ray.telemetry.logs import get_logger
 from rythmiq_ray.webhooks import Answer
 
@@ -58,8 +58,8 @@ class Notifier:
         self._send = send
         self._wake = wake
         self._told = told
-        self._answers: SimpleQueue[Told] = SimpleQueue()
-        self._unwritten: list[Told] = []
+        self._answers: SimpleQueue[Delivery] = SimpleQueue()
+        self._unwritten: list[Delivery] = []
         self._sending = False
         self._sent = threading.Event()
         """Set when the current batch has ended, until the loop has seen it."""
@@ -82,7 +82,7 @@ class Notifier:
         while not self._answers.empty():
             self._unwritten.append(self._answers.get())
         if self._unwritten:
-            self._queue.told(self._unwritten)
+            self._queue.record_deliveries(self._unwritten)
             self._unwritten = []
         if not due or self._sending:
             return
@@ -106,8 +106,8 @@ class Notifier:
     def _try(self, one: Notification, silences: Counter[str]) -> None:
         host = _host_of(one.url)
         if silences[host] >= SILENCES_OF_A_HOST:
-            error = "not tried: others to this host had no answer just now"
-            self._answers.put(Told.of(one, error=error, again_s=LEFT_OUT_PAUSE_S, tried=False))
+            error = "not tried: this host has just not answered another notification"
+            self._answers.put(Delivery.of(one, error=error, again_s=LEFT_OUT_PAUSE_S, tried=False))
             return
         try:
             answer = self._send(str(one.notification_id), one.url, one.body)
@@ -117,20 +117,20 @@ class Notifier:
             silences[host] += 1
         self._answers.put(self._outcome(one, answer, host))
 
-    def _outcome(self, one: Notification, answer: Answer, host: str) -> Told:
+    def _outcome(self, one: Notification, answer: Answer, host: str) -> Delivery:
         about = {"jobId": one.job_id} if one.job_id is not None else {"groupId": one.group_id}
         if answer.error is None:
             self._told("delivered")
             log.info("Notification delivered", **about, host=host)
-            return Told.of(one, error=None, again_s=None)
+            return Delivery.of(one, error=None, again_s=None)
         if answer.final or one.tries >= self._config.max_attempts:
             self._told("given_up")
             log.error("Notification given up", **about, host=host, error=answer.error, tries=one.tries)
-            return Told.of(one, error=answer.error, again_s=None)
+            return Delivery.of(one, error=answer.error, again_s=None)
         self._told("retried")
         again_s = pause_s(one.tries)
         log.warning("Notification not delivered", **about, host=host, error=answer.error, retryIn=f"{again_s:.0f}s")
-        return Told.of(one, error=answer.error, again_s=again_s)
+        return Delivery.of(one, error=answer.error, again_s=again_s)
 
 
 def _host_of(url: str) -> str:

@@ -35,7 +35,7 @@ class Outages:
     ) -> None:
         """``probes``: sends a probe of the part with that name. ``over`` is called when an outage has ended."""
         self._breakers = {BACKEND: Breaker(config), STORE: Breaker(config)}
-        self._places = dict.fromkeys(self._breakers, CallSite.DRIVER)
+        self._call_sites = dict.fromkeys(self._breakers, CallSite.DRIVER)
         self._probes = probes
         self._over = over
         self._told: set[str] = set()
@@ -62,7 +62,7 @@ class Outages:
         if error.verdict is not Verdict.PAUSE:
             return
         part = STORE if error.code is ErrorCode.STORE_UNAVAILABLE else BACKEND
-        self._places[part] = place
+        self._call_sites[part] = place
         self._breakers[part].trip(error, now)
         if now >= self._fault_logged_at[part] + FAULT_LOG_INTERVAL_S:
             # Logged at intervals, also if the probe then succeeds: the fault may concern this job alone.
@@ -82,7 +82,7 @@ class Outages:
                 self._say_paused(part, breaker.error)
             if breaker.due_at is not None and now >= breaker.due_at:
                 breaker.probe_sent()
-                self._probes[self._places[part]](part)
+                self._probes[self._call_sites[part]](part)
 
     def note_probe(self, part: str, error: ErrorInfo | None, now: float) -> None:
         """Takes the result of a probe."""
@@ -98,4 +98,6 @@ class Outages:
     def _say_paused(self, part: str, error: ErrorInfo) -> None:
         if part not in self._told:
             self._told.add(part)
-            log.warning("Dispatch paused", part=part, place=self._places[part], error=error.code, message=error.message)
+            log.warning(
+                "Dispatch paused", part=part, place=self._call_sites[part], error=error.code, message=error.message
+            )

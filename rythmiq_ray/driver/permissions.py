@@ -79,7 +79,7 @@ class Permissions:
         faults: dict[UUID, tuple[str, ...]] = {}
         for job in jobs:
             sees_all, own = seen.get(job.enqueued_by or "", (True, frozenset()))
-            said = f"names files of jobs that the login {job.enqueued_by} did not put in"
+            said = f"names files of jobs that the login {job.enqueued_by} did not enqueue"
             faults[job.job_id] = tuple(
                 f"inputs[{at}].uri: {said}"
                 for at, reach in reached[job.job_id].items()

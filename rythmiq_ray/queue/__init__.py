@@ -5,6 +5,7 @@ from rythmiq_ray.queue.producer import enqueue, enqueue_group, enqueue_many, ins
 from rythmiq_ray.queue.queue import (
     Adopted,
     Bounds,
+    Delivery,
     Ending,
     LeftOver,
     Notification,
@@ -12,7 +13,6 @@ from rythmiq_ray.queue.queue import (
     Queue,
     Refusal,
     Stored,
-    Told,
     Written,
 )
 from rythmiq_ray.queue.schema import check_database, check_schema
@@ -21,6 +21,7 @@ from rythmiq_ray.queue.session import Heartbeat
 __all__ = [
     "Adopted",
     "Bounds",
+    "Delivery",
     "Ending",
     "Heartbeat",
     "LeftOver",
@@ -29,7 +30,6 @@ __all__ = [
     "Queue",
     "Refusal",
     "Stored",
-    "Told",
     "Written",
     "check_database",
     "check_schema",

@@ -135,7 +135,7 @@ def unstored(connection: Connection, *, most: int = 1_000) -> Unstored:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QueueLook:
+class QueueSummary:
     """The unfinished jobs of a queue; at most :data:`MOST_QUEUED` of each state are counted."""
 
     queue: str
@@ -156,11 +156,11 @@ class QueueLook:
         return self.queued + self.retrying >= MOST_QUEUED
 
 
-def queues(connection: Connection) -> list[QueueLook]:
+def queues(connection: Connection) -> list[QueueSummary]:
     """Queues with unfinished jobs, by name."""
     parameters = {"most": MOST_QUEUED, "queues": _MOST_QUEUES}
     return [
-        QueueLook(**{**row, "oldest_s": finite(row["oldest_s"])})
+        QueueSummary(**{**row, "oldest_s": finite(row["oldest_s"])})
         for row in fetch(connection, _SQL["queues"], parameters)
     ]
 

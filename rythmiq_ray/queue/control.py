@@ -115,7 +115,7 @@ def scope_of(connection: Connection, text: str) -> Scope:
     """
     kind, _, name = text.partition(":")
     if kind not in SCOPES or (kind == "account") == bool(name):
-        raise InvalidJob([f"scope: {text!r} is none; give account, queue:NAME, user:NAME, user:* or group:ID"])
+        raise InvalidJob([f"scope: {text!r} is not a scope; give account, queue:NAME, user:NAME, user:* or group:ID"])
     if kind == "group":
         found = listing.find(connection, name)
         if found.is_job:

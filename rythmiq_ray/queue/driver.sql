@@ -438,7 +438,7 @@ FROM due
 WHERE n.notification_id = due.notification_id
 RETURNING n.notification_id, n.job_id, n.group_id, n.url, n.body::text AS body, n.tries
 
--- name: told
+-- name: record_deliveries
 -- What became of notifications: delivered, to be tried again, or given up. A row that another session holds, or that
 -- another driver has taken since, is left alone: it is told again.
 WITH v AS MATERIALIZED (

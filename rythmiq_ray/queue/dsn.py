@@ -81,7 +81,7 @@ def _fault_of_parts(text: str) -> str | None:
         return f"has an @ or / in user or password: {_ENCODE}"
     parts = parse_dsn(text)
     if any(each and not (each.isdecimal() and 0 < int(each) < 65_536) for each in parts.get("port", "").split(",")):
-        return f"has a port that is no number from 1 to 65535, or a special character in the password: {_ENCODE}"
+        return f"has a port that is not a number from 1 to 65535, or a special character in the password: {_ENCODE}"
     if any(letter.isspace() for letter in parts.get("host", "")):
         return f"has white space in the host: {_ENCODE}"
     if any(letter.isspace() for letter in rest):

@@ -174,7 +174,7 @@ def _why_not_collected(row: Row) -> str:
         return f"it is {row['state']}"
     if row["kept"]:
         return "another job has its unique key"
-    return "what was kept of it was removed" if row["gone"] else "nothing of it is kept"
+    return "its kept files were removed" if row["gone"] else "no files of it are kept"
 
 
 def _put_back(

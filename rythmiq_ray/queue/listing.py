@@ -408,7 +408,7 @@ def drivers(connection: Connection, *, gone_s: float = 3600.0) -> list[DriverSta
 
 
 def ahead(connection: Connection, job: Job, *, most: int = 10_000) -> int:
-    """How many jobs of its queue go before it; ``most`` if there are at least as many."""
+    """How many jobs of its queue are ahead of it; ``most`` if there are at least as many."""
     parameters = {
         "queue": job.queue,
         "priority": job.priority,

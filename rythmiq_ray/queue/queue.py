@@ -173,7 +173,7 @@ class Notification:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class Delivery:
     """What became of a try."""
 
     notification_id: UUID
@@ -187,7 +187,7 @@ class Told:
     """False: it was left for later and does not count as a try."""
 
     @classmethod
-    def of(cls, one: Notification, *, error: str | None, again_s: float | None, tried: bool = True) -> Told:
+    def of(cls, one: Notification, *, error: str | None, again_s: float | None, tried: bool = True) -> Delivery:
         return cls(notification_id=one.notification_id, error=error, again_s=again_s, tries=one.tries, tried=tried)
 
 
@@ -338,10 +338,10 @@ class Queue(Session):
         rows = self._run("take_notifications", limit=limit, hold_s=hold_s, keep_s=keep_s)
         return [Notification(**row) for row in rows]
 
-    def told(self, answers: Iterable[Told]) -> None:
+    def record_deliveries(self, answers: Iterable[Delivery]) -> None:
         """Writes what became of tries."""
         rows = [{**asdict(one), "notification_id": str(one.notification_id)} for one in answers]
-        self._run("told", rows=json.dumps(rows))
+        self._run("record_deliveries", rows=json.dumps(rows))
 
     def fire_schedules(self, limit: int) -> int:
         """Fires due schedules, each due time exactly once by one of the drivers; returns how many it fired.

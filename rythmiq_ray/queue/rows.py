@@ -91,7 +91,7 @@ def faults_of_place(job: Job) -> list[str]:
     if job.remote_path != path_of(job.job_id, job.attempt):
         faults.append("remote_path: is not this attempt's own")
     if job.remote_id is not None and job.remote_id <= 0:
-        faults.append(f"remote_id: {job.remote_id} is the id of no job")
+        faults.append(f"remote_id: {job.remote_id} is not a valid job id")
     return faults
 
 
@@ -153,7 +153,7 @@ def _odd_fields(row: Mapping[str, Any]) -> list[str]:
 
 
 def _far(date: datetime) -> str:
-    return f"lies {'before' if date is EARLIEST else 'after'} the year {date.year}"
+    return f"is {'before' if date is EARLIEST else 'after'} the year {date.year}"
 
 
 def _spec(text: Any) -> tuple[JobSpec, list[str]]:

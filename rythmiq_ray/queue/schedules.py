@@ -83,7 +83,7 @@ def add(
         "replace": replace,
     }
     if not fetch(connection, _SQL["add"], parameters):
-        raise InvalidJob([f"name: there is a schedule {name!r} already; --replace takes its place"])
+        raise InvalidJob([f"name: there is a schedule {name!r} already; --replace replaces it"])
     return next_at
 
 

@@ -121,7 +121,8 @@ def check_schema(connection: psycopg2.extensions.connection) -> None:
     revision, usable_from = (recorded[1], recorded[2]) if recorded else (_FIRST, _FIRST)
     if revision < REVISION:
         raise DatabaseUnavailable(
-            f"The schema rythmiq is older than this program ({revision}, needed is {REVISION}): run `rythmiq migrate`"
+            f"The schema rythmiq is older than this program (revision {revision}; {REVISION} is needed): run"
+            " `rythmiq migrate`"
         )
     if usable_from > REVISION:
         raise DatabaseUnavailable(
@@ -135,5 +136,5 @@ def check_encoding(connection: psycopg2.extensions.connection) -> None:
     encoding = fetch(connection, "SHOW server_encoding", {})[0]["server_encoding"]
     if encoding != "UTF8":
         raise ConfigurationError(
-            f"The database's encoding is {encoding}, and commands are any text: create one with ENCODING 'UTF8'"
+            f"The database's encoding is {encoding}, but commands can contain any text: create one with ENCODING 'UTF8'"
         )

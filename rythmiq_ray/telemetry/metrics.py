@@ -116,7 +116,7 @@ POLL_AGE: Final = Metric(
 INTERNAL_FAULTS: Final = Metric(
     name="rythmiq_internal_faults_total",
     kind=Kind.COUNTER,
-    help="Faults of rythmiq-ray itself; each ended at most one attempt or one tick.",
+    help="Internal faults of rythmiq-ray; each ended at most one attempt or one tick.",
 )
 REMOTE_JOBS: Final = Metric(
     name="rythmiq_remote_jobs",
@@ -186,13 +186,13 @@ BUDGETS_REACHED: Final = Metric(
     name="rythmiq_budgets_reached",
     kind=Kind.GAUGE,
     labels=("scope",),
-    help="How many limits have a budget that is reached; nothing new of theirs is submitted.",
+    help="How many budgets are reached; nothing new is submitted for them.",
 )
 BUDGET_SPENT: Final = Metric(
     name="rythmiq_budget_spent_ratio",
     kind=Kind.GAUGE,
     labels=("scope",),
-    help="The largest share of a budget of this scope that is spent: 0.8 is the time to look, at 1 it is reached.",
+    help="The largest spent share of a budget of this scope; at 1 the budget is reached.",
 )
 LIMITS_REACHED: Final = Metric(
     name="rythmiq_limits_reached",
@@ -214,12 +214,12 @@ UNSERVED_JOBS: Final = Metric(
 OLDEST_GROUP: Final = Metric(
     name="rythmiq_oldest_unfinished_group_age_seconds",
     kind=Kind.GAUGE,
-    help="Since the oldest group was made that is not finished; 0 where there is none.",
+    help="Age of the oldest unfinished group; 0 if there is none.",
 )
 UNSTORED: Final = Metric(
     name="rythmiq_unstored_attempts",
     kind=Kind.GAUGE,
-    help="Attempts of which Camber keeps what the artifact store did not take; `rythmiq collect` brings it.",
+    help="Attempts whose files could not be stored and are kept at Camber; `rythmiq collect` stores them.",
 )
 NOTIFICATIONS_WAITING: Final = Metric(
     name="rythmiq_notifications_waiting",

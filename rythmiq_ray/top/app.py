@@ -20,7 +20,7 @@ from rythmiq_ray.console.database import Database
 from rythmiq_ray.console.why import Why
 from rythmiq_ray.secret import Secret
 from rythmiq_ray.top import changes
-from rythmiq_ray.top.base import Base, Keys
+from rythmiq_ray.top.base import Keys, TopScreen
 from rythmiq_ray.top.changes import Change, Ready
 from rythmiq_ray.top.detail_screens import HelpScreen
 from rythmiq_ray.top.main import MainScreen
@@ -163,7 +163,7 @@ class Top(App[None]):
 
     def on_top_told(self, message: Told) -> None:
         screen = self.screen
-        if isinstance(screen, Base) and message.seen.look is screen.look:
+        if isinstance(screen, TopScreen) and message.seen.look is screen.look:
             screen.told(message.seen)
 
     def help(self) -> None:
@@ -182,7 +182,7 @@ class Top(App[None]):
             self._draw()
 
     def _draw(self) -> None:
-        if isinstance(self.screen, Base):
+        if isinstance(self.screen, TopScreen):
             self.screen.draw()
 
     # ---------------------------------------------------------------------------------------------------------- changes
@@ -201,7 +201,7 @@ class Top(App[None]):
         self._busy = False
         if isinstance(message.change, str):
             self.say(message.change)
-        elif isinstance(self.screen, Base):
+        elif isinstance(self.screen, TopScreen):
             self.said = ""
             self.screen.ask(message.change)
 
@@ -216,7 +216,7 @@ class Top(App[None]):
     def on_top_done(self, message: Done) -> None:
         self.source.forget()
         self.say(formatting.on_one_line(message.said))
-        if isinstance(self.screen, Base):
+        if isinstance(self.screen, TopScreen):
             self.screen.look_again()
 
     def _in_background(self, work: Callable[[], Message]) -> None:

@@ -32,7 +32,7 @@ Keys = Sequence[tuple[str, str]]
 """A key, and what it does."""
 
 
-class Ask(Lines, can_focus=True):
+class Confirmation(Lines, can_focus=True):
     """A question that takes every key until it is answered."""
 
     class Answered(Message):
@@ -70,7 +70,7 @@ class Ask(Lines, can_focus=True):
             self.post_message(self.Answered(change, yes=event.key == "y"))
 
 
-class Base(Screen[None]):
+class TopScreen(Screen[None]):
     """A screen that shows what a read of the database finds."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -118,7 +118,7 @@ class Base(Screen[None]):
     def compose(self) -> ComposeResult:
         yield Lines(id="title")
         yield from self.body()
-        ask = Ask(id="ask")
+        ask = Confirmation(id="ask")
         ask.display = False
         yield ask
         said = Lines(id="said")
@@ -184,9 +184,9 @@ class Base(Screen[None]):
 
     def ask(self, change: Change) -> None:
         """Asks before a change is made."""
-        self.query_one("#ask", Ask).ask(change)
+        self.query_one("#ask", Confirmation).ask(change)
 
-    def on_ask_answered(self, message: Ask.Answered) -> None:
+    def on_confirmation_answered(self, message: Confirmation.Answered) -> None:
         self.refocus()
         self.top.answered(message.change, yes=message.yes)
 

@@ -13,17 +13,17 @@ from textual.widget import Widget
 
 from rythmiq_ray.queue.listing import DriverState
 from rythmiq_ray.top import changes, details, views
-from rythmiq_ray.top.base import Base, Keys
+from rythmiq_ray.top.base import Keys, TopScreen
 from rythmiq_ray.top.cells import Line, Part, parts_of
 from rythmiq_ray.top.lines import Lines, Scrolled, Table
 from rythmiq_ray.top.logscreen import LogScreen
-from rythmiq_ray.top.source import GroupInside, JobInside
+from rythmiq_ray.top.source import GroupDetails, JobDetails
 from rythmiq_ray.top.watch import Look
 
 _BACK: Keys = (("esc", "back"), ("?", "help"), ("q", "quit"))
 
 
-class JobScreen(Base):
+class JobScreen(TopScreen):
     """All that is known of a job."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -37,7 +37,7 @@ class JobScreen(Base):
     def __init__(self, job_id: UUID) -> None:
         super().__init__()
         self._job_id = job_id
-        self._seen: JobInside | None = None
+        self._seen: JobDetails | None = None
 
     def body(self) -> Iterable[Widget]:
         yield Scrolled(id="text")
@@ -49,7 +49,7 @@ class JobScreen(Base):
         return partial(self.top.source.job, self._job_id)
 
     def show(self, found: object) -> None:
-        if isinstance(found, JobInside):
+        if isinstance(found, JobDetails):
             self._seen = found
             self._draw_text()
 
@@ -75,7 +75,7 @@ class JobScreen(Base):
             self.app.push_screen(GroupScreen(self._seen.group.group_id))
 
 
-class GroupScreen(Base):
+class GroupScreen(TopScreen):
     """A group, and its members as rows."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -96,7 +96,7 @@ class GroupScreen(Base):
     def __init__(self, group_id: UUID) -> None:
         super().__init__()
         self._group_id = group_id
-        self._seen: GroupInside | None = None
+        self._seen: GroupDetails | None = None
 
     def body(self) -> Iterable[Widget]:
         yield Lines(id="about")
@@ -110,7 +110,7 @@ class GroupScreen(Base):
         return partial(self.top.source.group, self._group_id)
 
     def show(self, found: object) -> None:
-        if isinstance(found, GroupInside):
+        if isinstance(found, GroupDetails):
             self._seen = found
             self._draw_about()
             shown = views.members(found.page.jobs, found.at)
@@ -156,7 +156,7 @@ class GroupScreen(Base):
             self.top.propose("resume" if paused else "pause", ready)
 
 
-class DriverScreen(Base):
+class DriverScreen(TopScreen):
     """All that is known of a driver."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("d", "drain", "drain", show=False)]
@@ -186,7 +186,7 @@ class DriverScreen(Base):
             self.top.propose("drain", changes.drain(self._seen))
 
 
-class HelpScreen(Base):
+class HelpScreen(TopScreen):
     """Every key, and how filters are written."""
 
     keys: ClassVar[Keys] = (("esc", "back"), ("q", "quit"))

@@ -14,7 +14,7 @@ from rythmiq_ray.queue.connection import EARLIEST, LATEST
 from rythmiq_ray.queue.inspect import Attempt
 from rythmiq_ray.queue.listing import DriverState
 from rythmiq_ray.top.cells import Line, Part, broken, fitted, parts_of
-from rythmiq_ray.top.source import GroupInside, JobInside
+from rythmiq_ray.top.source import GroupDetails, JobDetails
 from rythmiq_ray.top.views import age, bar, state
 
 _TITLE: Final = "bold"
@@ -23,7 +23,7 @@ _LONGEST: Final = 20_000
 """The most characters of a command or a message that are shown."""
 
 
-def job(seen: JobInside, columns: int) -> list[Line]:
+def job(seen: JobDetails, columns: int) -> list[Line]:
     """All about a job, as lines of at most ``columns`` cells."""
     found = seen.job
     lines = _pairs(
@@ -35,7 +35,7 @@ def job(seen: JobInside, columns: int) -> list[Line]:
             "group": None if seen.group is None else f"{seen.group.name or seen.group.group_id}",
             "queue": f"{found.queue}, priority {found.priority}",
             "user": found.user_id,
-            "put in by": found.enqueued_by,
+            "enqueued by": found.enqueued_by,
             "command": found.spec.command[:_LONGEST],
             "runs on": _machine(found),
             "parameters": _assigned(found.params),
@@ -77,11 +77,11 @@ def _state(found: Job) -> list[Part]:
     if found.remote_status is not None:
         out.append(Part(f" (Camber: {found.remote_status}, remote job {found.remote_id})", "dim"))
     if found.cancel_requested_at is not None and not found.state.finished:
-        out.append(Part(", its end was asked for", STATE_STYLES["CANCELLED"]))
+        out.append(Part(", it was asked to stop", STATE_STYLES["CANCELLED"]))
     return out
 
 
-def _reasons(seen: JobInside) -> str:
+def _reasons(seen: JobDetails) -> str:
     return "\n".join(f"{reason.message}: {reason.remedy}" for reason in seen.reasons)
 
 
@@ -119,7 +119,7 @@ def _attempt(each: Attempt, now: datetime) -> list[Part]:
     return out
 
 
-def group(seen: GroupInside, columns: int) -> list[Line]:
+def group(seen: GroupDetails, columns: int) -> list[Line]:
     """The lines above a group's members."""
     found = seen.group
     states = {each: sum(count.jobs for count in seen.counts if count.state is each) for each in JobState}
@@ -132,12 +132,12 @@ def group(seen: GroupInside, columns: int) -> list[Line]:
             members += [Part(", " if members else ""), Part(f"{jobs:,} ", ""), state(each)]
     left = None
     if found.unfinished and outlook.seconds_left is not None:
-        left = f"about {formatting.duration(outlook.seconds_left)} by the pace so far"
+        left = f"about {formatting.duration(outlook.seconds_left)} at the pace so far"
     cost = None
     if outlook.so_far is not None:
         cost = f"{formatting.credits(outlook.so_far)} so far (estimated)"
         if outlook.credits is not None and found.unfinished:
-            cost += f", about {formatting.credits(outlook.credits)} in all"
+            cost += f", about {formatting.credits(outlook.credits)} in total"
     limits = [f"at most {found.max_parallel:,} at once"] if found.max_parallel else []
     limits += [f"stops after {found.stop_after_failures:,} failures"] if found.stop_after_failures else []
     errors = "\n".join(

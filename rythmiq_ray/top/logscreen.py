@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widget import Widget
 
 from rythmiq_ray.console import formatting
-from rythmiq_ray.top.base import Base, Keys
+from rythmiq_ray.top.base import Keys, TopScreen
 from rythmiq_ray.top.cells import Line, Part
 from rythmiq_ray.top.lines import Scrolled
 from rythmiq_ray.top.logfeed import LogFeed, Text
@@ -22,7 +22,7 @@ _LONGEST: Final = 4_000
 """The most characters of a line."""
 
 
-class LogScreen(Base):
+class LogScreen(TopScreen):
     """A job's log, from the artifact store, or from the backend while the job runs."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("f", "follow", "follow", show=False)]

@@ -14,10 +14,10 @@ from textual.widgets import Input
 
 from rythmiq_ray.console import filters
 from rythmiq_ray.console.actions import Target
-from rythmiq_ray.console.filters import Asked
+from rythmiq_ray.console.filters import ParsedFilter
 from rythmiq_ray.model import Job
 from rythmiq_ray.top import changes, views
-from rythmiq_ray.top.base import Base, Keys
+from rythmiq_ray.top.base import Keys, TopScreen
 from rythmiq_ray.top.cells import Line, Part, parts_of
 from rythmiq_ray.top.detail_screens import DriverScreen, GroupScreen, JobScreen
 from rythmiq_ray.top.lines import Lines, Table
@@ -47,7 +47,7 @@ class FilterLine(Input):
         self.screen.query_one(Table).focus()
 
 
-class MainScreen(Base):
+class MainScreen(TopScreen):
     """The tables, a filter for all of them, and the actions on the row that the cursor is on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -99,7 +99,7 @@ class MainScreen(Base):
             chosen = view == self.view
             line += [Part(f" {at + 1} {view.capitalize()} ", "bold reverse" if chosen else ""), Part(" ")]
         if self.given:
-            line += [Part(" filter: "), *parts_of(Part(Asked(self.given).text, "bold yellow"))]
+            line += [Part(" filter: "), *parts_of(Part(ParsedFilter(self.given).text, "bold yellow"))]
         return line
 
     def looks_at(self) -> Look:
@@ -139,7 +139,7 @@ class MainScreen(Base):
             return []
         notes = [f"{fault}." for fault in self.seen.asked.faults]
         if idle := sorted({name for name, _ in self.given} - _COUNTED[self.view]):
-            notes.append(f"The filter {' and '.join(idle)} does not count here.")
+            notes.append(f"The filter {' and '.join(idle)} does not apply here.")
         if self._note:
             notes.append(f"{self._note}.")
         return [*notes, *views.notes(self.seen.head)]
@@ -173,7 +173,7 @@ class MainScreen(Base):
 
     def action_filter(self) -> None:
         line = self.query_one(FilterLine)
-        line.value = Asked(self.given).text
+        line.value = ParsedFilter(self.given).text
         line.display = True
         line.cursor_position = len(line.value)
         line.focus()
@@ -183,7 +183,7 @@ class MainScreen(Base):
         try:
             given = tuple(filters.items_of(message.value))
         except ValueError as error:
-            self.top.say(f"This was not taken: {error}.")
+            self.top.say(f"Filter refused: {error}.")
             return
         message.input.display = False
         self.query_one(Table).focus()
@@ -220,7 +220,7 @@ class MainScreen(Base):
     def action_log(self) -> None:
         job = self._job()
         if job is None:
-            self.top.say("A log is a job's: 3 shows jobs.")
+            self.top.say("Only jobs have a log: 3 shows jobs.")
         else:
             self.app.push_screen(LogScreen(job.job_id, str(job.job_id)))
 
@@ -236,7 +236,7 @@ class MainScreen(Base):
                 if (job := self._job()) is not None:
                     self.top.propose(verb, changes.on_jobs(verb, *changes.job_target(job)))
             case Drivers():
-                self.top.say(f"A driver has nothing to {verb}: d drains it.")
+                self.top.say(f"Drivers have nothing to {verb}: d drains one.")
 
     def action_pause(self) -> None:
         key, head = self.query_one(Table).key, self._head()
@@ -250,7 +250,7 @@ class MainScreen(Base):
                 if group is not None:
                     self._pause(*changes.group_target(group.group_id, group.name), head)
             case _:
-                self.top.say("Queues and groups are paused, and by P the account: 1 and 2 show them.")
+                self.top.say("Only queues, groups and (with P) the account can be paused.")
 
     def action_pause_account(self) -> None:
         if (head := self._head()) is not None:
@@ -267,7 +267,7 @@ class MainScreen(Base):
             if driver is not None:
                 self.top.propose("drain", changes.drain(driver))
         else:
-            self.top.say("Drivers are drained: 4 shows them.")
+            self.top.say("Only drivers can be drained: 4 shows them.")
 
     def _job(self) -> Job | None:
         key = self.query_one(Table).key

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from rythmiq_ray.console import filters
 from rythmiq_ray.console.database import Database
-from rythmiq_ray.console.filters import Asked
+from rythmiq_ray.console.filters import ParsedFilter
 from rythmiq_ray.console.why import Reason, Why
 from rythmiq_ray.errors import DatabaseUnavailable, NotFound
 from rythmiq_ray.model import Artifact, Group, Job
@@ -47,8 +47,8 @@ class Queues:
     """Queues with unfinished jobs, with recently ended jobs, or with a limit of their own."""
 
     head: Head
-    asked: Asked
-    queues: Sequence[console.QueueLook]
+    asked: ParsedFilter
+    queues: Sequence[console.QueueSummary]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Groups:
     """The newest groups."""
 
     head: Head
-    asked: Asked
+    asked: ParsedFilter
     groups: Sequence[Group]
     running: Mapping[UUID, int]
     more: bool
@@ -67,7 +67,7 @@ class Jobs:
     """A page of jobs."""
 
     head: Head
-    asked: Asked
+    asked: ParsedFilter
     page: console.Page
     groups: Mapping[UUID, str | None]
     before: UUID | None
@@ -78,12 +78,12 @@ class Drivers:
     """Live drivers, those that ended not long ago, and those that still hold jobs."""
 
     head: Head
-    asked: Asked
+    asked: ParsedFilter
     drivers: Sequence[DriverState]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobInside:
+class JobDetails:
     """All about a job."""
 
     at: datetime
@@ -96,7 +96,7 @@ class JobInside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupInside:
+class GroupDetails:
     """All about a group, and its members, the last one first."""
 
     at: datetime
@@ -185,13 +185,13 @@ class Source:
         shown = [each for each in found if not wanted or each.queues is None or wanted & set(each.queues)]
         return Drivers(head=head, asked=asked, drivers=shown)
 
-    def job(self, job_id: UUID) -> JobInside:
+    def job(self, job_id: UUID) -> JobDetails:
         with self._reading() as connection:
             job = inspect.job(connection, job_id)
             group = None
             if job.group_id is not None:
                 group = next(iter(listing.groups_of(connection, [job.group_id])), None)
-            return JobInside(
+            return JobDetails(
                 at=datetime.now(UTC),
                 job=job,
                 attempts=inspect.attempts(connection, job_id),
@@ -201,13 +201,13 @@ class Source:
                 reasons=list(self._why(connection, job)),
             )
 
-    def group(self, group_id: UUID) -> GroupInside:
+    def group(self, group_id: UUID) -> GroupDetails:
         members = Filter(groups=[group_id])
         with self._reading() as connection:
             found = listing.find(connection, group_id)
             (group,) = listing.groups_of(connection, [found.id])
             limits = control.limits(connection)
-            return GroupInside(
+            return GroupDetails(
                 at=datetime.now(UTC),
                 group=group,
                 counts=listing.counts(connection, members),
@@ -240,8 +240,8 @@ class Source:
         )
 
 
-def _idle(name: str) -> console.QueueLook:
-    return console.QueueLook(
+def _idle(name: str) -> console.QueueSummary:
+    return console.QueueSummary(
         queue=name, blocked=0, queued=0, retrying=0, running=0, pending=0, oldest_s=None, drivers=0
     )
 

@@ -10,7 +10,7 @@ from typing import Final
 from rythmiq_ray.console import formatting
 from rythmiq_ray.console.formatting import BAR_SIGNS, STATE_STYLES
 from rythmiq_ray.model import Group, Job, JobState
-from rythmiq_ray.queue.console import QueueLook
+from rythmiq_ray.queue.console import QueueSummary
 from rythmiq_ray.queue.control import Limit
 from rythmiq_ray.queue.listing import DriverState
 from rythmiq_ray.top.cells import Cell, Column, Line, Part, count, sparkline
@@ -99,11 +99,15 @@ def queues(seen: Queues, _now: datetime) -> Shown:
     """Queues with depth, age of the oldest job, running jobs and limit, and throughput."""
     limits = {each.name: each for each in seen.head.limits if each.scope == "queue" and each.credits is None}
     rows = [(each.queue, _queue(each, limits.get(each.queue), seen.head)) for each in seen.queues]
-    empty = "No queue of that name has jobs." if seen.asked.given else "Nothing is queued, runs, or has ended of late."
+    empty = (
+        "No queue of that name has jobs."
+        if seen.asked.given
+        else "Nothing is queued or running, and nothing has ended recently."
+    )
     return Shown(_QUEUES, rows, empty)
 
 
-def _queue(each: QueueLook, limit: Limit | None, head: Head) -> list[Cell]:
+def _queue(each: QueueSummary, limit: Limit | None, head: Head) -> list[Cell]:
     waiting = each.queued + each.retrying
     most = None if limit is None else limit.max_running
     full = most is not None and each.running >= most
@@ -124,7 +128,7 @@ def _queue(each: QueueLook, limit: Limit | None, head: Head) -> list[Cell]:
     ]
 
 
-def _queue_state(each: QueueLook, limit: Limit | None, head: Head, *, full: bool) -> Cell:
+def _queue_state(each: QueueSummary, limit: Limit | None, head: Head, *, full: bool) -> Cell:
     if limit is not None and limit.paused:
         return Part("paused", _WARNING)
     closed = any(known.scope == "queue" and known.name == each.queue and known.closed for known in head.limits)
@@ -135,7 +139,7 @@ def _queue_state(each: QueueLook, limit: Limit | None, head: Head, *, full: bool
     return Part("full", _WARNING) if full else Part("open")
 
 
-def _oldest(each: QueueLook) -> Cell:
+def _oldest(each: QueueSummary) -> Cell:
     if each.oldest_s is None:
         return Part(formatting.NOTHING, "dim")
     return Part(formatting.rough(each.oldest_s), _WARNING if each.oldest_s > LONG_WAIT_S else "")
@@ -209,19 +213,19 @@ def jobs(seen: Jobs, now: datetime) -> Shown:
     ]
     note = ""
     if seen.page.searched is not None:
-        note = f"{seen.page.searched:,} jobs were looked through: > goes on"
+        note = f"{seen.page.searched:,} jobs were searched: > continues"
     elif seen.page.next is not None:
-        note = f"{len(rows):,} are shown: > goes on"
+        note = f"{len(rows):,} are shown: > continues"
     if seen.before is not None:
-        note = ", ".join(part for part in ("< goes to the newest", note) if part)
+        note = ", ".join(part for part in ("< shows the newest", note) if part)
     if seen.page.searched is not None:
         empty = "None among these."
     elif seen.before is not None:
-        empty = "No older job is there."
+        empty = "There are no older jobs."
     elif seen.asked.given:
         empty = "No job matches."
     else:
-        empty = "No jobs yet: `rythmiq enqueue --command 'echo hello'` puts one in."
+        empty = "No jobs yet: `rythmiq enqueue --command 'echo hello'` adds one."
     return Shown(_JOBS, rows, empty, note)
 
 

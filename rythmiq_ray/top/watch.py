@@ -77,4 +77,4 @@ def told_of(look: Look) -> Seen:
         return Seen(look, None, said_of(error))
     except Exception as error:  # noqa: BLE001 - otherwise the screen would stop without a message
         # Without its message, which may contain a row's values.
-        return Seen(look, None, f"a fault of this program: {type(error).__name__} at {place_of(error)}")
+        return Seen(look, None, f"an internal fault of this program: {type(error).__name__} at {place_of(error)}")

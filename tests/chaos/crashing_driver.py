@@ -1,11 +1,13 @@
-"""A driver with threads for Ray that dies at a point; :func:`run` is what a process of its own does."""
+"""A driver with threads for Ray, in a process of its own, that dies at a point."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from inline_cluster import InlineCluster, in_phase
@@ -38,8 +40,21 @@ OVERRIDES = (
 )
 
 
-def run(folder: Path, environ: Mapping[str, str], point: str | None, stop_when_waiting: bool) -> None:
-    """Drives until nothing is left to do, or until ``point``; what it says is in ``folder``/output."""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["rythmiq_ray.testing"])
+"""A driver that is forked needs no seconds for its imports."""
+
+
+def start(
+    folder: Path, environ: Mapping[str, str], point: str | None = None, *, stop_when_waiting: bool = False
+) -> BaseProcess:
+    """Starts a driver that runs until nothing is left to do, or until ``point``. Its output is in a file ``output``."""
+    process = FORKS.Process(target=_run, args=(folder, dict(environ), point, stop_when_waiting))
+    process.start()
+    return process
+
+
+def _run(folder: Path, environ: Mapping[str, str], point: str | None, stop_when_waiting: bool) -> None:
     os.environ.clear()
     os.environ.update(environ)
     with (folder / "output").open("w") as file:

@@ -150,4 +150,4 @@ def test_after_its_time_the_path_goes_and_there_is_nothing_more_to_collect(world
     found = row(world)
     assert found["cleaned_at"] is not None
     assert found["collect_until"] is None
-    assert inspect.collect(world.connection, [found["job_id"]])[found["job_id"]] == "what was kept of it was removed"
+    assert inspect.collect(world.connection, [found["job_id"]])[found["job_id"]] == "its kept files were removed"

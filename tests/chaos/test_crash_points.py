@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import time
 from collections import Counter
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import crashing_driver
 import psycopg2
 import psycopg2.extras
 import pytest
-from crashing_driver import run
 from samples import API_KEY
 from side_effects import all_points
 
@@ -25,9 +24,6 @@ from rythmiq_ray.local.camber import Emulator, Settings
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.queue import inspect
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["rythmiq_ray.testing"])
-"""Each point takes several drivers, and a driver that is forked needs no second for its imports."""
 AT_ONCE = 4
 RUN_LIMIT_S = 60
 ENDS = {
@@ -135,8 +131,7 @@ class Case:
             self.faults.append(f"{len(told)} notifications were sent for {len(jobs)} ends")
 
     def _drive(self, point: str | None = None, *, stop_when_waiting: bool = False, code: int = 0) -> None:
-        driver = FORKS.Process(target=run, args=(self.folder, self.environment, point, stop_when_waiting))
-        driver.start()
+        driver = crashing_driver.start(self.folder, self.environment, point, stop_when_waiting=stop_when_waiting)
         driver.join(RUN_LIMIT_S)
         if driver.exitcode != code:
             said = (self.folder / "output").read_text()[-1500:]

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
+import crashing_driver
 import psycopg2
 import psycopg2.extras
 import pytest
@@ -39,7 +38,6 @@ from rythmiq_ray.model import Step, StepRequest
 from rythmiq_ray.queue import Heartbeat, Queue
 from rythmiq_ray.wakeup import Wakeup
 
-PROGRAM = Path(__file__).with_name("crashing_driver.py")
 WAIT_S = 90.0
 OVERRIDES = (
     "driver.lease_s=4",
@@ -304,13 +302,12 @@ def test_a_driver_that_is_stopped_past_its_lease_and_woken_changes_nothing(
 ) -> None:
     site = site_of(settings=Settings(queue_wait_s=(0.0, 0.0), sync_delay_s=0.05, max_running=8))
     site.put(*["sleep 3; echo x > out.txt"] * 4)
-    frozen = subprocess.Popen(
-        [sys.executable, PROGRAM, tmp_path / "record"], env={**os.environ, **site.environ}, stdout=subprocess.PIPE
-    )
+    frozen = crashing_driver.start(tmp_path, {**os.environ, **site.environ})
+    assert frozen.pid is not None
     try:
         waiting = "SELECT job_id FROM rythmiq.jobs WHERE phase = 'waiting'"
         _until(lambda: len(site.rows(waiting)) == 4, "all wait")
-        frozen.send_signal(signal.SIGSTOP)
+        os.kill(frozen.pid, signal.SIGSTOP)
         former = site.rows("SELECT DISTINCT driver_id FROM rythmiq.jobs")
         assert len(former) == 1
         run_drivers(site, 1)
@@ -318,14 +315,14 @@ def test_a_driver_that_is_stopped_past_its_lease_and_woken_changes_nothing(
         assert {(row["state"], row["attempt"]) for row in before} == {("SUCCEEDED", 1)}
         assert former[0]["driver_id"] not in {row["driver_id"] for row in before}
         attempts = site.rows("SELECT * FROM rythmiq.attempts ORDER BY job_id")
-        frozen.send_signal(signal.SIGCONT)
-        assert frozen.wait(WAIT_S) == 0, "it finds nothing left to do"
+        os.kill(frozen.pid, signal.SIGCONT)
+        frozen.join(WAIT_S)
+        assert frozen.exitcode == 0, "it finds nothing left to do"
         assert site.rows("SELECT * FROM rythmiq.jobs ORDER BY job_id") == before
         assert site.rows("SELECT * FROM rythmiq.attempts ORDER BY job_id") == attempts
         site.check()
     finally:
         frozen.kill()
-        frozen.communicate()
 
 
 def _until(condition: Callable[[], object], what: str) -> None:

@@ -98,4 +98,4 @@ def test_postgres_away(run: Run, postgres: Postgres, said: Message, crash: bool)
     run.connection = psycopg2.connect(run.connection.dsn)
     run.connection.autocommit = True
     run.until(run.all_succeeded_at_once, "all succeed in their first attempt")
-    assert said().count("Postgres is away, outcomes are kept") == said().count("Postgres is back") == 1
+    assert said().count("Postgres does not answer, outcomes are kept") == said().count("Postgres is back") == 1

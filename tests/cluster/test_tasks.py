@@ -195,7 +195,7 @@ def test_an_order_that_hangs_costs_no_other_its_result(tasks: Callable[..., Task
     one.send(*requests)
     one.wait_for(lambda: len(one.results) == 3, "all are known")
     assert [one.of(request) for request in requests[1:]] == [Cleaned()] * 2
-    assert one.of(requests[0]) == TaskLost(reason="a hang: its time was over", dead=False)
+    assert one.of(requests[0]) == TaskLost(reason="a hang: it ran past its deadline", dead=False)
 
 
 @pytest.mark.timeout(180)

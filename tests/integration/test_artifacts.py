@@ -608,7 +608,7 @@ def test_a_store_that_does_not_know_the_new_checksums_is_told_with_its_cure(
 
 def test_a_store_that_gives_back_other_bytes_is_not_usable(fake_s3: type[_FakeS3]) -> None:
     fake_s3.behaviour = "changes"
-    with pytest.raises(StoreUnavailable, match="returns other bytes"):
+    with pytest.raises(StoreUnavailable, match="returns different bytes"):
         open_store(s3_config()).check()
     assert fake_s3.objects == {}
 
@@ -726,7 +726,7 @@ def files_end_at(size_bytes: int) -> Iterator[None]:
 
 def test_a_disk_that_takes_no_more_is_the_stores_fault_and_nothing_is_left(tmp_path: Path) -> None:
     place, job_id = local_place(tmp_path / "store"), uuid4()
-    with files_end_at(1_000_000), pytest.raises(StoreUnavailable, match="the disk's space"):
+    with files_end_at(1_000_000), pytest.raises(StoreUnavailable, match="free space"):
         place.store.write(job_id, 1, "x", pieces(CONTENTS["two parts"]))
     assert place.names(job_id) == []
 

@@ -290,7 +290,7 @@ def test_cancel_and_retry(cli: Cli, driver: Queue) -> None:
     assert cli.run("cancel", "--queue", "q", code=1).stderr.startswith(b"rythmiq: Cancel 1 job?")
     assert cli.json("cancel", "--queue", "q", "--yes") == [{"job_id": queued, "state": "CANCELLED"}]
     end(driver, job, JobState.SUCCEEDED, exit_code=0)
-    assert f"{first} had ended before: SUCCEEDED" in cli.refused("cancel", first, code=1)
+    assert f"{first} had already ended: SUCCEEDED" in cli.refused("cancel", first, code=1)
     assert f"{first} was left alone: it is SUCCEEDED" in cli.refused("retry", first, code=1)
     assert "give ids, names or groups, or filters" in cli.refused("cancel")
     assert cli.run("cancel", "--queue", "q", "--yes").stderr == b"rythmiq: nothing was left to cancel\n"
@@ -411,7 +411,7 @@ def test_following_loses_and_repeats_nothing(
     assert rest == b"second\n"
     assert process.returncode == 0, said
     assert b"attempt 1 ended with command_failed; waiting for attempt 2" in said
-    assert b"not the one that Camber showed live" in said
+    assert b"the stored log differs from the live one" in said
 
 
 def test_ctrl_c_ends_following_quietly(cli: Cli) -> None:

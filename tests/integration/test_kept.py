@@ -108,7 +108,7 @@ def test_the_janitor_leaves_what_is_kept_until_its_time(connection: Connection, 
     assert [old.remote_path for old in driver.uncleaned(10, older_than_s=60.0)] == [job.remote_path]
     driver.cleaned([(job.job_id, job.attempt)])
     assert inspect.job(connection, job.job_id).collect_until is None
-    assert inspect.collect(connection, [job.job_id]) == {job.job_id: "what was kept of it was removed"}
+    assert inspect.collect(connection, [job.job_id]) == {job.job_id: "its kept files were removed"}
     inspect.retry(connection, [job.job_id])
     (again,) = driver.claim(1)
     assert (again.attempt, again.phase) == (2, Phase.SUBMITTING)
@@ -118,7 +118,7 @@ def test_a_claim_after_a_path_was_removed_begins_a_new_attempt(connection: Conne
     """By a driver of 0.1.0, which knows of nothing that is kept."""
     job = kept_job(connection, driver)
     run(connection, "UPDATE rythmiq.attempts SET cleaned_at = now()")
-    assert inspect.collect(connection, [job.job_id]) == {job.job_id: "what was kept of it was removed"}
+    assert inspect.collect(connection, [job.job_id]) == {job.job_id: "its kept files were removed"}
     inspect.retry(connection, [job.job_id])
     pass_time(driver, 20)
     (again,) = driver.claim(1)
@@ -148,7 +148,7 @@ def test_what_cannot_be_collected_says_why(connection: Connection, driver: Queue
     assert inspect.collect(connection, ids) == {
         held.job_id: "another job has its unique key",
         queued: "it is QUEUED",
-        plain: "nothing of it is kept",
+        plain: "no files of it are kept",
         unknown: "there is no such job",
     }
     assert inspect.job(connection, cancelled.job_id).state is JobState.RETRYING
@@ -238,7 +238,7 @@ def test_prune_says_in_words_what_it_left(
     assert cli.run(["prune", "--older-than", "30d"]) == 0
     said = capsys.readouterr()
     assert said.out == "0 jobs and 0 files deleted\n"
-    assert said.err.startswith("rythmiq: 1 job was left alone: what could not be stored is kept")
+    assert said.err.startswith("rythmiq: 1 job was left alone: files that could not be stored are kept")
 
 
 def test_prune_deletes_files_with_no_transaction_open(

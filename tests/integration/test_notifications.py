@@ -211,14 +211,14 @@ def test_results_that_could_not_be_written_are_written_later(connection: Any, qu
     end(queue)
     teller = Teller(queue, Post())
     lost = iter([DatabaseUnavailable("away")])
-    write = queue.told
+    write = queue.record_deliveries
 
     def told(answers: Any) -> None:
         for error in lost:
             raise error
         write(answers)
 
-    queue.told = told  # type: ignore[method-assign]
+    queue.record_deliveries = told  # type: ignore[method-assign]
     with pytest.raises(DatabaseUnavailable):
         teller.round()
     assert teller.notifier.busy

@@ -21,10 +21,10 @@ from rythmiq_ray.local.camber.emulator import Emulator
 from rythmiq_ray.local.postgres import Postgres
 from rythmiq_ray.model import Artifact, ErrorInfo, Input, JobState, NewJob, Phase
 from rythmiq_ray.queue import (
+    Delivery,
     Ending,
     Progress,
     Queue,
-    Told,
     check_database,
     control,
     enqueue_many,
@@ -130,7 +130,7 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
         f" SELECT '{two.job_id}', 'https://example.org/', '{{}}' FROM generate_series(1, 2)",
     )
     told, _ = second.take_notifications(10, hold_s=1.0, keep_s=0.0)
-    second.told([Told.of(told, error=None, again_s=None)])
+    second.record_deliveries([Delivery.of(told, error=None, again_s=None)])
     second.take_notifications(10, hold_s=1.0, keep_s=0.0)
     assert [ended.attempt for ended in second.ended_attempts([(one.job_id, 1)])] == [1]
     assert second.ended_groups([one.job_id], members=1) == []
@@ -499,6 +499,6 @@ def test_a_uri_of_what_another_login_stored_is_no_way_around(
     run_.until(lambda: all(inspect.job(run_.connection, str(each)).state.finished for each in ids), "all end")
     taken, used, owners, taken_over = (inspect.job(run_.connection, str(each)) for each in ids)
     assert (taken.state, taken.error_code, taken.remote_id) == (JobState.FAILED, "invalid_job", None)
-    assert "did not put in" in str(taken.error_message)
+    assert "did not enqueue" in str(taken.error_message)
     assert (taken_over.state, taken_over.error_code, taken_over.remote_id) == (JobState.FAILED, "invalid_job", None)
     assert (used.state, owners.state) == (JobState.SUCCEEDED, JobState.SUCCEEDED)

@@ -333,7 +333,7 @@ def test_the_command_line(connection: Connection, drivers: list[Queue], capsys: 
         assert found == code, printed.err
         return printed.out + printed.err
 
-    assert "nightly is due first at " in run(
+    assert "nightly is first due at " in run(
         "add", "nightly", "0 2 * * *", "--time-zone", "Europe/Berlin", "--command", "make"
     )
     assert "already; --replace" in run("add", "nightly", "0 3 * * *", "--command", "make", code=2)

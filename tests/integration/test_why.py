@@ -44,10 +44,10 @@ def test_every_reason_has_its_line(connection: Any, driver: Queue, capsys: pytes
     first, second = enqueue_many(
         connection, [NewJob(spec=SPEC, name="first", priority=2), NewJob(spec=SPEC, priority=1)]
     )
-    assert why("first") == {"queued": "it is the next of its queue"}
-    assert why(second) == {"queued": "1 jobs of its queue go before it"}
+    assert why("first") == {"queued": "it is next in its queue"}
+    assert why(second) == {"queued": "1 jobs of its queue are ahead of it"}
     later = enqueue(connection, SPEC, delay=7200)
-    assert why(later) == {"not_yet": "its time has not come, in 119m"}
+    assert why(later) == {"not_yet": "its start time has not come, in 119m"}
     astray = enqueue(connection, SPEC, queue="defualt")
     assert why(astray)["queue_not_served"] == "none of 1 live drivers serves the queue 'defualt'"
     blocked = enqueue(connection, SPEC, after=[first])
@@ -55,7 +55,7 @@ def test_every_reason_has_its_line(connection: Any, driver: Queue, capsys: pytes
     _group, members = enqueue_group(
         connection, NewGroup(name="g", max_parallel=1), [NewJob(spec=SPEC, priority=-5)] * 2
     )
-    assert why(members[1]) == {"max_parallel": "its group g lets 1 members be queued or run at once"}
+    assert why(members[1]) == {"max_parallel": "its group g allows 1 queued or running members at once"}
     (job,) = driver.claim(1)
     assert job.job_id == first
     assert why(first) == {"running": "it runs: submitting"}
@@ -64,7 +64,7 @@ def test_every_reason_has_its_line(connection: Any, driver: Queue, capsys: pytes
     assert why("9") == {"pending_at_camber": why(first)["pending_at_camber"]}, "Camber's number finds it"
     assert why(first)["pending_at_camber"].startswith("Camber has it as PENDING")
     inspect.cancel(connection, [first])
-    assert why(first)["cancelled"] == "its end was asked for"
+    assert why(first)["cancelled"] == "it was asked to stop"
     error = ErrorInfo(code=ErrorCode.REMOTE_KILLED, message="killed")
     (other,) = driver.claim(1)
     driver.finish([Ending(job_id=other.job_id, attempt=1, state=JobState.FAILED, error=error, retry_delay_s=600.0)])

@@ -13,7 +13,7 @@ from textual.strip import Strip
 from web_rows import HOSTILE, LONG, Connection, Rows, execute
 
 from rythmiq_ray.console import filters
-from rythmiq_ray.console.filters import Asked
+from rythmiq_ray.console.filters import ParsedFilter
 from rythmiq_ray.errors import DatabaseUnavailable, NotFound
 from rythmiq_ray.model import JobState
 from rythmiq_ray.queue import console
@@ -94,9 +94,9 @@ def test_only_what_differs_is_drawn() -> None:
 def test_a_typed_filter_is_read_both_ways() -> None:
     items = filters.items_of("queue=night 'name=fit *' label=a=b fit")
     assert items == [("queue", "night"), ("name", "fit *"), ("label", "a=b"), ("name", "*fit*")]
-    assert filters.items_of(Asked(tuple(items)).text) == items
+    assert filters.items_of(ParsedFilter(tuple(items)).text) == items
     for wrong in ("x=1", "'"):
-        with pytest.raises(ValueError, match=r"no filter is called 'x'|cannot be read"):
+        with pytest.raises(ValueError, match=r"there is no filter 'x'|cannot be parsed"):
             filters.items_of(wrong)
 
 
@@ -189,5 +189,5 @@ def test_a_fault_never_quotes_a_row() -> None:
     assert told_of(gone).gone
     fault = told_of(odd).fault
     assert fault is not None
-    assert fault.startswith("a fault of this program: KeyError at test_top_parts:")
+    assert fault.startswith("an internal fault of this program: KeyError at test_top_parts:")
     assert "canary" not in fault

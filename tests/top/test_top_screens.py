@@ -60,7 +60,7 @@ def test_queues_at_80_by_24(database_url: str, rows: Rows, connection: Connectio
 def test_empty_tables_say_what_to_do(database_url: str) -> None:
     async def script(screen: Screen) -> None:
         for key, said in (
-            ("1", "Nothing is queued, runs, or has ended of late."),
+            ("1", "Nothing is queued or running, and nothing has ended recently."),
             ("2", "rythmiq sweep"),
             ("3", "rythmiq enqueue --command"),
             ("4", "No driver yet: python -m rythmiq_ray.driver"),
@@ -81,7 +81,7 @@ def test_a_group_its_members_and_a_job(database_url: str, rows: Rows, connection
         await screen.until("lr", "[##", "/200")
         assert screen.row("STATE") == "STATE GROUP PROGRESS ENDED FAILED AGE"
         await screen.press("enter")
-        await screen.until("at most 8 at once", "credits in all", "LR=")
+        await screen.until("at most 8 at once", "credits in total", "LR=")
         assert "of 200" in screen.row("progress")
         assert "with remote_killed" in screen.text
         await screen.press("enter")
@@ -150,14 +150,14 @@ def test_filters_are_those_of_the_command_line(database_url: str, rows: Rows, co
         await screen.until("filter: queue=night state=queued")
         await screen.until(lambda: screen.text.count("QUEUED") == 2)
         await screen.press("1")
-        await screen.until("The filter state does not count here.", lambda: "nobody" not in screen.text)
+        await screen.until("The filter state does not apply here.", lambda: "nobody" not in screen.text)
         await screen.press("/")
         await screen.type("quue=night")
         await screen.press("enter")
-        await screen.until("no filter is called 'quue'; there are group, queue", "since, until.")
+        await screen.until("there is no filter 'quue'; filters are group, queue", "since, until.")
         await screen.type("state=nonsense")
         await screen.press("enter")
-        await screen.until("3 Jobs", "'nonsense' is none of")
+        await screen.until("3 Jobs", "'nonsense' is not one of")
         await screen.press("/", "escape", "escape")
         await screen.until(lambda: "filter:" not in screen.text)
         await screen.press("1")
@@ -173,11 +173,11 @@ def test_older_jobs_are_a_key_away(database_url: str, rows: Rows) -> None:
         rows.job(age_s=1000 - n, name=f"n{n}")
 
     async def script(screen: Screen) -> None:
-        await screen.until("n229", "200 are shown: > goes on")
+        await screen.until("n229", "200 are shown: > continues")
         await screen.press("G")
         await screen.until("n30")
         await screen.press(">")
-        await screen.until("n29", "< goes to the newest")
+        await screen.until("n29", "< shows the newest")
         await screen.press("<")
         await screen.until("n229")
 

@@ -779,5 +779,5 @@ def test_an_end_under_a_name_that_is_not_known_is_an_end() -> None:
 
 def test_a_create_that_is_put_off_is_said_to_be_so() -> None:
     hand = Hand()
-    hand.give(NotYet(reason="the lease it was sent under is over", delay_s=1.0))
-    assert hand.attempt.wait_reason == "its create: the lease it was sent under is over"
+    hand.give(NotYet(reason="the lease under which it was sent has ended", delay_s=1.0))
+    assert hand.attempt.wait_reason == "its create: the lease under which it was sent has ended"

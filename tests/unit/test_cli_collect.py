@@ -36,7 +36,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise NotFound(f"There is no job {job_id}")
         return [listing.Found(UUID(job_id), True) for job_id in job_ids]
 
-    def chosen(_: Any, job_ids: list[str], _wanted: Any) -> dict[UUID, JobState]:
+    def selected_states(_: Any, job_ids: list[str], _wanted: Any) -> dict[UUID, JobState]:
         return {UUID(job_id): held["rows"][job_id].state for job_id in job_ids}
 
     def rows(_: Any, wanted: listing.Filter, *, limit: int | None) -> list[Job]:
@@ -50,7 +50,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(collect, "database", database)
     monkeypatch.setattr(collect, "found_of", find)
-    monkeypatch.setattr(collect, "chosen", chosen)
+    monkeypatch.setattr(collect, "selected_states", selected_states)
     monkeypatch.setattr(listing, "jobs", rows)
     monkeypatch.setattr(inspect, "collect", answer)
     return held
@@ -81,10 +81,10 @@ def test_collect_of_what_cannot_be_collected_says_why(
     queue: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone, taken = put(queue, state=JobState.SUCCEEDED, phase=None), put(queue, state=JobState.FAILED, phase=None)
-    queue["refused"] = {gone: "nothing of it is kept"}
+    queue["refused"] = {gone: "no files of it are kept"}
     assert run(["collect", "--json", str(gone), str(taken)]) == 1
     said = capsys.readouterr()
-    assert said.err == f"rythmiq: {gone} was left alone: nothing of it is kept\n"
+    assert said.err == f"rythmiq: {gone} was left alone: no files of it are kept\n"
     assert [(row["job_id"], row["collecting"]) for row in json.loads(said.out)["items"]] == [
         (str(gone), False),
         (str(taken), True),
@@ -110,12 +110,12 @@ def test_show_tells_where_what_was_not_stored_lies_and_how_it_is_brought_in() ->
     row = job(attempt=2, state=JobState.FAILED, phase=None, collect_until=LATER)
     said = jobs._kept(row, attempt(2, keep_until=LATER))
     assert said is not None
-    assert said.startswith("attempt 2: not stored; it lies in Camber's stash at rythmiq/x/2 until ")
-    assert f"{LATER:%Y-%m-%d %H:%M} UTC (6d); `rythmiq collect {row.job_id}` brings it in" in said
+    assert said.startswith("attempt 2: not stored; it is in Camber's stash at rythmiq/x/2 until ")
+    assert f"{LATER:%Y-%m-%d %H:%M} UTC (6d); `rythmiq collect {row.job_id}` stores it" in said
     older = jobs._kept(row, attempt(1, keep_until=LATER))
     assert older is not None
     assert "rythmiq/x/1" in older
-    assert "brings it in" not in older
+    assert "stores it" not in older
     for nothing in (attempt(1), attempt(2, keep_until=NOW), attempt(2, keep_until=LATER, cleaned_at=NOW)):
         assert jobs._kept(row, nothing) is None
 

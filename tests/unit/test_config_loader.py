@@ -147,7 +147,7 @@ def test_a_fault_names_key_layer_and_remedy(overrides: list[str], environ: dict[
     ("text", "expected"),
     [
         ("driver:\n  lease_s: 3\n lost: 4\n", ["line 3", "not valid YAML"]),
-        ("- a\n- b\n", ["must hold keys and values"]),
+        ("- a\n- b\n", ["must contain keys and values"]),
         ("driver: {lease: 3}\n", ["driver.lease: no such key", "did you mean driver.lease_s?"]),
         ("driver:\n  lease_s: ${nothing}\n", ["nothing"]),
         ("driver: 3\n", ["driver: must be a section of keys ("]),

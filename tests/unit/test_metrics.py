@@ -25,7 +25,7 @@ SUFFIXES = {Kind.COUNTER: ("",), Kind.GAUGE: ("",), Kind.HISTOGRAM: ("_bucket", 
 
 def metrics_table() -> str:
     """The table of metrics, as docs/metrics.md has it."""
-    lines = ["| metric | type | labels | what it tells |", "|---|---|---|---|"]
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for metric in CATALOG:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")

@@ -166,7 +166,7 @@ def test_defaults_are_the_models() -> None:
         ({"timeout": "h"}, "timeout: must be a number of seconds, or text"),
         ({"timeout": {"h": 2}}, "timeout: must be a number of seconds, or text"),
         ({"timeout_s": True}, "timeout_s: must be a number of seconds, or text"),
-        ({"timeout": 1, "timeout_s": 1}, "'timeout_s': is the former name of timeout, which is there too"),
+        ({"timeout": 1, "timeout_s": 1}, "'timeout_s': is the former name of timeout, which is given too"),
         ({"delay": -0.1}, "delay: must be from 0 to 31,536,000 seconds"),
         ({"delay": "1000000000s"}, "delay: must be a number of seconds, or text"),
         ({"delay_s": None}, "delay_s: must be a number of seconds, or text"),

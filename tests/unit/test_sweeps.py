@@ -127,7 +127,7 @@ def test_what_cannot_be_a_sweep_is_refused() -> None:
         list(expand(NewJob(spec=JobSpec(command="x")), []))
     with pytest.raises(InvalidJob, match="N: in env or secrets too"):
         list(expand(NewJob(spec=JobSpec(command="x", env={"N": "1"})), grid(N=[1])))
-    with pytest.raises(InvalidJob, match="unique_key: is of one job alone"):
+    with pytest.raises(InvalidJob, match="unique_key: applies to a single job"):
         list(expand(NewJob(spec=JobSpec(command="x"), unique_key="k"), grid(N=[1, 2])))
 
 
@@ -139,5 +139,5 @@ def test_too_many_members_are_refused_before_they_are_made() -> None:
 
 
 def test_members_have_the_same_names() -> None:
-    with pytest.raises(InvalidJob, match=re.escape("params[1]: has not the names of params[0], A")):
+    with pytest.raises(InvalidJob, match=re.escape("params[1]: must have the same names as params[0]: A")):
         list(expand(NewJob(spec=JobSpec(command="x")), [{"A": "1"}, {"A": "1", "B": "2"}]))

@@ -493,9 +493,9 @@ def test_an_answer_in_any_framing_is_whole_whether_it_is_streamed_or_not(answer:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (framed(b"".join(b"X-%d: y\r\n" % n for n in range(101)) + b"Content-Length: 2\r\n", b"ok"), "no HTTP"),
-        (b"SSH-2.0-OpenSSH\r\n", "no HTTP"),
-        (framed(b"X: " + b"y" * 70_000 + b"\r\nContent-Length: 2\r\n", b"ok"), "no HTTP"),
+        (framed(b"".join(b"X-%d: y\r\n" % n for n in range(101)) + b"Content-Length: 2\r\n", b"ok"), "not HTTP"),
+        (b"SSH-2.0-OpenSSH\r\n", "not HTTP"),
+        (framed(b"X: " + b"y" * 70_000 + b"\r\nContent-Length: 2\r\n", b"ok"), "not HTTP"),
     ],
 )
 @pytest.mark.parametrize("streamed", [True, False])

@@ -40,7 +40,7 @@ def test_two_folders_do_not_bring_one_name(tmp_path: Path) -> None:
     for folder in (one, two):
         folder.mkdir()
         (folder / "x.csv").write_text(folder.name)
-    with pytest.raises(InvalidJob, match=rf"inputs\[1\]: '{two}' brings a file .*'in/x\.csv' is there twice"):
+    with pytest.raises(InvalidJob, match=rf"inputs\[1\]: '{two}' contains a file .*'in/x\.csv' is there twice"):
         of(Input(uri=str(one), name="in/"), Input(uri=str(two), name="in/"))
     apart = of(Input(uri=str(one), name="one/"), Input(uri=str(two), name="two/"))
     assert list(apart.files) == [one / "x.csv", two / "x.csv"]

@@ -38,7 +38,7 @@ def text_of(answer: requests.Response) -> str:
 def test_an_empty_database_has_every_page(console: Served) -> None:
     for path in ("/", "/jobs", "/groups", "/queues", "/drivers", "/schedules", "/cost"):
         assert "Not shown" not in text_of(console.get(path)), path
-    assert "Nothing that the console knows of" in text_of(console.get("/"))
+    assert "No problems are known" in text_of(console.get("/"))
     assert "rythmiq enqueue --command" in text_of(console.get("/jobs"))
 
 
@@ -69,7 +69,7 @@ def test_the_overview_has_six_numbers_and_what_is_wrong(console: Served, rows: R
         "Credits today 0.0861",
         "No live driver serves the queue night",
         "A driver on gone.example is gone and still holds 1 job",
-        "1 running job cannot get on: the bucket does not answer",
+        "1 running job cannot go on: the bucket does not answer",
         "1 job PENDING at Camber, the first for 1 h 5",
         "1 attempt could not be stored",
         "3 jobs FAILED in the last 24 hours, most with remote_killed",
@@ -122,7 +122,7 @@ def test_what_a_filter_cannot_mean_is_said(console: Served, rows: Rows) -> None:
     rows.job()
     page = text_of(console.get("/jobs?state=nonsense&since=tomorrow&label=x&group=nobody"))
     for said in (
-        "state: 'nonsense' is none of",
+        "state: 'nonsense' is not one of",
         "since: give how long ago",
         "label[0]: must be K=V",
         "There is no job or group 'nobody'",
@@ -456,7 +456,7 @@ def test_limits_are_shown_and_scopes_paused_and_resumed(
         pause, resume = path.format("pause"), path.format("resume")
         asked = console.get(pause)
         assert asked.status_code == 200
-        assert "Nothing new of it is submitted" in asked.text
+        assert "Nothing new is submitted" in asked.text
         said = text_of(console.post(pause, {"csrf": csrf_of(asked.text)}))
         assert "Paused" in said, said
         where = "SELECT paused FROM rythmiq.limits WHERE scope = %s AND name = %s AND period IS NULL"
@@ -536,8 +536,8 @@ def test_a_job_a_group_and_what_a_filter_means_are_cancelled_and_retried(
     jobs = [rows.job("QUEUED", group_id=str(group), group_index=n, queue="a" if n else "b") for n in range(4)]
     assert "Cancelled 1 job." in act(acting, f"/act/cancel/job/{jobs[0]}")
     assert "Queued 1 job again." in act(acting, f"/act/retry/job/{jobs[0]}")
-    assert "2 jobs are meant" not in text_of(acting.get("/act/cancel/filter?queue=a"))
-    assert "3 jobs are meant now" in text_of(acting.get("/act/cancel/filter?queue=a"))
+    assert "2 jobs are affected" not in text_of(acting.get("/act/cancel/filter?queue=a"))
+    assert "3 jobs are affected now" in text_of(acting.get("/act/cancel/filter?queue=a"))
     assert "Cancelled 3 jobs." in act(acting, "/act/cancel/filter?queue=a")
     assert "Queued 3 jobs again." in act(acting, f"/act/retry/group/{group}", option="1")
     running = rows.job("RUNNING", group_id=str(group), group_index=9)

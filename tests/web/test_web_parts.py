@@ -13,7 +13,7 @@ from samples import NOW, job
 from web_rows import HOSTILE, LONG
 
 from rythmiq_ray.console import formatting
-from rythmiq_ray.console.filters import Asked
+from rythmiq_ray.console.filters import ParsedFilter
 from rythmiq_ray.model import Artifact, JobState, Phase, RemoteStatus
 from rythmiq_ray.queue.connection import EARLIEST, LATEST
 from rythmiq_ray.queue.console import Point, id_at
@@ -335,7 +335,7 @@ def test_headers_of_a_file_are_one_line_of_ascii(name: str) -> None:
 
 
 def test_filters_go_into_a_query_and_a_command() -> None:
-    asked = Asked((("state", "failed"), ("name", "a b*"), ("label", "k=v&w")))
+    asked = ParsedFilter((("state", "failed"), ("name", "a b*"), ("label", "k=v&w")))
     assert asked.query == "state=failed&name=a+b%2A&label=k%3Dv%26w"
     assert asked.command == "--state failed --name 'a b*' --label 'k=v&w'"
     assert asked.toggled("state", "queued") == "name=a+b%2A&label=k%3Dv%26w&state=failed&state=queued"

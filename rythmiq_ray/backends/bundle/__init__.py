@@ -241,7 +241,7 @@ class Upload(Iterable[bytes]):
         except RythmiqError:
             raise
         except Exception as error:
-            raise InputUnreadable(f"reading an input broke off: {type(error).__name__}") from error
+            raise InputUnreadable(f"reading an input failed before its end: {type(error).__name__}") from error
 
     def _find_length(self) -> int | None:
         if len(self._head) < _HEAD_BYTES:
@@ -263,7 +263,7 @@ class Upload(Iterable[bytes]):
         except (OSError, ValueError, AttributeError):
             return None
         except Exception as error:
-            raise InputUnreadable(f"reading an input broke off: {type(error).__name__}") from error
+            raise InputUnreadable(f"reading an input failed before its end: {type(error).__name__}") from error
         return end - here + len(self._head)
 
 

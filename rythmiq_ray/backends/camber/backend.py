@@ -179,7 +179,7 @@ class CamberExecutionBackend:
         yield from self._ask_for_each(unseen)
         if unseen_paths and not walk.whole:
             # A later page may show the job of an uncertain create, which would then be created twice.
-            raise BackendUnavailable("Camber's list broke off before its end")
+            raise BackendUnavailable("Camber's list ended early")
 
     def read_result(self, job: Job) -> RemoteResult | None:
         try:

@@ -57,7 +57,7 @@ class Download:
                 breaks = 1 if reached - furthest >= STEP_BYTES else breaks + 1
                 furthest = max(furthest, reached)
                 if breaks >= self._attempts:
-                    raise BackendUnavailable(f"a download broke off {breaks} times in a row") from error
+                    raise BackendUnavailable(f"a download was interrupted {breaks} times in a row") from error
             self._response = self._open()
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Download:
         if self._response.status_code == HTTPStatus.PARTIAL_CONTENT:
             found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
             if found is None or int(found[1]) > self._position:
-                raise BackendUnavailable("Camber sent another part of a file than was asked for")
+                raise BackendUnavailable("Camber sent a different part of a file from the one requested")
             skip = self._position - int(found[1])
             total = int(found[2]) if found[2] != "*" else None
         elif self._response.status_code == HTTPStatus.OK:

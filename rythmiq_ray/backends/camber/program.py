@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from rythmiq_ray.backends import CallObserver
 from rythmiq_ray.backends.bundle import Upload
-from rythmiq_ray.backends.camber import words
+from rythmiq_ray.backends.camber import program_output
 from rythmiq_ray.backends.camber.answers import Answer, items_of, job_of, printable, total_of
 from rythmiq_ray.backends.camber.calls import JobPage
 from rythmiq_ray.backends.camber.key import usable
@@ -174,7 +174,7 @@ class CamberProgram:
                 file = self._downloaded(folder, uri)
                 with _disk():
                     if file.stat().st_size > _MOST_ANSWER_BYTES:
-                        raise BackendUnavailable("A file that should be small is too long")
+                        raise BackendUnavailable("A file that should be small is too large")
                     return file.read_bytes()
 
         return read()
@@ -226,9 +226,9 @@ class CamberProgram:
             said = self._run("create", arguments, folder, until=until, answer=b"y\n")
         if said.exit_code is None:
             raise CreateUncertain(_late("create"))
-        remote_id = words.job_id_in(said.text)
+        remote_id = program_output.job_id_in(said.text)
         if remote_id is None:
-            raise words.create_error_in(said.text)
+            raise program_output.create_error_in(said.text)
         return RemoteJob(remote_id=remote_id, status=RemoteStatus.SUBMITTED, path=path)
 
     def _asked(self, operation: str, command: Sequence[str], read: Callable[[Answer], T | None]) -> T:
@@ -237,7 +237,7 @@ class CamberProgram:
         def attempt() -> T:
             with self._folder() as folder:
                 said = self._run(operation, [*command, "--output", "json"], folder, within_s=self._small_s)
-            answer = words.json_in(words.plain(said.out))
+            answer = program_output.json_in(program_output.plain(said.out))
             found = read(answer) if answer is not None and answer.accepted else None
             if found is not None:
                 return found
@@ -261,12 +261,12 @@ class CamberProgram:
         )
         if said.exit_code is None:
             raise BackendUnavailable(_late("logs"))
-        printed = words.plain(said.out)
-        if len(said.out) <= _SHORT_BYTES and words.refuses_log(printed or said.err):
-            raise NotFound(words.error_in(said.text, "logs").message)
-        if not printed and words.complains(said.err):
-            raise words.error_in(said.err, "logs")
-        if said.exit_code and words.fails(said.err):
+        printed = program_output.plain(said.out)
+        if len(said.out) <= _SHORT_BYTES and program_output.refuses_log(printed or said.err):
+            raise NotFound(program_output.error_in(said.text, "logs").message)
+        if not printed and program_output.complains(said.err):
+            raise program_output.error_in(said.err, "logs")
+        if said.exit_code and program_output.fails(said.err):
             raise _NotWhole("The log broke off")
 
     def _downloaded(self, folder: Path, uri: str) -> Path:
@@ -279,21 +279,21 @@ class CamberProgram:
         size = self._size(uri)
         said = self._transfer("stash_read", uri, str(file), folder, size)
         brought = file.exists()
-        if said.exit_code is None or (not brought and words.complains(said.text)):
+        if said.exit_code is None or (not brought and program_output.complains(said.text)):
             raise _error(said, "stash_read")
         with _disk():
             found = file.stat().st_size if brought else 0
             if found != size:
                 size = self._size(uri, anew=True)
             if found != size:
-                raise _NotWhole(f"The vendor's program brought {found} bytes of a file of {size}")
+                raise _NotWhole(f"The vendor's program returned {found} bytes of a file of {size}")
             file.touch()
         return file
 
     def _upload(self, folder: Path, file: Path, uri: str) -> None:
         size = file.stat().st_size
         said = self._transfer("stash_write", str(file), uri, folder, size)
-        if said.exit_code == 0 and not words.complains(said.text):
+        if said.exit_code == 0 and not program_output.complains(said.text):
             return
         # A file name can look like an error, and a good upload can exit with 255. So the listing decides.
         try:
@@ -326,7 +326,7 @@ class CamberProgram:
             said = self._run("stash_remove", ["stash", "rm", "-rf", uri], folder, within_s=self._small_s)
         with self._lock:
             self._sizes.pop(uri, None)
-        if said.exit_code != 0 or words.complains(said.text):
+        if said.exit_code != 0 or program_output.complains(said.text):
             error = _error(said, "stash_remove")
             try:
                 left = isinstance(error, NotFound) or self.stash_list(uri)
@@ -343,7 +343,7 @@ class CamberProgram:
             sizes = self._sizes.get(parent, {})
         if anew or name not in sizes:
             folder = parent.removeprefix("stash://").partition("/")[2].strip("/")
-            sizes = words.file_sizes(self.stash_list(parent), folder)
+            sizes = program_output.file_sizes(self.stash_list(parent), folder)
             self._remember(parent, sizes)
         if name not in sizes:
             raise NotFound(f"Camber has no {uri!a}")
@@ -364,7 +364,7 @@ class CamberProgram:
             return
         with self._folder() as folder:
             said = self._run("version", ["--version"], folder, within_s=_VERSION_S)
-        found = words.version_in(said.text)
+        found = program_output.version_in(said.text)
         log.info("The vendor's program is used", program=self._place(), version=found or "unknown")
 
     # ------------------------------------------------------------------------------------------------ the process
@@ -392,10 +392,14 @@ class CamberProgram:
         """
         places = self._transfers if transfer else self._others
         if not places.acquire(timeout=None if until is None else max(0.0, until - now_s())):
-            raise BackendUnavailable(f"The vendor's program had no place for {operation} in time")
+            raise BackendUnavailable(
+                f"All slots for the vendor's program stayed in use, so {operation} was not started in time"
+            )
         try:
             if until is not None and (within_s := until - now_s()) <= 0:
-                raise BackendUnavailable(f"The vendor's program had no place for {operation} in time")
+                raise BackendUnavailable(
+                    f"All slots for the vendor's program stayed in use, so {operation} was not started in time"
+                )
             began_at = now_s()
             with self._lock:
                 self.calls[operation] += 1
@@ -405,7 +409,7 @@ class CamberProgram:
         finally:
             places.release()
         if self._on_call is not None:
-            outcome = "error" if said.exit_code is None else "4xx" if words.fails(said.text) else "2xx"
+            outcome = "error" if said.exit_code is None else "4xx" if program_output.fails(said.text) else "2xx"
             self._on_call(operation, outcome, now_s() - began_at)
         return said
 
@@ -432,7 +436,7 @@ class CamberProgram:
             out, err = _head(folder / "out", head_bytes), _head(folder / "err", _SHORT_BYTES)
         except OSError:  # It was started, so its outcome is unknown, as after a timeout.
             return _Said(out=b"", err="", text="", exit_code=None)
-        shown, complaint = words.plain(out[:_SHORT_BYTES]), words.plain(err)
+        shown, complaint = program_output.plain(out[:_SHORT_BYTES]), program_output.plain(err)
         # If the key has changed meanwhile, the output may hold either.
         for secret in (self._config.api_key, key):
             shown, complaint = (text.replace(secret.reveal(), MASK) for text in (shown, complaint))
@@ -480,7 +484,11 @@ def _whole(call: Callable[[], T]) -> T:
 
 
 def _error(said: _Said, operation: str) -> RythmiqError:
-    return BackendUnavailable(_late(operation)) if said.exit_code is None else words.error_in(said.text, operation)
+    return (
+        BackendUnavailable(_late(operation))
+        if said.exit_code is None
+        else program_output.error_in(said.text, operation)
+    )
 
 
 def _late(operation: str) -> str:

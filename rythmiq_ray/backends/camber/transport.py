@@ -107,7 +107,7 @@ class Transport:
             )
         if response.status_code < HTTPStatus.OK:
             response.close()  # What follows an interim answer must not be taken for the next one.
-            raise Unanswered("an interim answer that nobody asked for")
+            raise Unanswered("an unexpected interim answer")
         if streams and response.status_code in _OPENED:
             patience.stream(True)
         return response
@@ -145,7 +145,7 @@ def _normalized(endpoint: str) -> str:
     try:
         prepared.prepare_url(endpoint.rstrip("/"), None)
     except (requests.RequestException, ValueError):
-        raise ConfigurationError("camber.endpoint is no URL that can be called") from None
+        raise ConfigurationError("camber.endpoint is not a URL that can be called") from None
     return str(prepared.url).rstrip("/")
 
 
@@ -187,7 +187,7 @@ _WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
         (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.LocationValueError),
         "the proxy that the environment names cannot be used",
     ),
-    ((urllib3.ProxyError,), "no way through the proxy"),
+    ((urllib3.ProxyError,), "the proxy did not let it through"),
     ((urllib3.NameResolutionError,), "its name does not resolve"),
     ((urllib3.ConnectTimeoutError, urllib3.ReadTimeoutError, TimeoutError), "no {what} in time"),
     ((urllib3.NewConnectionError,), "no connection"),
@@ -197,7 +197,7 @@ _WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
     ((ConnectionError, urllib3.IncompleteRead), "the connection broke"),
     (
         (http.client.HTTPException, urllib3.InvalidHeader, urllib3.InvalidChunkLength, ValueError),
-        "the answer is no HTTP",
+        "the answer is not HTTP",
     ),
 )
 

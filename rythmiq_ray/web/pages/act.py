@@ -32,7 +32,7 @@ async def act(request: Request) -> Response:
             return PlainTextResponse("The form is too large.\n", status_code=413)
     form = dict(parse_qsl(body.decode("utf-8", "replace")))
     if not same(form.get("csrf", ""), console.keys.csrf):
-        return PlainTextResponse("This form is not of this console, or of one that has ended.\n", status_code=403)
+        return PlainTextResponse("This form is from another console, or from one that has ended.\n", status_code=403)
     return await run_in_threadpool(_do, request, console, option=form.get("option") == "1")
 
 
@@ -58,7 +58,7 @@ def _target(request: Request, console: Console, kind: Kind) -> tuple[Target, str
             case "queue" | "user":
                 name = request.path_params["name"]
                 return Target(kind, name=name), f"{kind} {name}", "queues"
-    raise NotFound("There is no such thing to act on")
+    raise NotFound("There is nothing to act on here")
 
 
 def _ask(request: Request, console: Console) -> Response:

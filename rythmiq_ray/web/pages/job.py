@@ -276,7 +276,7 @@ def preview(request: Request) -> Response:
         except RythmiqError as error:
             fault = error.message
         except Exception as error:  # noqa: BLE001 - a library may raise anything for a file that a job wrote
-            fault = f"It cannot be shown: {type(error).__name__}"
+            fault = f"This file cannot be shown: {type(error).__name__}"
     return page(
         request,
         "preview.html",

@@ -216,7 +216,7 @@ def cost_chart(days: Sequence[DayCost], *, height: int = 120) -> dict[str, objec
 
 def _troubles(
     connection: Connection,
-    queues: Sequence[looks.QueueLook],
+    queues: Sequence[looks.QueueSummary],
     drivers: Sequence[listing.DriverState],
     errors: Sequence[listing.ErrorKind],
     now: datetime,
@@ -254,7 +254,7 @@ def _troubles(
     kept = looks.unstored(connection)
     if kept.attempts and kept.job_id is not None:
         until = "" if kept.until is None else f", until {kept.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC at the soonest"
-        said = f"{formatting.plural(kept.attempts, 'attempt')} could not be stored and lie at Camber{until}."
+        said = f"{formatting.plural(kept.attempts, 'attempt')} could not be stored and are kept at Camber{until}."
         yield Trouble("warning", said, f"jobs/{kept.job_id}", "the first to go")
     for schedule in schedules.schedules(connection):
         if (schedule.last_outcome or "").startswith("not enqueued"):

@@ -1,5 +1,3 @@
--- Usage of limits: what runs and has begun in each scope, for claims, for `rythmiq limit show` and for metrics.
-
 -- Running jobs, and attempts that began within the minute before "moment", of each scope that has any. The latter are
 -- counted only where a limit asks for them.
 CREATE FUNCTION rythmiq.usage(moment timestamptz) RETURNS TABLE (scope text, name text, running bigint, begun bigint)
@@ -78,6 +76,7 @@ BEGIN
 END
 $do$;
 
+-- What psql's \d+ shows.
 COMMENT ON TABLE rythmiq.groups IS 'jobs that were submitted together; a group is deleted with its last member';
 COMMENT ON TABLE rythmiq.dependencies IS 'job_id needs on_job_id, or all members of on_group_id, to end first';
 COMMENT ON TABLE rythmiq.unsettled IS
@@ -119,3 +118,35 @@ COMMENT ON FUNCTION rythmiq.enqueue IS
 COMMENT ON FUNCTION rythmiq.cancel IS
     'cancels a job or group that the login enqueued, and returns its state: RUNNING if its driver has to stop it first.'
     ' SQLSTATE P0002 if there is none';
+
+COMMENT ON TABLE rythmiq.jobs IS 'one row for each job, with the state of its running or last attempt';
+COMMENT ON COLUMN rythmiq.jobs.remote_path IS
+    'the attempt''s own path below the stash owner''s root; written before anything is created there';
+COMMENT ON COLUMN rythmiq.jobs.error_code IS 'why the last attempt did not succeed; README.md lists the codes';
+COMMENT ON COLUMN rythmiq.jobs.cost_credits IS 'estimated cost of all attempts';
+COMMENT ON COLUMN rythmiq.jobs.warnings IS 'problems of the last attempt that did not end it, one sentence each';
+COMMENT ON COLUMN rythmiq.jobs.free_attempts IS 'number of attempts that never ran; they do not count towards max_attempts';
+COMMENT ON COLUMN rythmiq.jobs.collect_until IS
+    'until then the last attempt''s path is kept, and a claim collects its files instead of starting a new attempt';
+COMMENT ON COLUMN rythmiq.jobs.submitted_at IS 'when the remote job of the running or last attempt became known';
+COMMENT ON COLUMN rythmiq.jobs.running_at IS 'when that remote job was first seen running';
+COMMENT ON COLUMN rythmiq.jobs.ended_at IS 'when that remote job was first seen to have ended';
+COMMENT ON COLUMN rythmiq.jobs.wait_reason IS 'why a running attempt makes no progress';
+
+COMMENT ON TABLE rythmiq.attempts IS 'one row for each attempt of a job';
+COMMENT ON COLUMN rythmiq.attempts.keep_until IS
+    'until then the attempt''s path is not removed, because its files could not be stored';
+
+COMMENT ON TABLE rythmiq.artifacts IS 'one row for each stored file of an attempt';
+COMMENT ON TABLE rythmiq.notifications IS 'one row for each POST to a notify URL';
+
+COMMENT ON TABLE rythmiq.drivers IS
+    'one row for each driver, with a heartbeat for all its jobs; after its lease has ended, other drivers take them over';
+COMMENT ON COLUMN rythmiq.drivers.stopped_at IS
+    'when the driver gave up its lease, or when the lease ended after which others took over its jobs; it is never renewed';
+
+COMMENT ON TYPE rythmiq.job_change IS
+    'a job''s state before and after a change; NULL if the row did not exist before, or no longer exists. Without a job it is'
+    ' about the group: RUNNING to check it again, STOPPED to cancel its remaining members, NULL if its row is gone';
+COMMENT ON FUNCTION rythmiq.hold_dependencies IS
+    'locks dependencies on behalf of rythmiq.retry, whose caller has no right to change them';
