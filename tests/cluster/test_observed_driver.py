@@ -63,7 +63,7 @@ def test_a_driver_tells_of_its_health_and_counts_what_its_ray_tasks_do(
     database_url: str, environment: Environment, drive: Drive, tmp_path: Path
 ) -> None:
     (port,) = free_ports(1)
-    environment |= {"PORT": str(port), "LOG_FORMAT": "json"}
+    environment |= {"PORT": str(port), "LOG_FORMAT": "json", "RAY_enable_metrics_collection": "1"}
     url = f"http://127.0.0.1:{port}"
     connection = psycopg2.connect(database_url)
     connection.autocommit = True
