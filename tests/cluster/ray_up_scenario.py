@@ -61,8 +61,9 @@ def main(home: Path) -> None:
     say("the cluster is up")
     assert status_without_token("/api/jobs/") == 401, "the job API answers nobody without the token"
 
-    # Longer than stop and restart take, so that the first driver cannot end them.
-    command = 'test "${#TOKEN}" -gt 20 && sleep 12'
+    # They do not end before the first driver has stopped, however slow the machine is.
+    go = home / "go"
+    command = f'test "${{#TOKEN}}" -gt 20 && until [ -e {go} ]; do sleep 0.2; done'
     lines = [{"command": command, "secrets": ["TOKEN"], "max_attempts": 1} for _ in range(JOBS)]
     (home / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rythmiq("enqueue", "--file", str(home / "jobs.jsonl"))
@@ -77,6 +78,7 @@ def main(home: Path) -> None:
     assert count("driver_id IS NOT NULL AND state = 'RUNNING' AND phase = 'waiting'") == 0
     assert count("stopped_at IS NOT NULL", "drivers") == 1, "the driver ended in order"
     say("stopped in mid-run, with its jobs given back")
+    go.touch()
 
     submit("second", "--runtime-env-json", PATIENT, extra=["--drain"])
     until(lambda: count("state = 'SUCCEEDED' AND attempt = 1") == JOBS, "the second driver ends all jobs", 90)

@@ -178,7 +178,7 @@ def test_waiting_for_a_place_is_no_hang(tasks: Callable[..., Tasks], service: Se
 
 @pytest.mark.timeout(180)
 def test_a_slow_order_hides_no_other(tasks: Callable[..., Tasks], service: Service) -> None:
-    one, requests = tasks(jobs_per_task=50, timeout_s=60), [clean() for _ in range(4)]
+    one, requests = tasks(jobs_per_task=2, timeout_s=60), [clean() for _ in range(4)]
     gate = service.hold(requests[0])
     one.send(*requests)  # Two in a task, of which one runs.
     one.wait_for(lambda: one.results, "the one that is done is known")
