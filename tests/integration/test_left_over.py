@@ -82,7 +82,8 @@ def test_how_full_limits_are_costs_little_beside_very_many_jobs_and_limits(conne
         cursor.execute(
             "INSERT INTO rythmiq.jobs (user_id, queue, spec, attempt, state, phase, finished_at)"
             " SELECT 'user-' || n % 1000, 'queue-' || n % 200, '{}', 1,"
-            " CASE WHEN n <= 2000 THEN 'RUNNING' ELSE 'SUCCEEDED' END, CASE WHEN n <= 2000 THEN 'waiting' END, CASE WHEN n > 2000 THEN now() END"
+            " CASE WHEN n <= 2000 THEN 'RUNNING' ELSE 'SUCCEEDED' END,"
+            " CASE WHEN n <= 2000 THEN 'waiting' END, CASE WHEN n > 2000 THEN now() END"
             " FROM generate_series(1, 20000) AS n"
         )
         cursor.execute(
