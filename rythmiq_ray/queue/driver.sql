@@ -693,13 +693,15 @@ WITH bound AS MATERIALIZED (
     SELECT scope, name, min(max_running) AS max_running, min(per_minute) AS per_minute
     FROM rythmiq.limits WHERE coalesce(max_running, per_minute) IS NOT NULL
     GROUP BY scope, name
+), each_user AS MATERIALIZED (
+    SELECT max(max_running) AS max_running, max(per_minute) AS per_minute FROM bound WHERE scope = 'user' AND name = '*'
 ), share AS (
     SELECT u.scope, greatest(u.running / nullif(coalesce(own.max_running, each.max_running), 0)::double precision,
                              u.begun / nullif(coalesce(own.per_minute, each.per_minute), 0)::double precision,
                              CASE WHEN 0 IN (own.max_running, own.per_minute) THEN 1 END) AS used
     FROM rythmiq.usage(coalesce(%(now)s, now())) AS u
     LEFT JOIN bound AS own ON own.scope = u.scope AND own.name = u.name
-    LEFT JOIN bound AS each ON each.scope = u.scope AND each.scope = 'user' AND each.name = '*'
+    LEFT JOIN each_user AS each ON u.scope = 'user'
     WHERE EXISTS (SELECT FROM bound)
 ), shares AS (
     SELECT scope, count(*) FILTER (WHERE used >= 1) AS at_limit, max(used) AS used FROM share GROUP BY scope
