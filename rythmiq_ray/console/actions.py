@@ -42,12 +42,12 @@ class Target:
 
     @property
     def path(self) -> str:
-        """The part of a URL after the action's name."""
-        from urllib.parse import quote
+        """The part of a URL after the action's name. Names are in the query: ``..`` in a path would lead elsewhere."""
+        from urllib.parse import urlencode
 
         if self.kind == "filter":
             return f"filter?{self.asked.query if self.asked else ''}"
-        return f"{self.kind}/{self.id or quote(self.name or 'all', safe='')}"
+        return f"{self.kind}?{urlencode({'name': self.id or self.name})}"
 
     @property
     def scope(self) -> Scope:

@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Final, Protocol
+from uuid import UUID
 
 from rythmiq_ray.clock import now_s
 from rythmiq_ray.config import Config
@@ -333,9 +335,11 @@ class Loop:
 
     def _settle_left(self, now: float) -> None:
         if now >= self._settle_at:
-            full = self._queue.settle_left(self._config.driver.batch_size) >= self._config.driver.batch_size
+            settled = self._queue.settle_left(self._config.driver.batch_size)
             # Until `_follow_control` or a notification says that there is more.
-            self._settle_at = 0.0 if full else math.inf
+            self._settle_at = 0.0 if settled.handled >= self._config.driver.batch_size else math.inf
+            if self._traces is not None and settled.groups:
+                self._trace(self._traces, (), groups={*settled.groups}, at={settled.at})
 
     def _claim(self, now: float) -> None:
         """Claims as much as fills the cluster's tasks, so that each of them is sent full."""
@@ -437,18 +441,22 @@ class Loop:
             with self._concerning(None):
                 self._report_ending(ending)
         if self._traces is not None and written:
-            self._trace(self._traces, written)
+            self._trace(self._traces, written, groups=set(), at=set())
 
-    def _trace(self, traces: Traces, endings: Sequence[Ending]) -> None:
-        """A trace that cannot be written costs nobody anything but the trace."""
+    def _trace(self, traces: Traces, endings: Sequence[Ending], *, groups: set[UUID], at: set[datetime]) -> None:
+        """Traces attempts, the groups that they ended, and those of ``groups`` that ended at a time of ``at``.
+
+        A trace that cannot be written costs nobody anything but the trace.
+        """
         try:
             create_s = {(ending.job_id, ending.attempt): ending.create_s for ending in endings}
             attempts = [
                 replace(attempt, create_s=create_s.get((attempt.job_id, attempt.attempt)))
-                for attempt in self._queue.ended_attempts(create_s)
+                for attempt in (self._queue.ended_attempts(create_s) if create_s else ())
             ]
-            groups = {attempt.group_id for attempt in attempts if attempt.group_id is not None}
-            traces.write(attempts, self._queue.ended_groups(groups, members=MOST_LINKS) if groups else ())
+            groups |= {attempt.group_id for attempt in attempts if attempt.group_id is not None}
+            at |= {attempt.finished_at for attempt in attempts}
+            traces.write(attempts, self._queue.ended_groups(groups, at=at, members=MOST_LINKS) if groups else ())
         except Exception as error:  # noqa: BLE001 - as said
             log.warning("Traces were not written", attempts=len(endings), error=type(error).__name__)
 

@@ -383,14 +383,15 @@ JOIN rythmiq.attempts AS a USING (job_id, attempt) JOIN rythmiq.jobs AS j USING 
 WHERE isfinite(j.created_at) AND isfinite(a.started_at) AND isfinite(a.finished_at)
 
 -- name: ended_groups
--- For traces: those of these groups that have ended, with their first members.
+-- For traces: those of these groups that ended at one of these times, with their first members. A group ends at the time of
+-- the transaction that ended it, so of all drivers that ask only that one gets it.
 SELECT g.group_id, g.name, g.members, g.created_at, g.finished_at,
        CASE WHEN g.failed > 0 THEN 'FAILED' WHEN g.cancelled > 0 THEN 'CANCELLED' ELSE 'SUCCEEDED' END AS state,
        (SELECT coalesce(jsonb_agg(jsonb_build_array(m.job_id, m.attempt, m.traceparent)), '[]')
         FROM (SELECT j.job_id, j.attempt, j.traceparent FROM rythmiq.jobs AS j
               WHERE j.group_id = g.group_id ORDER BY j.group_index, j.job_id LIMIT %(limit)s) AS m) AS first
 FROM rythmiq.groups AS g
-WHERE g.group_id = ANY(%(ids)s::uuid[]) AND g.finished_at IS NOT NULL AND isfinite(g.created_at)
+WHERE g.group_id = ANY(%(ids)s::uuid[]) AND g.finished_at = ANY(%(at)s::timestamptz[]) AND isfinite(g.created_at)
 
 -- name: cancel_requests
 -- This driver's jobs that somebody has cancelled.
@@ -457,8 +458,13 @@ FROM mine JOIN v USING (notification_id)
 WHERE n.notification_id = mine.notification_id
 
 -- name: settle_left
--- What follows from the end of jobs and groups, where another session was in the way when they ended.
-SELECT rythmiq.settle_left(%(limit)s) AS handled
+-- What follows from the end of jobs and groups, where another session was in the way when they ended. Also the groups that
+-- may have ended by that, and when.
+WITH delayed AS MATERIALIZED (
+    SELECT DISTINCT group_id FROM (SELECT group_id FROM rythmiq.unsettled ORDER BY id LIMIT %(limit)s) AS u
+    WHERE group_id IS NOT NULL
+)
+SELECT array(SELECT group_id FROM delayed) AS groups, rythmiq.settle_left(%(limit)s) AS handled, now() AS at
 
 -- name: control_state
 -- Updates budgets. Returns whether this driver is being drained, what else it has to do, and which of these jobs are in a scope
@@ -687,13 +693,15 @@ WITH bound AS MATERIALIZED (
     SELECT scope, name, min(max_running) AS max_running, min(per_minute) AS per_minute
     FROM rythmiq.limits WHERE coalesce(max_running, per_minute) IS NOT NULL
     GROUP BY scope, name
+), each_user AS MATERIALIZED (
+    SELECT max(max_running) AS max_running, max(per_minute) AS per_minute FROM bound WHERE scope = 'user' AND name = '*'
 ), share AS (
     SELECT u.scope, greatest(u.running / nullif(coalesce(own.max_running, each.max_running), 0)::double precision,
                              u.begun / nullif(coalesce(own.per_minute, each.per_minute), 0)::double precision,
                              CASE WHEN 0 IN (own.max_running, own.per_minute) THEN 1 END) AS used
     FROM rythmiq.usage(coalesce(%(now)s, now())) AS u
     LEFT JOIN bound AS own ON own.scope = u.scope AND own.name = u.name
-    LEFT JOIN bound AS each ON each.scope = u.scope AND each.scope = 'user' AND each.name = '*'
+    LEFT JOIN each_user AS each ON u.scope = 'user'
     WHERE EXISTS (SELECT FROM bound)
 ), shares AS (
     SELECT scope, count(*) FILTER (WHERE used >= 1) AS at_limit, max(used) AS used FROM share GROUP BY scope

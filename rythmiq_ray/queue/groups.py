@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import count
 from typing import Final, NamedTuple, TextIO, cast
 from uuid import UUID, uuid4
 
@@ -78,14 +79,13 @@ def plan(
     """
     joined = _Joined(connection, [job for at, job in enumerate(jobs) if at not in held] if held else jobs, group)
     groups = [joined.of(job) for job in jobs]
-    limits = joined.limits()
+    limits = {group_id: (limited, count(first)) for group_id, (limited, first) in joined.limits().items()}
     waits = _Waits(connection, jobs, ids, groups, joined, held)
     places = []
-    counts: Counter[UUID] = Counter()
     dependencies: list[tuple[UUID, Source, str]] = []
     specs: dict[int, JobSpec] = {}
     last: UUID | None = None
-    limited, first = False, 0
+    limited, numbers = False, count()
     for at, job in enumerate(jobs):
         if at in held:
             places.append(Place())
@@ -100,26 +100,24 @@ def plan(
             places.append(Place(waits_for=len(found), blocked=bool(found)))
             continue
         if group_id is not last:
-            last, (limited, first) = group_id, limits[group_id]
-        number = first + counts[group_id]
-        counts[group_id] += 1
-        places.append(Place(group_id, number, len(found), blocked=limited or bool(found)))
+            last, (limited, numbers) = group_id, limits[group_id]
+        places.append(Place(group_id, next(numbers), len(found), limited or bool(found)))
     if len(dependencies) > MAX_DEPENDENCIES:
         waits.faults.append(f"after: {len(dependencies):,} dependencies; the most is {MAX_DEPENDENCIES:,}: use a group")
-    if group is not None and not counts[group[0]]:
+    if group is not None and next(limits[group[0]][1]) == 0:
         waits.faults.append(NO_MEMBERS)
     if waits.faults:
         raise InvalidJob(waits.faults)
     if dependencies:
         waits.refuse_circles(dependencies)
-    new = {job_id for at, job_id in enumerate(ids) if at not in held}
+    new = {job_id for at, job_id in enumerate(ids) if at not in held} if dependencies else set()
     sources = {source for _, source, _ in dependencies if source.id not in new and source.id not in joined.made}
     return Plan(places, dependencies, sources, joined.made, specs)
 
 
-def write_groups(connection: Connection, plan: Plan) -> None:
-    """Inserts the new groups of a plan, without members yet."""
-    for group_id, group in plan.groups.items():
+def write_groups(connection: Connection, new: Mapping[UUID, NewGroup]) -> None:
+    """Inserts new groups, without members yet."""
+    for group_id, group in new.items():
         parameters = {
             "group_id": group_id,
             "name": group.name,

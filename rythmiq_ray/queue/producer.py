@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import lru_cache
-from itertools import tee
+from itertools import repeat, tee
 from json.encoder import encode_basestring
 from typing import Any, Final, TextIO, TypeVar, cast
 from uuid import UUID, uuid4
@@ -117,7 +117,7 @@ def insert_group(
 
     def work() -> tuple[UUID, list[UUID]]:
         group_id = uuid4()
-        return group_id, _insert_placed(connection, jobs, (group_id, group))
+        return group_id, _insert(connection, jobs, (group_id, group))
 
     return _stored(connection, work)
 
@@ -157,33 +157,48 @@ def _stored(connection: psycopg2.extensions.connection, work: Callable[[], _T]) 
         ) from None
 
 
-def _insert(connection: psycopg2.extensions.connection, jobs: Sequence[NewJob]) -> list[UUID]:
-    if any(job.unique_key is not None or _is_placed(job) for job in jobs):
-        return _insert_placed(connection, jobs, None)
-    # Ids are made while Postgres reads the rows before them; tee keeps them for the caller.
+def _insert(
+    connection: psycopg2.extensions.connection, jobs: Sequence[NewJob], group: tuple[UUID, NewGroup] | None = None
+) -> list[UUID]:
+    if any(map(_is_related, jobs)):
+        return _insert_related(connection, jobs, group)
+    # Ids and rows are made while Postgres reads the rows before them; tee keeps the ids for the caller.
     of_rows, of_caller = tee(_new_job_ids(len(jobs)))
     now = _now(connection, jobs)
-    texts = _SpecTexts()
-    lines = (_line(job_id, job, texts.of(job.spec), now) + "\n" for job_id, job in zip(of_rows, jobs, strict=True))
-    _copy(connection, "copy", lines)
+    if group is None and not any(map(_is_placed, jobs)):
+        texts = _SpecTexts()
+        lines = (_line(job_id, job, texts.of(job.spec), now) + "\n" for job_id, job in zip(of_rows, jobs, strict=True))
+        _copy(connection, "copy", lines)
+        return list(of_caller)
+    places: Iterable[Place] = repeat(Place(), len(jobs))
+    if group is not None:
+        group_id, limited = group[0], group[1].max_parallel is not None
+        groups.write_groups(connection, dict([group]))
+        places = (Place(group_id, number, blocked=limited) for number in range(len(jobs)))
+    _copy(connection, "copy_placed", _placed_lines(zip(of_rows, jobs, places, strict=True), now))
     return list(of_caller)
 
 
+def _is_related(job: NewJob) -> bool:
+    """Whether other jobs or groups have to be looked up for it."""
+    named = job.unique_key is not None or job.group or job.after or job.after_ended
+    return bool(named) or groups.stored_inputs(job.spec)
+
+
 def _is_placed(job: NewJob) -> bool:
-    placed = job.group or job.after or job.after_ended or job.name is not None or job.labels or job.params
-    placed = placed or job.notify or job.traceparent
-    return bool(placed) or groups.stored_inputs(job.spec)
+    """Whether it has more than the columns of :func:`_line`."""
+    return bool(job.name is not None or job.labels or job.params or job.notify or job.traceparent)
 
 
-def _insert_placed(
+def _insert_related(
     connection: psycopg2.extensions.connection, jobs: Sequence[NewJob], group: tuple[UUID, NewGroup] | None
 ) -> list[UUID]:
-    """Like :func:`_insert`, for jobs with unique keys, groups, dependencies or names."""
+    """Like :func:`_insert`, for jobs with unique keys, groups or dependencies."""
     ids = list(_new_job_ids(len(jobs)))
     keyed = [at for at, job in enumerate(jobs) if job.unique_key is not None]
     new = list(_resolve_keys(connection, jobs, ids, keyed)) if keyed else []
     plan = groups.plan(connection, jobs, ids, group, held=set(keyed).difference(new))
-    groups.write_groups(connection, plan)
+    groups.write_groups(connection, plan.groups)
     if plan.specs:
         jobs = [replace(job, spec=plan.specs.get(at, job.spec)) for at, job in enumerate(jobs)]
     now = _now(connection, jobs)
@@ -265,20 +280,17 @@ def _placed_lines(rows: Iterable[tuple[UUID, NewJob, Place]], now: datetime | No
         if place.group_id is not group:
             group = place.group_id
             group_text = _NULL if group is None else str(group)
-        params = None if job.params is None else _json_text(job.params)
-        columns = (
-            _line(job_id, job, texts.of(job.spec, job.params, params), now),
-            _NULL if job.name is None else _escaped(job.name),
-            _json_text(job.labels) if job.labels else "{}",
-            params or _NULL,
-            group_text,
-            _NULL if place.number is None else str(place.number),
-            str(place.waits_for),
-            _NULL if job.notify is None else _escaped(job.notify),
-            job.traceparent or _NULL,
-            "BLOCKED" if place.blocked else "QUEUED",
+        params = _NULL if job.params is None else _pairs_text(job.params)
+        line = _line(job_id, job, texts.of(job.spec, job.params, params), now)
+        name = _NULL if job.name is None else _escaped(job.name)
+        labels = _pairs_text(job.labels) if job.labels else "{}"
+        number = _NULL if place.number is None else place.number
+        notify = _NULL if job.notify is None else _escaped(job.notify)
+        state = "BLOCKED" if place.blocked else "QUEUED"
+        yield (
+            f"{line}\t{name}\t{labels}\t{params}\t{group_text}\t{number}\t{place.waits_for}\t{notify}"
+            f"\t{job.traceparent or _NULL}\t{state}\n"
         )
-        yield "\t".join(columns) + "\n"
 
 
 def _line(job_id: UUID, job: NewJob, spec: str, now: datetime | None) -> str:
@@ -298,14 +310,14 @@ class _SpecTexts:
         self._head = ""
         self._env: Mapping[str, str] = {}
 
-    def of(self, spec: JobSpec, params: Mapping[str, str] | None = None, params_text: str | None = None) -> str:
+    def of(self, spec: JobSpec, params: Mapping[str, str] | None = None, params_text: str = "") -> str:
         """``params_text`` is ``params`` in COPY's text format."""
         if spec is not self._spec:
             self._spec, self._env = spec, spec.env
             self._head = _head_of(spec)
         if not params:
-            return f'{self._head}, "env": {_json_text(self._env)}}}' if self._env else f"{self._head}}}"
-        env = _json_text({**self._env, **params}) if self._env else params_text
+            return f'{self._head}, "env": {_pairs_text(self._env)}}}' if self._env else f"{self._head}}}"
+        env = _pairs_text({**self._env, **params}) if self._env else params_text
         return f'{self._head}, "env": {env}}}'
 
 
@@ -314,15 +326,17 @@ def _head_of(spec: JobSpec) -> str:
     known = spec.as_dict()
     known.pop("env", None)
     if len(known) > 3:
-        return _json_text(known)[:-1]
+        # JSON already escapes the other characters that are special to COPY.
+        return _to_json(known).replace("\\", "\\\\")[:-1]
     # Most specs have only the three texts that are always there; the JSON encoder takes six times as long for them.
     command, engine, node_size = map(encode_basestring, known.values())
     return f'{{"command": {command}, "engine": {engine}, "node_size": {node_size}'.replace("\\", "\\\\")
 
 
-def _json_text(data: Mapping[str, Any]) -> str:
-    # JSON already escapes the other characters that are special to COPY.
-    return _to_json(dict(data)).replace("\\", "\\\\")
+def _pairs_text(pairs: Mapping[str, str]) -> str:
+    """A JSON object of texts, in COPY's text format. The JSON encoder takes several times as long for a few of them."""
+    inner = ", ".join([f"{encode_basestring(name)}: {encode_basestring(text)}" for name, text in pairs.items()])
+    return f"{{{inner}}}".replace("\\", "\\\\")
 
 
 def _spec_of(job: NewJob) -> dict[str, Any]:

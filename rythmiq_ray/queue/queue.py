@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -156,6 +157,18 @@ class ControlState:
     """The limit of running jobs that somebody set for the account; None: the configuration's applies."""
     closed: frozenset[UUID]
     """Those of the given jobs whose scope was paused, or whose budget was reached, after they were claimed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """The result of :meth:`Queue.settle_left`."""
+
+    handled: int
+    """How many entries of ``rythmiq.unsettled``."""
+    groups: Sequence[UUID]
+    """Groups that may have ended by that."""
+    at: datetime
+    """Their ``finished_at`` if so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -401,10 +414,9 @@ class Queue(Session):
         """This driver's jobs that somebody has cancelled."""
         return {row["job_id"] for row in self._run("cancel_requests")}
 
-    def settle_left(self, limit: int) -> int:
-        """Handles effects of ended jobs that were postponed because another session held a row; returns how many."""
-        handled: int = self._run("settle_left", limit=limit)[0]["handled"]
-        return handled
+    def settle_left(self, limit: int) -> Settled:
+        """Handles effects of ended jobs that were postponed because another session held a row."""
+        return Settled(**self._run("settle_left", limit=limit)[0])
 
     def bounds(self) -> list[Bounds]:
         """What bounds the work of all drivers, for each kind of scope."""
@@ -424,9 +436,12 @@ class Queue(Session):
         rows = [{"job_id": str(job_id), "attempt": attempt} for job_id, attempt in attempts]
         return [EndedAttempt(**row) for row in self._run("ended_attempts", rows=json.dumps(rows))]
 
-    def ended_groups(self, ids: Iterable[UUID], *, members: int) -> list[EndedGroup]:
-        """Those of these groups that have ended, each with so many of its members."""
-        rows = self._run("ended_groups", ids=list(ids), limit=members)
+    def ended_groups(self, ids: Iterable[UUID], *, at: Iterable[datetime], members: int) -> list[EndedGroup]:
+        """Those of these groups that ended at one of these times, each with so many of its members.
+
+        With the times at which its own attempts ended, and those of :class:`Settled`, only one driver finds a group.
+        """
+        rows = self._run("ended_groups", ids=list(ids), at=list(at), limit=members)
         for row in rows:
             row["first"] = [(UUID(job_id), number, parent) for job_id, number, parent in json.loads(row["first"])]
         return [EndedGroup(**row) for row in rows]

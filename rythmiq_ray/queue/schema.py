@@ -14,7 +14,7 @@ from rythmiq_ray.queue.connection import fetch, opened, prepare
 from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
-REVISION: Final = "0008"
+REVISION: Final = "0009"
 """The schema that this program is written for."""
 USABLE_FROM: Final = "0001"
 """The oldest program, by the revision that it is written for, which may work on this schema beside newer ones. It

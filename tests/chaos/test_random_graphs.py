@@ -171,7 +171,7 @@ class Actor:
                 self.connection = psycopg2.connect(self.url)
 
     def settle(self) -> None:
-        while self.driver.settle_left(100):
+        while self.driver.settle_left(100).handled:
             pass
 
     def work_off(self) -> None:

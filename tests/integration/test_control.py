@@ -275,7 +275,7 @@ def test_a_row_that_somebody_holds_stops_no_driver(connection: Connection, datab
     assert driver.adjust_account(first=16, grown=1, share=None, sent_age_s=0)[0] == 16
     holder.rollback()
     holder.close()
-    assert driver.settle_left(10) > 0
+    assert driver.settle_left(10).handled > 0
     assert {job.state for job in listing.jobs(connection)} == {JobState.SUCCEEDED, JobState.BLOCKED}
     control.unset_budget(connection, Scope("group", str(group_id)))
     assert len(driver.claim(5)) == 2

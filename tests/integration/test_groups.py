@@ -154,7 +154,7 @@ def test_a_session_that_holds_a_group_or_a_dependent_keeps_no_job_from_ending(
         driver.settle_left(10)
         assert states(connection, [behind_group, behind_job]) == [JobState.BLOCKED] * 2
         holder.rollback()
-    while driver.settle_left(10):
+    while driver.settle_left(10).handled:
         pass
     assert states(connection, [behind_group, behind_job]) == [JobState.QUEUED] * 2
     assert row(connection, group_id) == (1, 1, 0, 0, True, False)
@@ -224,7 +224,7 @@ def test_what_is_being_claimed_while_its_group_stops_is_cancelled_after(
         end(driver, first, JobState.FAILED)
         assert states(connection, members[1:]) == [JobState.QUEUED, JobState.CANCELLED]
         other.rollback()
-    assert driver.settle_left(10) == 1
+    assert driver.settle_left(10).handled == 1
     assert states(connection, members[1:]) == [JobState.CANCELLED] * 2
     assert inspect.retry(connection, [members[1]]) == {members[1]}
     assert [job.job_id for job in driver.claim(10)] == [members[1]], "who asks for it by name gets it"
@@ -317,7 +317,7 @@ def test_a_group_stops_also_where_another_session_held_it_when_the_last_failure_
         holder.cursor().execute("SELECT FROM rythmiq.groups FOR UPDATE")
         end(driver, first, JobState.FAILED)
         holder.rollback()
-    while driver.settle_left(10):
+    while driver.settle_left(10).handled:
         pass
     assert states(connection, members[1:]) == [JobState.CANCELLED] * 2
     assert row(connection, group_id) == (3, 0, 1, 2, True, True)

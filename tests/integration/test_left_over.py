@@ -15,6 +15,7 @@ from rythmiq_ray.errors import ErrorCode
 from rythmiq_ray.model import ErrorInfo, JobState, NewGroup
 from rythmiq_ray.queue import Bounds, Ending, Queue, control, enqueue_group
 from rythmiq_ray.queue.control import Scope
+from rythmiq_ray.queue.sql import queries
 from rythmiq_ray.secret import Secret
 
 
@@ -74,6 +75,37 @@ def test_how_full_limits_are(connection: Any, queue: Queue) -> None:
     control.unset_limit(connection, Scope("user", "*"))
     control.unset_limit(connection, Scope("user", "ann"))
     assert found()["user"] == (0, 0)
+
+
+def test_how_full_limits_are_costs_little_beside_very_many_jobs_and_limits(connection: Any, queue: Queue) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO rythmiq.jobs (user_id, queue, spec, attempt, state, phase, finished_at)"
+            " SELECT 'user-' || n % 1000, 'queue-' || n % 200, '{}', 1,"
+            " CASE WHEN n <= 2000 THEN 'RUNNING' ELSE 'SUCCEEDED' END,"
+            " CASE WHEN n <= 2000 THEN 'waiting' END, CASE WHEN n > 2000 THEN now() END"
+            " FROM generate_series(1, 20000) AS n"
+        )
+        cursor.execute(
+            "INSERT INTO rythmiq.attempts (job_id, attempt, remote_path, state, started_at)"
+            " SELECT job_id, 1, '', state, now() - interval '1 day' FROM rythmiq.jobs"
+        )
+        cursor.execute("SELECT rythmiq.set_limit('user', 'user-' || n, 5, 100) FROM generate_series(0, 999) AS n")
+        cursor.execute("SELECT rythmiq.set_limit('queue', 'queue-' || n, 100, NULL) FROM generate_series(0, 199) AS n")
+        cursor.execute("VACUUM ANALYZE rythmiq.jobs, rythmiq.attempts")
+        cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + queries("driver")["bounds"], {"now": None})
+        plan = list(nodes(cursor.fetchone()["QUERY PLAN"][0]["Plan"]))
+    read = {(node["Relation Name"], node["Node Type"]) for node in plan if "Relation Name" in node}
+    assert {relation for relation, _ in read} == {"jobs", "attempts", "limits"}
+    assert {relation for relation, how in read if how == "Seq Scan"} == {"limits"}
+    # However many limits there are, metrics get one row for each kind of scope.
+    assert {each.scope: each.used for each in queue.bounds()} == {"account": 0, "queue": 0.1, "user": 0.4, "group": 0}
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)
 
 
 def test_what_is_left_over(connection: Any, queue: Queue) -> None:

@@ -118,7 +118,7 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     second.now = one.created_at + timedelta(days=1)
     assert {job.job_id for job in second.uncleaned(10, older_than_s=60.0)} == {one.job_id, two.job_id, three.job_id}
     second.cleaned([(one.job_id, 1)])
-    assert second.settle_left(10) == 0
+    assert second.settle_left(10).handled == 0
     assert not second.control_state([]).draining
     second.adjust_account(first=16.0, grown=1.0, share=None, sent_age_s=0.0)
     second.roles_of("a_worker")
@@ -133,7 +133,7 @@ def test_the_worker_role_does_all_that_a_driver_does(database_url: str, login: L
     second.record_deliveries([Delivery.of(told, error=None, again_s=None)])
     second.take_notifications(10, hold_s=1.0, keep_s=0.0)
     assert [ended.attempt for ended in second.ended_attempts([(one.job_id, 1)])] == [1]
-    assert second.ended_groups([one.job_id], members=1) == []
+    assert second.ended_groups([one.job_id], at=[], members=1) == []
     assert len(second.bounds()) == 4
     assert (second.unserved(["default"]), second.left_over().unstored) == (set(), 0)
     with connected(database_url) as owner:

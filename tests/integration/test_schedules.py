@@ -106,6 +106,105 @@ def test_a_sweep_is_one_group_each_time(connection: Connection, drivers: list[Qu
     assert at(drivers, first + timedelta(days=14)) == 1
 
 
+MEMBER = {
+    **JOB,
+    "command": "fit 0",
+    "name": "fit-0",
+    "params": {"N": "0", "M": "é"},
+    "env": {"M": "of all", "Z": "z"},
+    "user_id": "ann",
+    "queue": "slow",
+    "priority": 7,
+    "max_attempts": 2,
+    "delay": "1h",
+    "timeout": "2h",
+    "notify": "https://example.com/",
+}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [{"command": f"fit {n}", "name": f"fit-{n}", "params": {"N": str(n), "M": "b"}} for n in range(1, 4)],
+        [{"name": None, "params": {"N": "1"}}, {"params": {}}, {"params": None}],
+        [{"params": {"N": "1", "OTHER": "2"}}],
+        [{"priority": 8}, {"env": {}}, {"labels": {}}],
+        [{"after": ["fit-0"]}, {"after_ended": ["fit-0"]}],
+    ],
+    ids=["alike", "fewer parameters", "other parameters", "other fields", "dependencies"],
+)
+@pytest.mark.parametrize("max_parallel", [None, 2])
+@pytest.mark.parametrize("without", [(), ("env", "delay"), ("params", "env")], ids="-".join)
+def test_a_scheduled_sweep_has_the_members_that_one_enqueue_after_the_other_makes(
+    connection: Connection, others: list[dict[str, object]], max_parallel: int | None, without: tuple[str, ...]
+) -> None:
+    head = {name: value for name, value in MEMBER.items() if name not in without}
+    lines = [head, *({**head, **other} for other in others)]
+    schedules.add(connection, "s", "0 * * * *", sweep={"jobs": lines, "max_parallel": max_parallel})
+    cursor = connection.cursor()
+    cursor.execute("INSERT INTO rythmiq.groups (max_parallel) VALUES (%s) RETURNING group_id", [max_parallel])
+    (one_by_one,) = cursor.fetchone()
+    cursor.execute("BEGIN")
+    made = schedules.run(connection, "s")
+    for line in lines:
+        cursor.execute("SELECT rythmiq.enqueue(%s)", [json.dumps({**line, "group": str(one_by_one)})])
+    cursor.execute("COMMIT")
+    members, groups = [], []
+    for group_id in (made, one_by_one):
+        cursor.execute(
+            "SELECT to_jsonb(j) - ARRAY['job_id', 'group_id', 'created_at', 'updated_at']"
+            " || jsonb_build_object('labels', j.labels - ARRAY['schedule', 'scheduled_at'])"
+            " FROM rythmiq.jobs AS j WHERE j.group_id = %s ORDER BY j.job_id",
+            [group_id],
+        )
+        members.append([row[0] for row in cursor.fetchall()])
+        cursor.execute("SELECT members, finished_at FROM rythmiq.groups WHERE group_id = %s", [group_id])
+        groups.append(cursor.fetchone())
+    assert members[0] == members[1]
+    assert [member["group_index"] for member in members[0]] == list(range(len(lines)))
+    assert groups[0] == groups[1] == (len(lines), None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"command": " "}, "command: is empty"),
+        ({"command": 1}, "command: must be a string"),
+        ({"command": "x" * 262145}, "command: has more than 262144 bytes"),
+        ({"name": "x" * 201}, "name: must have 1 to 200 characters"),
+        ({"name": 1}, "name: must be a string"),
+        ({"params": {"N": 1}}, "params.N: must be a string"),
+        ({"params": {"1": "1"}}, "params.1: is no name of a variable, or one that is taken"),
+        ({"params": {"N": "x" * 131071}}, "env: has more than 1000 variables, or too many bytes"),
+        ({"params": []}, "params: must be an object"),
+        ({"unknown": 1}, "unknown: is not a field of a job"),
+    ],
+)
+def test_each_member_of_a_scheduled_sweep_is_checked(
+    connection: Connection, drivers: list[Queue], wrong: dict[str, object], said: str
+) -> None:
+    lines = [{**JOB, "params": {"N": "0"}}, {**JOB, "params": {"N": "1"}}]
+    first = schedules.add(connection, "s", "0 * * * *", sweep={"jobs": [*lines, {**lines[0], **wrong}]})
+    assert at(drivers[:1], first) == 0
+    (shown,) = schedules.schedules(connection, "s")
+    assert shown.last_outcome is not None
+    assert shown.last_outcome.startswith(f"not enqueued: {said}")
+    assert put_jobs(connection) == []
+
+
+def test_the_members_of_a_scheduled_sweep_are_enqueued_by_one_statement(connection: Connection) -> None:
+    lines = [{"command": f"fit {n}", "params": {"N": str(n)}} for n in range(500)]
+    schedules.add(connection, "s", "0 * * * *", sweep={"jobs": lines})
+    cursor = connection.cursor()
+    cursor.execute("BEGIN")
+    schedules.run(connection, "s")
+    cursor.execute("SELECT n_tup_upd FROM pg_stat_xact_user_tables WHERE relid = 'rythmiq.groups'::regclass")
+    assert cursor.fetchone() == (2,), "each statement that adds members counts them in the group's row"
+    cursor.execute("COMMIT")
+    (group,) = listing.groups(connection)
+    assert group.members == 500
+
+
 def test_a_run_joins_and_means_the_groups_of_whoever_made_the_schedule(
     connection: Connection, drivers: list[Queue], database_url: str
 ) -> None:

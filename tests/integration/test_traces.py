@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -130,9 +131,10 @@ def end_all(queue: Queue, **how: Any) -> list[tuple[UUID, int]]:
 def test_a_sweep_has_a_span_with_links_to_its_members_and_they_to_it(connection: Any, queue: Queue) -> None:
     jobs = [NewJob(spec=JobSpec(command="x")) for _ in range(200)]
     group_id, ids = enqueue_group(connection, NewGroup(name="lr"), jobs)
-    attempts = end_all(queue)
+    attempts = queue.ended_attempts(end_all(queue))
+    times = {attempt.finished_at for attempt in attempts}
     kept = Kept()
-    kept.traces.write(queue.ended_attempts(attempts), queue.ended_groups([group_id], members=traces.MOST_LINKS))
+    kept.traces.write(attempts, queue.ended_groups([group_id], at=times, members=traces.MOST_LINKS))
     (sweep,) = kept.spans("process lr")
     assert len(sweep.links) == traces.MOST_LINKS
     members = {span.context.span_id: span for span in kept.spans("process default")}
@@ -146,9 +148,46 @@ def test_a_sweep_has_a_span_with_links_to_its_members_and_they_to_it(connection:
 
 def test_a_group_that_is_not_done_has_no_span(connection: Any, queue: Queue) -> None:
     group_id, _ = enqueue_group(connection, NewGroup(), [NewJob(spec=JobSpec(command="x")) for _ in range(2)])
-    (job, _) = queue.claim(2)
-    queue.finish([Ending(job_id=job.job_id, attempt=1, state=JobState.SUCCEEDED)])
-    assert queue.ended_groups([group_id], members=10) == []
+    first, second = queue.claim(2)
+    assert groups_ended_with(queue, first.job_id) == []
+    assert groups_ended_with(queue, second.job_id) == [group_id]
+
+
+def test_a_group_that_drivers_end_together_has_one_span(connection: Any, queue: Queue, database_url: str) -> None:
+    group_id, _ = enqueue_group(connection, NewGroup(), [NewJob(spec=JobSpec(command="x")) for _ in range(2)])
+    with closing(Queue(Secret(database_url), lease_s=30.0)) as other:
+        other.register()
+        (first,), (second,) = queue.claim(1), other.claim(1)
+        queue.finish([Ending(job_id=first.job_id, attempt=1, state=JobState.SUCCEEDED)])
+        assert groups_ended_with(other, second.job_id) == [group_id]
+        # The one that was first asks only now.
+        assert groups_ended_with(queue, first.job_id) == []
+
+
+def groups_ended_with(queue: Queue, job_id: UUID) -> list[UUID]:
+    """The groups whose span a driver writes as it ends this job, if it has not ended it already."""
+    queue.finish([Ending(job_id=job_id, attempt=1, state=JobState.SUCCEEDED)])
+    (attempt,) = queue.ended_attempts([(job_id, 1)])
+    assert attempt.group_id is not None
+    return [group.group_id for group in queue.ended_groups([attempt.group_id], at=[attempt.finished_at], members=10)]
+
+
+def test_a_group_whose_end_another_session_delayed_has_one_span(
+    database_url: str, camber: Emulator, tmp_path: Path, connection: Any
+) -> None:
+    kept = Kept()
+    run = Run(database_url, tmp_path / "store", camber.endpoint)
+    run.loop._traces = kept.traces
+    enqueue_group(connection, NewGroup(name="lr"), [NewJob(spec=JobSpec(command="sleep 1")) for _ in range(2)])
+    run.until(lambda: len(run.loop.attempts) == 2, "both are claimed")
+    with closing(psycopg2.connect(database_url)) as holder:
+        holder.cursor().execute("SELECT FROM rythmiq.groups FOR UPDATE")
+        run.until(lambda: len(kept.spans("process default")) == 2, "both ended")
+        assert kept.spans("process lr") == []
+    run.until(lambda: kept.spans("process lr"), "the group is traced")
+    enqueue(connection, JobSpec(command="true"))
+    run.until(lambda: len(kept.spans("process default")) == 3, "a later job ended")
+    assert len(kept.spans("process lr")) == 1
 
 
 def test_a_further_attempt_begins_where_the_one_before_ended(connection: Any, queue: Queue) -> None:

@@ -303,7 +303,7 @@ def test_a_files_name_cannot_add_a_header(console: Served, rows: Rows, connectio
 def test_a_console_that_only_shows_changes_nothing(console: Served, rows: Rows, connection: Connection) -> None:
     job = rows.job("QUEUED")
     assert "/act/" not in console.get(f"/jobs/{job}").text
-    for path in (f"/act/cancel/job/{job}", "/act/cancel/filter?state=queued"):
+    for path in (f"/act/cancel/job?name={job}", "/act/cancel/filter?state=queued"):
         assert console.get(path).status_code == 403
         assert console.post(path, {"csrf": console.server.token.reveal()}).status_code == 403
     assert execute(connection, "SELECT state FROM rythmiq.jobs") == [("QUEUED",)]
@@ -314,7 +314,7 @@ def test_an_action_needs_the_token_of_its_form(
 ) -> None:
     console = serve(database_url, actions=True)
     job = rows.job("QUEUED")
-    path = f"/act/cancel/job/{job}"
+    path = f"/act/cancel/job?name={job}"
     csrf = csrf_of(console.get(path).text)
     for data in ({}, {"csrf": ""}, {"csrf": "0" * 64}, {"csrf": TOKEN}):
         assert console.post(path, data, allow_redirects=False).status_code == 403, data
@@ -335,7 +335,7 @@ def test_an_action_needs_the_token_of_its_form(
 
 def test_a_form_that_is_too_large_is_refused(serve: Serve, database_url: str, rows: Rows) -> None:
     console = serve(database_url, actions=True)
-    assert console.post(f"/act/cancel/job/{rows.job()}", {"csrf": "x" * 200_000}).status_code == 413
+    assert console.post(f"/act/cancel/job?name={rows.job()}", {"csrf": "x" * 200_000}).status_code == 413
 
 
 @pytest.mark.parametrize("query", ["", "?state=nonsense", "?since=nonsense", "?before=x", "?group=no-such-group"])
@@ -343,7 +343,7 @@ def test_a_filter_that_means_every_job_cancels_none(
     serve: Serve, database_url: str, rows: Rows, connection: Connection, query: str
 ) -> None:
     console = serve(database_url, actions=True)
-    other = csrf_of(console.get(f"/act/cancel/job/{rows.job()}").text)
+    other = csrf_of(console.get(f"/act/cancel/job?name={rows.job()}").text)
     assert console.get(f"/act/cancel/filter{query}").status_code == 400
     answer = console.post(f"/act/cancel/filter{query}", {"csrf": other})
     assert "was not done" in answer.text

@@ -17,7 +17,7 @@ from rythmiq_ray.web.state import Console, console_of
 
 
 async def act(request: Request) -> Response:
-    """``/act/ACTION/KIND/NAME``, or ``/act/ACTION/filter?…``: GET asks for confirmation, POST does it."""
+    """``/act/ACTION/KIND?name=NAME``, or ``/act/ACTION/filter?…``: GET asks for confirmation, POST does it."""
     from starlette.concurrency import run_in_threadpool
 
     console = console_of(request)
@@ -38,13 +38,14 @@ async def act(request: Request) -> Response:
 
 def _target(request: Request, console: Console, kind: Kind) -> tuple[Target, str, str]:
     """The target, its name for the page, and the path of the page that shows it. Raises NotFound."""
+    name = request.query_params.get("name", "")
     with console.database.read() as connection:
         match kind:
             case "job":
-                job = inspect.job(connection, request.path_params["name"])
+                job = inspect.job(connection, name)
                 return Target("job", id=job.job_id), f"job {formatting.called(job)}", f"jobs/{job.job_id}"
             case "group":
-                found = listing.find(connection, request.path_params["name"])
+                found = listing.find(connection, name)
                 if found.is_job:
                     raise NotFound("That is a job, not a group")
                 (group,) = listing.groups_of(connection, [found.id])
@@ -56,7 +57,6 @@ def _target(request: Request, console: Console, kind: Kind) -> tuple[Target, str
             case "account":
                 return Target("account"), "everything", "queues"
             case "queue" | "user":
-                name = request.path_params["name"]
                 return Target(kind, name=name), f"{kind} {name}", "queues"
     raise NotFound("There is nothing to act on here")
 
@@ -93,7 +93,7 @@ def _do(request: Request, console: Console, *, option: bool) -> Response:
 
 
 def _what(request: Request, console: Console) -> tuple[Action, Target, str, str]:
-    kind: Kind = request.path_params.get("kind", "filter")  # checked by action_of
+    kind: Kind = request.path_params["kind"]  # checked by action_of
     action = action_of(request.path_params["action"], kind)
     target, called, back = _target(request, console, kind)
     return action, target, called, back
