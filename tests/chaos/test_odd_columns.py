@@ -282,6 +282,7 @@ class Terminal:
         return {UUID(row["job_id"]): row for row in found}
 
 
+@pytest.mark.timeout(400)
 def test_odd_rows_concern_themselves_alone(
     run: Run,
     tables: Tables,

@@ -170,7 +170,7 @@ def test_the_command_ends_in_time_in_an_outage(
     monkeypatch.setenv("DATABASE_URL", database_url)
     cable.whole.clear()
     assert cli.run(["wait", str(job.id), "--timeout", "0.1"]) == 124
-    assert "--timeout 0.1 is over" in capsys.readouterr().err
+    assert "--timeout 0.1 has passed" in capsys.readouterr().err
 
 
 def test_who_waits_is_told_that_the_client_was_closed(client: Client, connection: Connection) -> None:
