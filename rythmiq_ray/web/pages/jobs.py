@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote
 from uuid import UUID
@@ -30,13 +31,18 @@ def jobs(request: Request) -> Response:
         counts = console.counts(connection)
         found = looks.page(connection, asked.filter, limit=PAGE, before=before, counts=counts)
         names = listing.groups_of(connection, {job.group_id for job in found.jobs if job.group_id is not None})
-    tallies = {
-        str(state): (
-            sum(count.jobs for count in counts if count.state is state),
-            any(count.bounded for count in counts if count.state is state),
-        )
-        for state in JobState
-    }
+    # They are of all jobs, so they say nothing beside a filter; to count those that match may take long.
+    tallies = (
+        {}
+        if not replace(asked.filter, states=None).empty
+        else {
+            str(state): (
+                sum(count.jobs for count in counts if count.state is state),
+                any(count.bounded for count in counts if count.state is state),
+            )
+            for state in JobState
+        }
+    )
     whole = Target("filter", asked=asked)
     return page(
         request,
