@@ -185,7 +185,7 @@ def show(reference: Annotated[str, typer.Argument(metavar="ID|GROUP")], as_json:
 def _need(need: Need) -> str:
     what = f"{'job' if need.is_job else 'group'} {need.name or need.id}"
     state = "gone" if need.state is None else need.state
-    return f"{what} ({state}{'' if need.needs == 'succeeded' else ', in any state'})"
+    return f"{what} ({state}{'' if need.needs == 'succeeded' else ', however it ends'})"
 
 
 @filtered

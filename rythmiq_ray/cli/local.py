@@ -81,7 +81,7 @@ def env(as_json: Json = False) -> None:
     stack = _stack()
     running = [name for name, pid in stack.status().items() if pid is not None]
     if not running:
-        raise ConfigurationError("No local services run here: start it with `rythmiq local up`")
+        raise ConfigurationError("No local services run here: start them with `rythmiq local up`")
     variables = {"SERVICE_ENV": "local"} | stack.environment(running)
     if as_json:
         output.print_json(variables)

@@ -117,7 +117,7 @@ def _retry(connection: Connection, target: Target, downstream: bool) -> str:
     queued = inspect.retry(connection, ids, downstream=downstream) if ids else set()
     if not queued:
         return (
-            "Nothing was queued again: no job has FAILED or was CANCELLED, another job has its unique key, or what it"
+            "Nothing was queued again: no job FAILED or was CANCELLED, another job has its unique key, or what it"
             " needs can no longer succeed."
         )
     left = len(ids) - len(queued.intersection(ids))

@@ -69,6 +69,14 @@ def test_a_limit_of_the_account_takes_the_place_of_the_configurations(world_of: 
     assert len(world.camber.remotes) == 13
 
 
+def test_a_burst_is_claimed_at_once_as_far_as_tasks_have_room(world_of: Callable[..., World]) -> None:
+    world = world_of("driver.batch_size=3")
+    put(world, 30)
+    driver = world.start_driver()
+    driver.loop.tick()
+    assert world.rows("SELECT count(*) AS n FROM rythmiq.jobs WHERE state = 'RUNNING'")[0]["n"] == driver.cluster.room
+
+
 def test_without_an_account_each_drivers_limit_is_its_machines(world_of: Callable[..., World], tmp_path: Path) -> None:
     world = world_of("camber.max_in_flight=5", "execution.backend=local", f"execution.local_path={tmp_path}")
     put(world, 30)

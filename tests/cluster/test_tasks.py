@@ -177,6 +177,16 @@ def test_waiting_for_a_place_is_no_hang(tasks: Callable[..., Tasks], service: Se
 
 
 @pytest.mark.timeout(180)
+def test_orders_are_shared_among_idle_cpus_alone(tasks: Callable[..., Tasks], service: Service) -> None:
+    one, requests = tasks(jobs_per_task=50, timeout_s=60), [clean() for _ in range(4)]
+    gate = service.hold(requests[0])
+    one.send(*requests)  # A second task would wait for the only CPU.
+    one.wait_for(lambda: len(one.results) == 3, "all but the held one are done")
+    gate.set()
+    one.wait_for(lambda: not one.cluster.busy, "all are done")
+
+
+@pytest.mark.timeout(180)
 def test_a_slow_order_hides_no_other(tasks: Callable[..., Tasks], service: Service) -> None:
     one, requests = tasks(jobs_per_task=2, timeout_s=60), [clean() for _ in range(4)]
     gate = service.hold(requests[0])
